@@ -1,0 +1,48 @@
+"""CDUL: from images and class names to a trained, measured classifier."""
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: workflow.source_path("config/config.yaml")
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/manifest.smk"
+include: "workflow/rules/encode.smk"
+include: "workflow/rules/similarity.smk"
+include: "workflow/rules/label.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/predict.smk"
+include: "workflow/rules/evaluate.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        expand(
+            f"{TRAINING}/{{file}}",
+            dataset=RUN.datasets,
+            encoder=RUN.encoders,
+            labels=RUN.labels,
+            training=RUN.trainings,
+            file=["metrics.json", "history.parquet", "refined_labels.parquet"],
+        ),
+        [
+            expand(
+                f"{TRAINING}/predictions/{{split}}.parquet",
+                dataset=dataset,
+                encoder=RUN.encoders,
+                labels=RUN.labels,
+                training=RUN.trainings,
+                split=list(CONFIG.datasets[dataset].splits),
+            )
+            for dataset in RUN.datasets
+        ],
+        expand(
+            f"{LABELS}/quality.json",
+            dataset=RUN.datasets,
+            encoder=RUN.encoders,
+            labels=RUN.labels,
+        ),

@@ -1,0 +1,3 @@
+"""CDUL: a multi-label image classifier learnt from unlabelled images, with CLIP as the teacher."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,400 @@
+"""`cdul`: every stage as a command. Stages are imported when they run, so that help is quick."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cdul_steps.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="CDUL: a multi-label classifier learnt from unlabelled images, with CLIP as the teacher. "
+    "Each command is a stage of the workflow; `snakemake` runs them all.",
+)
+demo = typer.Typer(no_args_is_help=True, help="The embedded demo: its images and its CLIP.")
+app.add_typer(demo, name="demo")
+
+Option = typer.Option
+Output = Annotated[Path, Option(help="File to write.")]
+Images = Annotated[Path, Option(help="images.parquet of the manifest.")]
+Classes = Annotated[Path, Option(help="Class names: a YAML list, or text with a name a line.")]
+Split = Annotated[str, Option(help="Split to work on: train or test.")]
+Model = Annotated[str, Option(help="open_clip model name, or local-dir:FOLDER.")]
+Pretrained = Annotated[str | None, Option(help="open_clip tag or checkpoint file.")]
+MaxPixels = Annotated[int, Option(help="Images of more pixels are refused.")]
+Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1, ...")]
+Workers = Annotated[int, Option(help="Processes that decode images; -1 chooses by the device.")]
+Threads = Annotated[int, Option(help="CPU threads of the model; 0: all.")]
+Zeta = Annotated[float, Option(help="Snippet score from which a class takes its maximum (0..1).")]
+Lambda = Annotated[
+    float, Option("--lambda", help="0: mean of global and local, 1: the larger, -1: the smaller.")
+]
+Tau = Annotated[float | None, Option(help="Softmax temperature; default: 1/logit_scale.")]
+Difficult = Annotated[
+    str,
+    Option(
+        help="What an image counts as for a class it shows only difficultly: "
+        "ignore, negative or positive."
+    ),
+]
+Ap = Annotated[str, Option(help="all: AP over all points; voc07: VOC2007's 11 points.")]
+MAX_PIXELS = 178_956_970
+
+
+def _choose(option: str, value: str, known: tuple[str, ...]) -> Any:
+    if value not in known:
+        raise typer.BadParameter(f"{value!r} is not one of {', '.join(known)}", param_hint=option)
+    return value
+
+
+def _pairs(option: str, values: list[str]) -> dict[str, str]:
+    pairs = dict(value.partition("=")[::2] for value in values)
+    if len(pairs) < len(values) or not all(pairs.values()):
+        raise typer.BadParameter("give each as NAME=VALUE, no name twice", param_hint=option)
+    return pairs
+
+
+@app.command()
+def manifest(
+    reader: Annotated[str, Option(help="voc, folder or table.")],
+    root: Annotated[Path, Option(help="Folder (for table, the file) of the data set.")],
+    classes: Classes,
+    output: Output,
+    split: Annotated[
+        list[str], Option(help="OURS=THEIRS, for example train=trainval; once a split.")
+    ] = ["train=train"],  # noqa: B006
+    grid: Annotated[tuple[int, int], Option(help="Rows and columns of snippets.")] = (3, 3),
+    shard_size: Annotated[int, Option(help="Images a shard.")] = 1000,
+    max_pixels: MaxPixels = MAX_PIXELS,
+) -> None:
+    """Find the images, give each a row and a shard, and cut each into views.
+
+    Writes images.parquet at OUTPUT, and SPLIT/SHARD.parquet beside it (a row a view, corners in
+    pixels). Where OUTPUT exists, its images keep their rows.
+    """
+    from cdul_steps.steps.manifest import make_manifest
+
+    make_manifest(
+        reader=_choose("--reader", reader, ("voc", "folder", "table")),
+        root=root,
+        classes=classes,
+        splits=_pairs("--split", split),
+        grid=grid,
+        shard_size=shard_size,
+        max_pixels=max_pixels,
+        output=output,
+    )
+
+
+@app.command()
+def encode(
+    manifest: Annotated[Path, Option(help="Manifest of the shard, SPLIT/SHARD.parquet.")],
+    store: Annotated[Path, Option(help="Zarr store of the embeddings; gets this shard's object.")],
+    table: Annotated[Path, Option(help="Parquet to write: image, status, error, seconds.")],
+    model: Model,
+    pretrained: Pretrained = None,
+    precision: Annotated[str, Option(help="fp32, fp16 or bf16.")] = "fp32",
+    resize_mode: Annotated[
+        str | None, Option(help="shortest, longest or squash; default: the model's own.")
+    ] = None,
+    max_pixels: MaxPixels = MAX_PIXELS,
+    device: Device = "auto",
+    batch_size: Annotated[int, Option(help="Views a forward pass; 0 chooses.")] = 0,
+    workers: Workers = -1,
+    threads: Threads = 0,
+) -> None:
+    """Encode the views of one shard into float16 unit vectors."""
+    from cdul_steps.steps.encode import encode_shard
+
+    encode_shard(
+        manifest=manifest,
+        store=store,
+        table=table,
+        model=model,
+        pretrained=pretrained,
+        precision=_choose("--precision", precision, ("fp32", "fp16", "bf16")),
+        resize_mode=resize_mode,
+        max_pixels=max_pixels,
+        device=device,
+        batch_size=batch_size,
+        workers=workers,
+        threads=threads,
+    )
+
+
+@app.command()
+def encode_text(
+    classes: Classes,
+    output: Output,
+    model: Model,
+    pretrained: Pretrained = None,
+    template: Annotated[
+        list[str], Option(help="Prompt, {} being the class name; several are averaged.")
+    ] = ["a photo of a {}"],  # noqa: B006
+) -> None:
+    """Embed the class names with the model's text tower."""
+    from cdul_steps.steps.encode import encode_text
+
+    encode_text(
+        classes=classes, output=output, model=model, pretrained=pretrained, templates=template
+    )
+
+
+@app.command()
+def store(
+    images: Images,
+    split: Split,
+    text: Annotated[Path, Option(help="Class embeddings, for their size.")],
+    output: Annotated[Path, Option(help="Zarr store that gets its zarr.json.")],
+) -> None:
+    """Write the zarr.json of a split's embeddings; the shards are the encode jobs' business."""
+    from cdul_steps.steps.similarity import write_store
+
+    write_store(images=images, split=split, text=text, store=output)
+
+
+@app.command()
+def similarity(
+    store: Annotated[Path, Option(help="Zarr store of the embeddings.")],
+    text: Annotated[Path, Option(help="Class embeddings.")],
+    images: Images,
+    split: Split,
+    output: Annotated[Path, Option(help="Zarr store to write: float32 cosines (N, 1+S, C).")],
+    table: Annotated[list[Path], Option(help="Tables of the encode jobs; once a shard.")],
+    max_failed_share: Annotated[
+        float, Option(help="More unusable images than this share (0..1) are an error.")
+    ] = 0.05,
+) -> None:
+    """Compare every view with every class: cosines."""
+    from cdul_steps.steps.similarity import make_similarity
+
+    make_similarity(
+        store=store,
+        text=text,
+        images=images,
+        split=split,
+        tables=table,
+        max_failed_share=max_failed_share,
+        output=output,
+    )
+
+
+@app.command()
+def label(
+    similarity: Annotated[Path, Option(help="Zarr store of cosines (N, 1+S, C).")],
+    images: Images,
+    split: Split,
+    output: Output,
+    tau: Tau = None,
+    zeta: Zeta = 0.3,
+    lam: Lambda = 0.0,
+    construction: Annotated[
+        str, Option(help="global, local_mean, local_max, aggregate or final.")
+    ] = "final",
+) -> None:
+    """Turn cosines into pseudo-labels: image_id, path, and a float32 column a class (0..1)."""
+    from cdul_steps.method.aggregation import CONSTRUCTIONS
+    from cdul_steps.steps.label import make_labels
+
+    make_labels(
+        similarity=similarity,
+        images=images,
+        split=split,
+        construction=_choose("--construction", construction, tuple(CONSTRUCTIONS)),
+        tau=tau,
+        zeta=zeta,
+        lam=lam,
+        output=output,
+    )
+
+
+@app.command()
+def quality(
+    similarity: Annotated[list[str], Option(help="SPLIT=STORE of cosines; once a split.")],
+    images: Images,
+    output: Output,
+    tau: Tau = None,
+    zeta: Zeta = 0.3,
+    lam: Lambda = 0.0,
+    difficult: Difficult = "ignore",
+    ap: Ap = "all",
+) -> None:
+    """Measure the labels of every construction against the truth, where there is one."""
+    from cdul_steps.steps.evaluate import AP, evaluate_labels
+
+    evaluate_labels(
+        similarity={k: Path(v) for k, v in _pairs("--similarity", similarity).items()},
+        images=images,
+        tau=tau,
+        zeta=zeta,
+        lam=lam,
+        difficult=_choose("--difficult", difficult, ("ignore", "negative", "positive")),
+        ap=_choose("--ap", ap, tuple(AP)),
+        output=output,
+    )
+
+
+@app.command()
+def train(
+    labels: Annotated[Path, Option(help="pseudo_labels.parquet.")],
+    images: Images,
+    output: Annotated[Path, Option(help="Folder for model, history, refined labels.")],
+    settings: Annotated[
+        str, Option(help="Keys of `trainings.NAME` (config/README.md): JSON, or a YAML file.")
+    ] = "{}",
+    difficult: Difficult = "ignore",
+    max_pixels: MaxPixels = MAX_PIXELS,
+    device: Device = "auto",
+    workers: Workers = -1,
+    threads: Threads = 0,
+) -> None:
+    """Train the classifier by gradient alignment; goes on from OUTPUT/checkpoint.pt."""
+    from cdul_steps.config import read_training
+    from cdul_steps.steps.train import train_classifier
+
+    train_classifier(
+        labels=labels,
+        images=images,
+        settings=read_training(settings),
+        difficult=_choose("--difficult", difficult, ("ignore", "negative", "positive")),
+        max_pixels=max_pixels,
+        device=device,
+        workers=workers,
+        threads=threads,
+        output=output,
+    )
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, Option(help="Folder of a trained classifier.")],
+    output: Annotated[Path, Option(help="File to write: .parquet, .csv or .json.")],
+    inputs: Annotated[
+        list[Path] | None, typer.Argument(metavar="IMAGE_OR_FOLDER...", help="What to score.")
+    ] = None,
+    images: Annotated[Path | None, Option(help="Instead: images.parquet, with --split.")] = None,
+    split: Annotated[str | None, Option(help="Split of --images.")] = None,
+    threshold: Annotated[
+        float | None, Option(help="Probability from which a label is named; default: the model's.")
+    ] = None,
+    max_pixels: MaxPixels = MAX_PIXELS,
+    device: Device = "auto",
+    batch_size: Annotated[int, Option(help="Images a forward pass.")] = 32,
+    workers: Workers = -1,
+    threads: Threads = 0,
+) -> None:
+    """Score images with a trained classifier; no CLIP."""
+    if bool(inputs) == bool(images) or bool(images) != bool(split):
+        raise UserError("predict: give images or folders, or else --images with --split")
+    from cdul_steps.steps.predict import predict_images
+
+    predict_images(
+        model=model,
+        inputs=inputs or [],
+        images=images,
+        split=split,
+        output=output,
+        threshold=threshold,
+        max_pixels=max_pixels,
+        device=device,
+        batch_size=batch_size,
+        workers=workers,
+        threads=threads,
+    )
+
+
+@app.command()
+def evaluate(
+    scores: Annotated[Path, Option(help="Table of scores: pseudo-labels or predictions.")],
+    images: Images,
+    output: Output,
+    difficult: Difficult = "ignore",
+    ap: Ap = "all",
+) -> None:
+    """Measure scores against the truth: mAP, AP a class, precision, recall and F1 (percent)."""
+    from cdul_steps.steps.evaluate import AP, evaluate_scores
+
+    result = evaluate_scores(
+        scores=scores,
+        images=images,
+        difficult=_choose("--difficult", difficult, ("ignore", "negative", "positive")),
+        ap=_choose("--ap", ap, tuple(AP)),
+        output=output,
+    )
+    value = result["mAP"]
+    typer.echo(
+        f"mAP {value:.2f} on {result['images']} images, written to {output}"
+        if value is not None
+        else f"no image with known truth; written to {output}"
+    )
+
+
+@app.command()
+def summary(
+    results: Annotated[Path, typer.Argument(help="Folder of results.")] = Path("results"),
+    json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print the metrics table of all results, and where the outputs are."""
+    from cdul_steps.steps.summary import summarise
+
+    typer.echo(summarise(results, as_json=json))
+
+
+@demo.command()
+def scenes(
+    output: Annotated[Path, Option(help="Folder to write: images and scenes.csv.")],
+    seed: Annotated[int, Option(help="Seed of all that is drawn.")] = 0,
+    train: Annotated[int, Option(help="Images of the train split.")] = 2000,
+    test: Annotated[int, Option(help="Images of the test split.")] = 500,
+    size: Annotated[int, Option(help="Width and height in pixels.")] = 192,
+) -> None:
+    """Draw the demo's multi-label images."""
+    from cdul_steps.demo.scenes import write_scenes
+
+    write_scenes(output, seed=seed, train=train, test=test, size=size)
+
+
+@demo.command()
+def train_clip(
+    output: Annotated[Path, Option(help="Folder to write, in open_clip's own form.")],
+    seed: Annotated[int, Option(help="Seed of data and weights.")] = 0,
+) -> None:
+    """Train the demo's tiny CLIP on captioned single objects (about 15 minutes on two cores)."""
+    from cdul_steps.demo.train_clip import train_clip
+
+    train_clip(output, seed=seed)
+
+
+@app.command(hidden=True)
+def config_reference() -> None:
+    """Print config/README.md."""
+    from cdul_steps.config import reference
+
+    typer.echo(reference(), nl=False)
+
+
+@app.command(hidden=True)
+def config_schema() -> None:
+    """Print workflow/schemas/config.schema.json."""
+    from cdul_steps.config import schema
+
+    typer.echo(schema(), nl=False)
+
+
+def main() -> None:
+    """Run a command; a user's mistake is one line on stderr and exit status 1."""
+    try:
+        app()
+    except UserError as error:
+        sys.exit(f"cdul: error: {' '.join(str(error).split())}")
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        sys.exit(f"cdul: error: {error.strerror or error}{where}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""The class table: which classes there are, in which order, and how prompts name them."""
+
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from cdul_steps.errors import UserError
+
+# Columns that stand beside one column a class in the tables we read and write.
+RESERVED_NAMES = ("image_id", "path", "split", "labels", "status")
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """The classes of a data set; a class index is a position in these tuples.
+
+    names: unique class names (Unicode NFC), used as column names.
+    aliases: for each class the names that prompts use, at least one.
+    """
+
+    names: tuple[str, ...]
+    aliases: tuple[tuple[str, ...], ...]
+
+
+def load_classes(path: Path) -> ClassTable:
+    """Read a class table from YAML (`.yaml`, `.yml`) or from text (any other suffix).
+
+    YAML: a list whose entries are a name, or a mapping `{name: ..., aliases: [...]}`.
+    Text: one name a line; blank lines and lines that start with `#` are ignored.
+
+    Raises UserError for a missing, unreadable or empty table, a name that is empty, not a string,
+    reserved or listed twice, and an unknown key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"class table {path}: cannot be read ({getattr(error, 'strerror', 'not UTF-8 text')}); "
+            "give a YAML list, or a UTF-8 text file with one name a line"
+        ) from error
+    if path.suffix.lower() in (".yaml", ".yml"):
+        entries = _yaml_entries(text, path)
+    else:
+        lines = (line.strip() for line in text.splitlines())
+        entries = [line for line in lines if line and not line.startswith("#")]
+    if not entries:
+        raise UserError(f"class table {path}: no classes; list at least one name")
+
+    names: list[str] = []
+    aliases: list[tuple[str, ...]] = []
+    seen: set[str] = set()
+    for number, entry in enumerate(entries, 1):
+        name, others = _entry(entry, f"class table {path}, entry {number}")
+        key = name.casefold()
+        if key in RESERVED_NAMES:
+            raise UserError(
+                f"class table {path}, entry {number}: '{name}' is the name of a table column; "
+                "rename the class"
+            )
+        if key in seen:
+            raise UserError(
+                f"class table {path}, entry {number}: class '{name}' is listed twice; remove one"
+            )
+        seen.add(key)
+        names.append(name)
+        aliases.append(others)
+    return ClassTable(tuple(names), tuple(aliases))
+
+
+def _yaml_entries(text: str, path: Path) -> list[object]:
+    try:
+        entries = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise UserError(f"class table {path}{where}: not valid YAML: {problem}") from error
+    if entries is None:
+        return []
+    if not isinstance(entries, list):
+        raise UserError(
+            f"class table {path}: expected a list of classes ('- cat'), "
+            f"found {_kind(entries)} at the top level"
+        )
+    return entries
+
+
+def _entry(entry: object, where: str) -> tuple[str, tuple[str, ...]]:
+    if not isinstance(entry, dict):
+        name = _name(entry, where)
+        return name, (name,)
+    for key in entry:
+        if key not in ("name", "aliases"):
+            raise UserError(f"{where}: unknown key '{key}'; the keys are name and aliases")
+    if "name" not in entry:
+        raise UserError(f"{where}: the key 'name' is missing; write {{name: ..., aliases: [...]}}")
+    name = _name(entry["name"], where)
+    if "aliases" not in entry:
+        return name, (name,)
+    aliases = entry["aliases"]
+    if not isinstance(aliases, list) or not aliases:
+        raise UserError(
+            f"{where} ('{name}'): aliases must be a list of at least one name; "
+            "leave the key out to use the class name"
+        )
+    return name, tuple(_name(alias, f"{where} ('{name}'), aliases") for alias in aliases)
+
+
+def _name(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(
+            f"{where}: a name must be text, found {value!r} ({_kind(value)}); "
+            "put the name in quotes (YAML reads a bare no, on or 1 as something else)"
+        )
+    name = unicodedata.normalize("NFC", value).strip()
+    if not name:
+        raise UserError(f"{where}: the name is empty; give it a name or remove the entry")
+    return name
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "nothing"
+    return {dict: "a mapping", str: "text", bool: "a yes/no value", list: "a list"}.get(
+        type(value), f"a value of type {type(value).__name__}"
+    )

@@ -1,0 +1,53 @@
+"""Files that are either whole or absent."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; rename it over `path` when the block succeeds.
+
+    What is written may be a file or a folder. A killed writer leaves `path` as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        part = scratch / path.name
+        yield part
+        if path.is_dir() and not path.is_symlink():
+            path.rename(scratch / "old")
+        part.replace(path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text whole."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_if_changed(path: Path, data: bytes) -> bool:
+    """Write `data` unless `path` holds just that; True if it was written. Keeps the mtime else."""
+    if path.is_file() and path.read_bytes() == data:
+        return False
+    with replacing(path) as part:
+        part.write_bytes(data)
+    return True
+
+
+def digest(path: Path) -> str:
+    """Content digest of a file, or of all files of a folder with their names: 32 hex digits."""
+    result = hashlib.blake2b(digest_size=16)
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    for file in files:
+        result.update(os.fsencode(file.relative_to(path)) + b"\0")
+        with file.open("rb") as stream:
+            result.update(hashlib.file_digest(stream, lambda: hashlib.blake2b()).digest())
+    return result.hexdigest()

@@ -1,0 +1,187 @@
+"""Decoding of image files: the one place that turns a file into pixels.
+
+What is read: JPEG, PNG, WebP, BMP, TIFF and GIF, told by content, never by the file's name.
+
+How it becomes RGB, so that the pixels are those that an image viewer shows:
+
+- EXIF orientation 1 to 8 is applied; an orientation that cannot be read counts as upright.
+- Grey, palette, 1-bit, CMYK and YCbCr are converted; colour profiles are ignored.
+- Transparency is composited on white.
+- 16-bit integers are scaled to 8 bits; 32-bit integers and floats, which have no agreed white,
+  are stretched from their smallest to their largest finite value (a constant image is black).
+- Of an animation or a multi-page file the first frame is taken.
+
+A file is decoded completely or refused: no half-grey truncated images.
+"""
+
+import errno
+import re
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+# Pillow refuses larger images by itself, also where a decoder allocates memory on opening.
+MAX_PIXELS = 178_956_970
+
+# Pillow warns about odd metadata of images that decode well. Once at import, since
+# warnings.catch_warnings is not thread safe.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+_SIGNATURE = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|BM|II[*+]\0|MM\0[*+]|GIF8[79]a", re.DOTALL
+)
+_ORIENTATION_TAG = 0x0112
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (5, 6, 7, 8)
+
+
+class ImageStatus(StrEnum):
+    """Why an image could not be read."""
+
+    MISSING = "missing"
+    UNREADABLE = "unreadable"  # no permission, input/output error, not a regular file
+    NOT_AN_IMAGE = "not_an_image"
+    TRUNCATED = "truncated"  # begins as an image, but is empty, cut short, damaged or unsupported
+    TOO_LARGE = "too_large"
+
+
+class ImageError(Exception):
+    """An image that cannot be read: `status` is the kind, `detail` one line for people."""
+
+    def __init__(self, status: ImageStatus, detail: str) -> None:
+        super().__init__(status, detail)  # both as arguments, so that it can be pickled
+        self.status = status
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.status}: {self.detail}"
+
+
+def decode(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode an image file to a loaded 8-bit RGB image, upright, as the module describes.
+
+    max_pixels: width times height above which an image is refused on the strength of its header;
+    above MAX_PIXELS it has no effect.
+
+    Raises ImageError, and no other exception, whatever the file holds.
+    """
+    with _opened(path, max_pixels) as image:
+        orientation, size = _orientation_and_size(image)
+        image.load()
+        rgb = _to_rgb(image)
+        # Pillow turns a TIFF while loading it.
+        if orientation in _TRANSPOSE and image.format != "TIFF":
+            rgb = rgb.transpose(_TRANSPOSE[orientation])
+        if rgb.size != size:  # views are cut by the header's size
+            raise ValueError(f"its header says {size} pixels, its data {rgb.size}")
+        rgb.info = {}  # an orientation left here would be applied a second time
+        return rgb
+
+
+def read_size(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(width, height) in pixels of what `decode` would return, from the header alone.
+
+    Raises ImageError as `decode` does, for what the header shows.
+    """
+    with _opened(path, max_pixels) as image:
+        return _orientation_and_size(image)[1]
+
+
+@contextmanager
+def _opened(path: str | PathLike[str], max_pixels: int) -> Iterator[ImageFile.ImageFile]:
+    """Open an image; turn whatever goes wrong here or in the `with` block into an ImageError."""
+    path = Path(path)
+    head = b""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise ImageError(ImageStatus.UNREADABLE, "not a regular file")
+        if status.st_size == 0:
+            raise ImageError(ImageStatus.TRUNCATED, "the file is empty")
+        with path.open("rb") as file:
+            head = file.read(12)
+            with Image.open(file, formats=_FORMATS) as image:
+                width, height = image.size
+                if width * height > max_pixels:
+                    raise ImageError(
+                        ImageStatus.TOO_LARGE,
+                        f"{width} x {height} pixels, more than the limit of {max_pixels}",
+                    )
+                yield image
+    except ImageError:
+        raise
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ImageError(ImageStatus.MISSING, "no such file") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(ImageStatus.TOO_LARGE, _one_line(error)) from error
+    except MemoryError as error:
+        raise ImageError(ImageStatus.TOO_LARGE, "not enough memory to decode it") from error
+    # Decoders meet hostile bytes with exceptions of any type.
+    except Exception as error:
+        # Pillow's own OSErrors have no number; EINVAL is a seek to an offset that a file made up.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise ImageError(ImageStatus.UNREADABLE, error.strerror) from error
+        if not _SIGNATURE.match(head):
+            raise ImageError(
+                ImageStatus.NOT_AN_IMAGE, f"not a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} file"
+            ) from error
+        # Pillow's message for an unidentified image is the file object.
+        unidentified = isinstance(error, UnidentifiedImageError)
+        reason = "its header cannot be read" if unidentified else _one_line(error)
+        raise ImageError(
+            ImageStatus.TRUNCATED, f"cut short, damaged or unsupported: {reason}"
+        ) from error
+
+
+def _orientation_and_size(image: ImageFile.ImageFile) -> tuple[int, tuple[int, int]]:
+    """EXIF orientation, and the size after it is applied. Decodes no pixels."""
+    try:
+        # The base class's, since the PNG plugin's decodes the image to look for later chunks.
+        orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
+    except Exception:  # as in _opened; a damaged EXIF block does not make an image unreadable
+        orientation = 1
+    # Pillow has turned the size of a TIFF already, if the TIFF's own tag says so.
+    size_is_turned = getattr(image, "tag_v2", {}).get(_ORIENTATION_TAG) in _SIDEWAYS
+    if (orientation in _SIDEWAYS) != size_is_turned:
+        return orientation, (image.height, image.width)
+    return orientation, image.size
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.uint32)
+        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        image = Image.fromarray(_stretch(np.asarray(image).astype(np.float64)))
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert("RGB")
+
+
+def _stretch(values: np.ndarray) -> np.ndarray:
+    """Scale so that the smallest finite value is 0 and the largest 255; NaN becomes 0."""
+    finite = values[np.isfinite(values)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low
+    return np.round(values * (255 / (high - low) if high > low else 0)).astype(np.uint8)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,62 @@
+"""The manifest's tables: `images.parquet`, and the views of a shard."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cdul_steps.data.tables import read_facts, read_table
+from cdul_steps.errors import UserError
+
+IMAGES_KIND = "images"
+SHARD_KIND = "shard"
+CORNERS = ("x0", "y0", "x1", "y1")
+
+
+def read_split(images: Path, split: str, columns: list[str]) -> pa.Table:
+    """Columns of `images.parquet` for one split, in its order; UserError where it is empty."""
+    table = read_table(images, ["split", *columns])
+    found = table.filter(pc.equal(table["split"], split)).drop_columns("split")
+    if not len(found):
+        splits = ", ".join(map(str, pc.unique(table["split"]).to_pylist()))
+        raise UserError(f"{images}: no image of split {split!r}; it has {splits}")
+    return found
+
+
+def read_truth(images: Path, classes: list[str]) -> pa.Table:
+    """Ground truth of the images whose truth is known: `image_id, positive, difficult`.
+
+    Images without a list of positives, or marked as not `known`, are left out. Raises UserError
+    where the table's own class names are not `classes`.
+    """
+    named = read_facts(images).get("classes", classes)
+    if named != classes:
+        raise UserError(
+            f"{images} has the classes {', '.join(named[:5])}, ... and the scores "
+            f"{', '.join(classes[:5])}, ...: not the same class table"
+        )
+    table = read_table(images, ["image_id"], ["positive", "difficult", "known"])
+    if "positive" not in table.column_names:
+        return table.slice(0, 0).append_column("positive", pa.array([], pa.list_(pa.int32())))
+    known = table["positive"].is_valid().to_numpy()
+    if "known" in table.column_names:
+        known &= table["known"].to_numpy()
+    return table.filter(pa.array(known))
+
+
+def read_shard(manifest: Path) -> tuple[dict[str, Any], pa.Table, np.ndarray]:
+    """Read a shard's manifest: its facts, its images and their views.
+
+    The images are `image_id, path, row`, in the order of their rows, the views int32
+    (images, 1+S, 4) as `x0, y0, x1, y1` in pixels. Raises UserError for another kind of file.
+    """
+    facts = read_facts(manifest)
+    if facts.get("kind") != SHARD_KIND:
+        raise UserError(f"{manifest}: not the manifest of a shard; make it with 'cdul manifest'")
+    table = read_table(manifest, ["image_id", "path", "row", *CORNERS])
+    views = 1 + facts["grid"][0] * facts["grid"][1]
+    boxes = np.stack([table[c].to_numpy() for c in CORNERS], axis=1).reshape(-1, views, 4)
+    first_views = pa.array(np.arange(0, len(table), views))
+    return facts, table.select(["image_id", "path", "row"]).take(first_views), boxes

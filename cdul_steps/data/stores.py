@@ -1,0 +1,146 @@
+"""Sharded Zarr arrays: row i of a store is image i of its split."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+import zarr.errors
+from zarr.codecs import Crc32cCodec
+
+from cdul_steps.data.files import replacing
+from cdul_steps.errors import UserError
+
+CHUNK_BYTES = 1 << 20
+BLOCK_BYTES = 64 << 20
+
+
+def _create(
+    path: Path,
+    shape: tuple[int, int, int],
+    shard_size: int,
+    dtype: str,
+    attributes: dict[str, Any],
+    write_empty: bool = False,
+) -> zarr.Array:
+    row_bytes = shape[1] * shape[2] * np.dtype(dtype).itemsize
+    # A shard holds a whole number of inner chunks of about CHUNK_BYTES.
+    pieces = min(shard_size, max(1, shard_size * row_bytes // CHUNK_BYTES))
+    while shard_size % pieces:
+        pieces -= 1
+    return zarr.create_array(
+        store=path,
+        shape=shape,
+        dtype=dtype,
+        chunks=(shard_size // pieces, *shape[1:]),
+        shards=(shard_size, *shape[1:]),
+        # A row that was never written cannot pass for data.
+        fill_value=float("nan"),
+        # Scores hardly compress; the checksum makes a torn shard an error when it is read.
+        compressors=Crc32cCodec(),
+        attributes=attributes,
+        dimension_names=("image", "view", "value"),
+        config={"write_empty_chunks": write_empty},
+        zarr_format=3,
+    )
+
+
+def write_metadata(
+    path: Path, shape: tuple[int, int, int], shard_size: int, dtype: str, attributes: dict[str, Any]
+) -> None:
+    """Write the `zarr.json` of a store at `path`, leaving its shards alone."""
+    with replacing(path / "zarr.json") as part:
+        scratch = part.parent / "store"
+        _create(scratch, shape, shard_size, dtype, attributes)
+        (scratch / "zarr.json").replace(part)
+
+
+def shard_file(path: Path, shard: int) -> Path:
+    """The object that holds shard `shard`."""
+    return path / "c" / str(shard) / "0" / "0"
+
+
+def write_shard(path: Path, shard: int, rows: np.ndarray, shard_size: int) -> None:
+    """Write one shard of a store whole: rows (n <= shard_size, V, D), NaN beyond them.
+
+    Needs no `zarr.json`: the object is the same whatever the store's length, so that jobs of
+    different shards never touch the same file.
+    """
+    shape = (shard_size, *rows.shape[1:])
+    with replacing(shard_file(path, shard)) as part:
+        scratch = part.parent / "store"
+        # Zarr leaves out an object that holds nothing but NaN; a job's output must exist.
+        empty = bool(np.isnan(rows).all())
+        store = _create(scratch, shape, shard_size, str(rows.dtype), {}, write_empty=empty)
+        store[: len(rows)] = rows
+        shard_file(scratch, 0).replace(part)
+
+
+def open_store(path: Path) -> zarr.Array:
+    """Open a store for reading; UserError where there is none, or not of three axes."""
+    try:
+        array = zarr.open_array(path, mode="r")
+    except (FileNotFoundError, zarr.errors.NodeNotFoundError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: no Zarr array there") from error
+    if array.ndim != 3:
+        raise UserError(f"{path}: has shape {array.shape}, expected (images, views, values)")
+    return array
+
+
+def shard_rows(array: zarr.Array) -> int:
+    """Images a shard of the store (or a chunk, where it is not sharded)."""
+    return (array.shards or array.chunks)[0]
+
+
+def open_similarity(path: Path, need_scale: bool) -> tuple[zarr.Array, list[str], float]:
+    """Open a similarity store: `(array (N, 1+S, C), class names, logit scale)`.
+
+    The scale is NaN where the store has none and it is not needed. Raises UserError where an
+    attribute is missing or does not fit the array.
+    """
+    array = open_store(path)
+    classes = array.attrs.get("classes")
+    if not isinstance(classes, list) or len(classes) != array.shape[2]:
+        raise UserError(
+            f"{path}: its attribute 'classes' must name its {array.shape[2]} classes in order"
+        )
+    if need_scale and "logit_scale" not in array.attrs:
+        raise UserError(f"{path}: has no attribute 'logit_scale'; give --tau")
+    if array.shape[1] < 2:
+        raise UserError(f"{path}: has no snippets, only the whole image")
+    return array, classes, float(array.attrs.get("logit_scale", "nan"))
+
+
+def _block_rows(array: zarr.Array) -> int:
+    """Images to read at once: whole shards where they fit, so that none is read twice."""
+    row_bytes = array.shape[1] * array.shape[2] * array.dtype.itemsize
+    fit = max(1, BLOCK_BYTES // row_bytes)
+    size = shard_rows(array)
+    return fit // size * size or fit
+
+
+def read_blocks(path: Path, array: zarr.Array) -> Iterator[tuple[int, np.ndarray]]:
+    """Read a store in order: `(first row, rows)`, blocks of about BLOCK_BYTES.
+
+    A missing shard reads as NaN. Raises UserError naming the shard that cannot be read.
+    """
+    size, block = shard_rows(array), _block_rows(array)
+    for first in range(0, array.shape[0], block):
+        try:
+            yield first, np.asarray(array[first : first + block])
+        except Exception as error:
+            raise UserError(
+                f"{shard_file(path, first // size)}: torn or foreign shard; "
+                f"delete it and run again ({error})"
+            ) from error
+
+
+@contextmanager
+def new_store(
+    path: Path, shape: tuple[int, int, int], shard_size: int, dtype: str, attributes: dict[str, Any]
+) -> Iterator[zarr.Array]:
+    """Yield an empty store to be filled in order of its rows; it is at `path` once all is well."""
+    with replacing(path) as part:
+        yield _create(part, shape, shard_size, dtype, attributes)

@@ -1,0 +1,75 @@
+"""From CLIP's scores to pseudo-labels: the global-local aggregator."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from cdul_steps.method.similarity import scores as scores_of
+
+
+def global_scores(scores: np.ndarray) -> np.ndarray:
+    """The whole image's scores `g[i,c] = S[i,0,c]`: (N, 1+S, C) to (N, C)."""
+    return scores[:, 0]
+
+
+def local_scores(scores: np.ndarray) -> np.ndarray:
+    """The snippets' scores `S[i,1..S,c]`: (N, 1+S, C) to (N, S, C)."""
+    return scores[:, 1:]
+
+
+def aggregate(local: np.ndarray, zeta: float) -> np.ndarray:
+    """Join the snippets (N, S, C) of an image to one score a class, float32 (N, C).
+
+    `alpha = max_v`, `beta = min_v`, `gamma = [alpha >= zeta]`, and
+    `a = gamma * alpha + (1 - gamma) * beta` (CDUL's aggregator, section 3.1): a class that some
+    snippet shows clearly takes its best score, any other its worst. `zeta` is in 0..1; 0 is the
+    maximum.
+    """
+    alpha, beta = local.max(axis=1), local.min(axis=1)
+    return np.where(alpha >= np.float32(zeta), alpha, beta)
+
+
+def combine(global_: np.ndarray, aggregated: np.ndarray, lam: float = 0.0) -> np.ndarray:
+    """Join global and aggregated scores, both (N, C): `y0 = (g + a + lam * |g - a|) / 2`.
+
+    `lam` 0 is the mean (CDUL, section 3.1), 1 the larger and -1 the smaller (its supplement).
+    """
+    half = np.float32(0.5)
+    mean = half * (global_ + aggregated)
+    if lam == 0:
+        return mean
+    return mean + half * np.float32(lam) * np.abs(global_ - aggregated)
+
+
+CONSTRUCTIONS: dict[str, Callable[[np.ndarray, float, float], np.ndarray]] = {
+    "global": lambda scores, zeta, lam: global_scores(scores),
+    "local_mean": lambda scores, zeta, lam: local_scores(scores).mean(axis=1),
+    "local_max": lambda scores, zeta, lam: local_scores(scores).max(axis=1),
+    "aggregate": lambda scores, zeta, lam: aggregate(local_scores(scores), zeta),
+    "final": lambda scores, zeta, lam: combine(
+        global_scores(scores), aggregate(local_scores(scores), zeta), lam
+    ),
+}
+"""Label constructions by name: scores (N, 1+S, C), zeta and lambda to labels (N, C) in 0..1."""
+
+
+def build_labels(
+    blocks: Iterable[tuple[int, np.ndarray]],
+    shape: tuple[int, int],
+    constructions: Sequence[str],
+    *,
+    tau: float,
+    zeta: float,
+    lam: float,
+) -> dict[str, np.ndarray]:
+    """Labels by each of the named constructions, float32 of `shape` (N, C).
+
+    `blocks` gives `(first image, cosines (n, 1+S, C))`, so that a whole data set need not be in
+    memory. Images whose cosines are NaN get NaN.
+    """
+    labels = {name: np.full(shape, np.nan, np.float32) for name in constructions}
+    for first, cosines in blocks:
+        scores = scores_of(cosines, tau)
+        for name, table in labels.items():
+            table[first : first + len(scores)] = CONSTRUCTIONS[name](scores, zeta, lam)
+    return labels

@@ -1,0 +1,98 @@
+"""Measures of multi-label scores against the truth."""
+
+from typing import Literal
+
+import numpy as np
+from sklearn.metrics import average_precision_score, precision_recall_curve
+
+Difficult = Literal["ignore", "negative", "positive"]
+
+
+def truth_table(
+    positive: list, difficult: list, classes: int, convention: Difficult
+) -> tuple[np.ndarray, np.ndarray]:
+    """Turn lists of class indices, one list an image, into tables (N, C) of bool.
+
+    Returns `(truth, counted)`. `difficult` holds the classes of which an image shows only
+    difficult objects: "ignore" leaves those entries out of `counted`, "negative" and "positive"
+    give them that truth. Raises IndexError for an index outside the class table.
+    """
+    truth = np.zeros((len(positive), classes), dtype=bool)
+    counted = np.ones_like(truth)
+    for row, present in enumerate(positive):
+        truth[row, list(present)] = True
+    if convention != "negative":
+        for row, only_difficult in enumerate(difficult):
+            if convention == "positive":
+                truth[row, list(only_difficult)] = True
+            else:
+                counted[row, list(only_difficult)] = False
+    return truth, counted
+
+
+def average_precision(truth: np.ndarray, scores: np.ndarray) -> float:
+    """Area under the precision-recall curve over all points, without interpolation, in 0..1.
+
+    `truth` bool (N,) with at least one True, `scores` float (N,). Source: scikit-learn.
+    """
+    return float(average_precision_score(truth, scores))
+
+
+def average_precision_voc07(truth: np.ndarray, scores: np.ndarray) -> float:
+    """Mean of the best precision at recall >= 0, 0.1, ..., 1 (VOC2007's 11 points), in 0..1."""
+    precision, recall, _ = precision_recall_curve(truth, scores)
+    # A tenth that is met exactly must count as met in spite of rounding.
+    points = np.linspace(0, 1, 11)
+    return float(np.mean([precision[recall >= point - 1e-9].max() for point in points]))
+
+
+def mean_average_precision(
+    truth: np.ndarray, counted: np.ndarray, scores: np.ndarray
+) -> float | None:
+    """mAP in percent over the classes with a positive, three tables (N, C); None without any."""
+    values = [
+        average_precision(truth[here, c], scores[here, c])
+        for c, here in enumerate(counted.T)
+        if truth[here, c].any()
+    ]
+    return 100 * float(np.mean(values)) if values else None
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.zeros(np.shape(part)), where=np.asarray(whole) > 0)
+
+
+def precision_recall_f1(
+    truth: np.ndarray, counted: np.ndarray, predicted: np.ndarray
+) -> dict[str, float]:
+    """CP, CR, CF1 (means over classes) and OP, OR, OF1 (over all entries), in 0..1.
+
+    Three bool tables (N, C). Classes without positives are left out of the means; a class that
+    is never predicted has precision 0. CF1 is the harmonic mean of CP and CR, as is usual.
+    """
+    hit = (truth & predicted & counted).sum(axis=0)
+    said = (predicted & counted).sum(axis=0)
+    there = (truth & counted).sum(axis=0)
+    has = there > 0
+    if not has.any():
+        return dict.fromkeys(("CP", "CR", "CF1", "OP", "OR", "OF1"), 0.0)
+    cp, cr = _share(hit, said)[has].mean(), _share(hit, there)[has].mean()
+    op, or_ = _share(hit.sum(), said.sum()), _share(hit.sum(), there.sum())
+    pairs = {"C": (cp, cr), "O": (op, or_)}
+    return {
+        name: float(value)
+        for letter, (p, r) in pairs.items()
+        for name, value in (
+            (f"{letter}P", p),
+            (f"{letter}R", r),
+            (f"{letter}F1", _share(2 * p * r, p + r)),
+        )
+    }
+
+
+def top_k(scores: np.ndarray, k: int) -> np.ndarray:
+    """Bool (N, C): the `k` classes with the highest scores of each image; ties go to the first."""
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    chosen = np.zeros(scores.shape, dtype=bool)
+    np.put_along_axis(chosen, order, True, axis=1)
+    return chosen

@@ -1,0 +1,44 @@
+"""From embeddings to CLIP's scores."""
+
+import numpy as np
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Scale float vectors (..., D) to norm 1, in float32. A zero or NaN vector becomes NaN."""
+    vectors = np.asarray(vectors, dtype=np.float32)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def class_embedding(prompts: np.ndarray) -> np.ndarray:
+    """Embed a class from all its prompts (P, D): the mean of the unit vectors, normalised again.
+
+    Returns float32 (D,). Source: CLIP's prompt ensembling (Radford et al., 2021, section 3.1.4).
+    """
+    return unit(unit(prompts).mean(axis=0))
+
+
+def cosine(images: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Cosine `p[i,v,c]` of the view embeddings (..., D) and the class embeddings (C, D).
+
+    Returns float32 (..., C). Both sides are normalised here, so half-precision input is fine.
+    """
+    return unit(images) @ unit(classes).T
+
+
+def temperature(logit_scale: float) -> float:
+    """`tau = 1 / logit_scale`, `logit_scale` being the factor itself (100 for OpenAI's CLIP).
+
+    open_clip keeps its logarithm as the parameter; dividing cosines by that logarithm instead
+    flattens every score to 1/C.
+    """
+    return 1.0 / logit_scale
+
+
+def scores(cosines: np.ndarray, tau: float) -> np.ndarray:
+    """`S[i,v,:] = softmax_c(p[i,v,:] / tau)` (CDUL, section 3.1), float32, shape unchanged."""
+    logits = np.asarray(cosines, dtype=np.float32) / np.float32(tau)
+    logits -= logits.max(axis=-1, keepdims=True)
+    np.exp(logits, out=logits)
+    logits /= logits.sum(axis=-1, keepdims=True)
+    return logits

@@ -1,0 +1,107 @@
+"""The classifier: a timm network, and the folder that holds a trained one."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cdul_steps.data.files import write_text
+from cdul_steps.errors import UserError, first_line
+
+WEIGHTS = "model.safetensors"
+CARD = "model.json"
+INTERPOLATION = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """All that is needed to use a trained classifier, besides its weights."""
+
+    model: str
+    classes: list[str]
+    image_size: int
+    mean: list[float]
+    std: list[float]
+    interpolation: str
+    threshold: float
+    model_args: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def resize(self, image: Image.Image, box: tuple[float, ...] | None = None) -> np.ndarray:
+        """Squash an RGB image, or the `box` of it, to the input size: uint8 (3, H, W)."""
+        size = (self.image_size, self.image_size)
+        pixels = np.asarray(image.resize(size, INTERPOLATION[self.interpolation], box=box))
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) to the network's float32 input, channels last."""
+        mean = torch.tensor(self.mean, device=images.device).view(3, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(3, 1, 1)
+        images = (images.float() / 255 - mean) / std
+        return images.contiguous(memory_format=torch.channels_last)
+
+
+def new_classifier(
+    model: str, classes: list[str], model_args: dict[str, Any], weights: str | None
+) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """Create a timm network with a head for `classes`, and its data config (mean, std, ...).
+
+    `weights` is `timm` for its pretrained weights, a file of them, or None for a random start.
+    Raises UserError where the model is unknown or its weights cannot be had.
+    """
+    if weights not in (None, "timm") and not Path(weights).is_file():
+        raise UserError(f"training: weights {weights}: no such file ('timm' fetches timm's own)")
+    overlay = {"file": weights} if weights not in (None, "timm") else None
+    try:
+        network = timm.create_model(
+            model,
+            pretrained=weights is not None,
+            num_classes=len(classes),
+            pretrained_cfg_overlay=overlay,
+            **model_args,
+        )
+    except Exception as error:
+        source = {None: "", "timm": " with timm's weights"}.get(weights, f" with {weights}")
+        raise UserError(
+            f"training: model {model!r}{source} cannot be made: {first_line(error)}"
+        ) from error
+    data = timm.data.resolve_model_data_config(network)
+    if data["interpolation"] not in INTERPOLATION:
+        data["interpolation"] = "bicubic"
+    return network.to(memory_format=torch.channels_last), data
+
+
+def save_classifier(network: torch.nn.Module, card: Card, folder: Path) -> None:
+    """Write the model folder: weights as safetensors, and last the card as JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f".{WEIGHTS}.part"
+    save_file({k: v.contiguous().cpu() for k, v in network.state_dict().items()}, part)
+    part.replace(folder / WEIGHTS)
+    write_text(folder / CARD, json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n")
+
+
+def load_classifier(folder: Path, device: torch.device) -> tuple[torch.nn.Module, Card]:
+    """Load a model folder, in evaluation mode.
+
+    Raises UserError where a file is missing or weights and card do not fit.
+    """
+    try:
+        card = Card(**json.loads((folder / CARD).read_text(encoding="utf-8")))
+        network = timm.create_model(card.model, num_classes=len(card.classes), **card.model_args)
+        network.load_state_dict(load_file(folder / WEIGHTS))
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: not a model folder, {error.filename} is missing") from error
+    except (ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder}: the model cannot be loaded: {first_line(error)}") from error
+    return network.eval().to(device, memory_format=torch.channels_last), card

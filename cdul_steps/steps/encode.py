@@ -1,0 +1,247 @@
+"""Stage encode: the views of a shard to embeddings, and the class table to its own."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from cdul_steps.data.classes import load_classes
+from cdul_steps.data.files import digest
+from cdul_steps.data.images import ImageError, decode
+from cdul_steps.data.manifest import read_shard
+from cdul_steps.data.stores import shard_file, write_shard
+from cdul_steps.data.tables import describe, write_table
+from cdul_steps.errors import UserError
+from cdul_steps.method.similarity import class_embedding, unit
+from cdul_steps.models.device import choose_device
+from cdul_steps.models.encoder import (
+    ImageEncoder,
+    Preprocess,
+    embed_prompts,
+    load_clip,
+    logit_scale,
+)
+from cdul_steps.progress import Progress, note
+from cdul_steps.provenance import versions
+
+SOFTWARE = ("torch", "open_clip_torch", "timm", "zarr", "pillow")
+
+
+class ShardImages(Dataset):
+    """The images of a shard, each decoded once and cut into its preprocessed views."""
+
+    def __init__(
+        self, paths: pa.Array, boxes: np.ndarray, preprocess: Preprocess, max_pixels: int
+    ) -> None:
+        self.paths, self.boxes = paths, boxes
+        self.preprocess, self.max_pixels = preprocess, max_pixels
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[int, np.ndarray | None, str, str, float]:
+        """`(index, uint8 views (V, 3, H, W) or None, status, error, seconds)`."""
+        start = time.perf_counter()
+        try:
+            image = decode(Path(self.paths[index].as_py()), max_pixels=self.max_pixels)
+        except ImageError as error:
+            return index, None, str(error.status), error.detail, time.perf_counter() - start
+        boxes = self.boxes[index]
+        if tuple(boxes[0]) != (0, 0, *image.size):
+            text = f"is {image.width}x{image.height} pixels, the manifest says otherwise"
+            return index, None, "changed", text, time.perf_counter() - start
+        views = np.stack([self.preprocess.view(image, tuple(box.tolist())) for box in boxes])
+        return index, views, "ok", "", time.perf_counter() - start
+
+
+def _encode_views(encoder: ImageEncoder, views: np.ndarray, batch_size: int) -> np.ndarray:
+    """Embed uint8 views (B, 3, H, W) in batches; on CUDA out of memory, in smaller ones."""
+    while True:
+        try:
+            return np.concatenate(
+                [
+                    encoder(torch.from_numpy(views[first : first + batch_size]))
+                    for first in range(0, len(views), batch_size)
+                ]
+            )
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+            batch_size //= 2
+            torch.cuda.empty_cache()
+            note(f"encode: out of GPU memory, going on with batches of {batch_size}")
+
+
+def encode_shard(
+    *,
+    manifest: Path,
+    store: Path,
+    table: Path,
+    model: str,
+    pretrained: str | None,
+    precision: str,
+    resize_mode: str | None,
+    max_pixels: int,
+    device: str,
+    batch_size: int,
+    workers: int,
+    threads: int,
+) -> None:
+    """Encode the views of one shard's manifest.
+
+    Writes the shard's object of `store`, float16 unit vectors (shard_size, 1+S, D) with NaN for
+    images that cannot be used, and last `table`, a row an image: `image_id, row, status, error,
+    seconds`. `batch_size` counts views, 0 chooses by the device; `workers` processes decode, -1
+    chooses too. Raises UserError where the model cannot be loaded.
+    """
+    facts, images, boxes = read_shard(manifest)
+    if threads:
+        torch.set_num_threads(threads)
+    target = choose_device(device)
+    start = time.monotonic()
+    network = load_clip(
+        model, pretrained, precision=precision, resize_mode=resize_mode, device=target
+    )
+    encoder = ImageEncoder(network, precision, target)
+    # Large batches fill a GPU; on a CPU small ones stay in its cache and are several times faster.
+    batch_size = batch_size or (256 if target.type == "cuda" else 8)
+    if workers < 0:
+        workers = torch.get_num_threads() if target.type == "cuda" else 1
+    note(
+        f"encode: {model} in {precision} on {target}, loaded in {time.monotonic() - start:.1f} s; "
+        f"{len(images)} images x {boxes.shape[1]} views, batches of {batch_size}"
+    )
+    rows, outcome, seconds = _encode_images(
+        encoder, images, boxes, facts["shard_size"], batch_size, workers, max_pixels
+    )
+    write_shard(store, facts["shard"], rows, facts["shard_size"])
+    failed = sum(status != "ok" for status, _, _ in outcome)
+    views = (len(images) - failed) * boxes.shape[1]
+    status, error, decode_seconds = zip(*outcome, strict=True)
+    result = pa.table(
+        {
+            "image_id": images["image_id"],
+            "row": images["row"],
+            "status": pa.array(status),
+            "error": pa.array(error),
+            "seconds": pa.array(decode_seconds, pa.float32()),
+        }
+    )
+    described = describe(
+        result,
+        "encode",
+        shard=facts["shard"],
+        model=model,
+        pretrained=pretrained,
+        precision=precision,
+        resize_mode=resize_mode,
+        device=str(target),
+        batch_size=batch_size,
+        seconds=round(seconds, 3),
+        images_per_second=round(len(images) / seconds, 2),
+        views_per_second=round(views / seconds, 2),
+        digest=digest(shard_file(store, facts["shard"])),
+        software=versions(*SOFTWARE),
+    )
+    write_table(described, table)
+    note(
+        f"encode: {len(images) - failed} images ok, {failed} failed, {views / seconds:.1f} views/s"
+    )
+
+
+def _encode_images(
+    encoder: ImageEncoder,
+    images: pa.Table,
+    boxes: np.ndarray,
+    shard_size: int,
+    batch_size: int,
+    workers: int,
+    max_pixels: int,
+) -> tuple[np.ndarray, list[tuple[str, str, float]], float]:
+    """Rows of the shard, `(status, error, seconds)` an image, and the seconds it all took."""
+    dataset = ShardImages(images["path"].combine_chunks(), boxes, encoder.preprocess, max_pixels)
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=8 if workers else None,
+    )
+    first_row = int(images["row"][0].as_py()) // shard_size * shard_size
+    places = images["row"].to_numpy() - first_row
+    blank = encoder.preprocess.view(Image.new("RGB", (8, 8)), (0, 0, 8, 8))
+    dimension = encoder(torch.from_numpy(blank[None])).shape[1]
+    rows = np.full((places.max() + 1, boxes.shape[1], dimension), np.nan, np.float16)
+    outcome: list[tuple[str, str, float]] = [("", "", 0.0)] * len(images)
+    waiting: dict[int, np.ndarray] = {}
+    start = time.monotonic()
+
+    def flush() -> None:
+        vectors = unit(_encode_views(encoder, np.concatenate(list(waiting.values())), batch_size))
+        for index, of_image in zip(waiting, vectors.reshape(-1, *rows.shape[1:]), strict=True):
+            if np.isfinite(of_image).all():
+                rows[places[index]] = of_image
+            else:
+                text = f"the model's embedding is not a finite vector in {encoder.dtype}"
+                outcome[index] = ("not_finite", text, outcome[index][2])
+        waiting.clear()
+
+    with Progress("encode", len(images), "images") as progress:
+        for index, views, status, error, seconds in loader:
+            outcome[index] = (status, error, seconds)
+            if views is not None:
+                waiting[index] = np.asarray(views)
+            if len(waiting) * boxes.shape[1] >= batch_size:
+                flush()
+            progress.update()
+        if waiting:
+            flush()
+    return rows, outcome, time.monotonic() - start
+
+
+def encode_text(
+    *,
+    classes: Path,
+    output: Path,
+    model: str,
+    pretrained: str | None,
+    templates: list[str],
+) -> None:
+    """Embed the class table: `output` gets a row a class, `class` and `embedding` (float32, D).
+
+    Always fp32 and on the CPU: it is a few hundred prompts. The model's `logit_scale`
+    goes into the table's facts.
+    """
+    table = load_classes(classes)
+    network = load_clip(model, pretrained)
+    vectors = [
+        class_embedding(
+            embed_prompts(
+                network, model, [t.replace("{}", alias) for t in templates for alias in aliases]
+            )
+        )
+        for aliases in table.aliases
+    ]
+    if not np.isfinite(vectors).all():
+        raise UserError(f"encoder {model}: its text embeddings are not finite; wrong weights?")
+    result = pa.table(
+        {
+            "class": pa.array(table.names),
+            "aliases": pa.array([list(a) for a in table.aliases]),
+            "embedding": pa.array([v.tolist() for v in vectors], pa.list_(pa.float32())),
+        }
+    )
+    described = describe(
+        result,
+        "text",
+        model=model,
+        pretrained=pretrained,
+        templates=templates,
+        logit_scale=logit_scale(network),
+        software=versions(*SOFTWARE),
+    )
+    write_table(described, output)
+    note(f"encode: {len(table.names)} classes x {len(templates)} templates")

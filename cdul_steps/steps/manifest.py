@@ -1,0 +1,214 @@
+"""Stage manifest: find the images, give each a row, cut each into views."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cdul_steps.data.classes import load_classes
+from cdul_steps.data.files import write_if_changed
+from cdul_steps.data.images import ImageError, read_size
+from cdul_steps.data.manifest import CORNERS, IMAGES_KIND, SHARD_KIND
+from cdul_steps.data.readers import ImageRecord, read_dataset
+from cdul_steps.data.tables import describe, read_facts, read_table, to_bytes, write_table
+from cdul_steps.method.snippets import view_boxes
+from cdul_steps.progress import Progress, note
+
+# What a shard holds; a shard whose rows stay the same is not written again.
+IMAGE_COLUMNS = ("image_id", "path", "row", "bytes", "modified", "width", "height")
+
+
+def _stat(path: str) -> tuple[int, int]:
+    try:
+        stat = Path(path).stat()
+    except OSError:
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _size(path: str, max_pixels: int) -> tuple[int, int]:
+    try:
+        return read_size(Path(path), max_pixels=max_pixels)
+    except ImageError:
+        # The encoder meets the same error and records it.
+        return 0, 0
+
+
+def assign_rows(image_ids: Sequence[str], earlier: dict[str, int], used: int) -> tuple[list, int]:
+    """Keep each image's earlier row and give new images the rows after the `used` ones.
+
+    Returns the rows and how many are used now. Rows of images that went away stay empty, so
+    that no other image moves.
+    """
+    rows = []
+    for image_id in image_ids:
+        row = earlier.get(image_id)
+        if row is None:
+            row, used = used, used + 1
+        rows.append(row)
+    return rows, used
+
+
+def make_manifest(
+    *,
+    reader: str,
+    root: Path,
+    classes: Path,
+    splits: dict[str, str],
+    grid: tuple[int, int],
+    shard_size: int,
+    max_pixels: int,
+    output: Path,
+) -> None:
+    """Write `images.parquet`, a row an image, and beside it `{split}/{shard}.parquet`.
+
+    An earlier `images.parquet` of the same layout keeps its rows: new images come after them,
+    and only shards whose rows changed are written. Raises UserError for a data set that cannot
+    be read.
+    """
+    names = load_classes(classes).names
+    records = read_dataset(reader, root, splits, names)
+    layout = {
+        "reader": reader,
+        "root": str(root),
+        "splits": splits,
+        "grid": list(grid),
+        "shard_size": shard_size,
+        "max_pixels": max_pixels,
+    }
+    earlier, used = _earlier(output, layout)
+    tables = []
+    for split in splits:
+        members = [r for r in records if r.split == split]
+        known_rows = {i: old["row"] for i, old in earlier.get(split, {}).items()}
+        rows, used[split] = assign_rows(
+            [r.image_id for r in members], known_rows, used.get(split, 0)
+        )
+        table = _image_table(members, rows, shard_size, earlier.get(split, {}), max_pixels)
+        tables.append(table)
+        folder = output.parent / split
+        written = _write_shards(table, folder, used[split], grid, shard_size, bool(earlier))
+        shards = -(-used[split] // shard_size)
+        note(f"manifest: {split}: {len(members)} images, {shards} shards, {written} written")
+    images = pa.concat_tables(tables)
+    write_table(
+        describe(images, IMAGES_KIND, classes=list(names), rows=used, layout=layout), output
+    )
+
+
+def _earlier(output: Path, layout: dict[str, Any]) -> tuple[dict[str, dict], dict[str, int]]:
+    """Images of an earlier manifest by split and id, and how many rows each split used."""
+    if not output.is_file():
+        return {}, {}
+    facts = read_facts(output)
+    if facts.get("layout") != layout:
+        return {}, {}
+    found: dict[str, dict] = {}
+    table = read_table(output, ["split", *IMAGE_COLUMNS])
+    for image in table.to_pylist():
+        found.setdefault(image["split"], {})[image["image_id"]] = image
+    return found, dict(facts["rows"])
+
+
+def _image_table(
+    members: list[ImageRecord],
+    rows: list[int],
+    shard_size: int,
+    earlier: dict[str, dict],
+    max_pixels: int,
+) -> pa.Table:
+    with ThreadPoolExecutor() as pool, Progress("manifest", len(members), "images") as progress:
+
+        def measure(record: ImageRecord) -> tuple[int, int, int, int]:
+            stat = _stat(record.path)
+            old = earlier.get(record.image_id)
+            if old and (old["path"], old["bytes"], old["modified"]) == (record.path, *stat):
+                return *stat, old["width"], old["height"]
+            return *stat, *_size(record.path, max_pixels)
+
+        measures = []
+        for measured in pool.map(measure, members):
+            measures.append(measured)
+            progress.update()
+    size, modified, width, height = zip(*measures, strict=True)
+    indices = pa.list_(pa.int32())
+    return pa.table(
+        {
+            "image_id": pa.array([r.image_id for r in members], pa.string()),
+            "split": pa.array([r.split for r in members], pa.string()),
+            "path": pa.array([r.path for r in members], pa.string()),
+            "width": pa.array(width, pa.int32()),
+            "height": pa.array(height, pa.int32()),
+            "shard": pa.array([row // shard_size for row in rows], pa.int32()),
+            "row": pa.array(rows, pa.int64()),
+            "known": pa.array([r.positive is not None for r in members], pa.bool_()),
+            "positive": pa.array([list(r.positive or ()) for r in members], indices),
+            "difficult": pa.array([list(r.difficult) for r in members], indices),
+            "bytes": pa.array(size, pa.int64()),
+            "modified": pa.array(modified, pa.int64()),
+        }
+    )
+
+
+def _view_table(images: list[dict[str, Any]], grid: tuple[int, int]) -> pa.Table:
+    views = 1 + grid[0] * grid[1]
+    boxes = np.concatenate(
+        [
+            view_boxes(i["width"], i["height"], *grid)
+            if i["width"]
+            else np.zeros((views, 4), np.int32)
+            for i in images
+        ]
+    )
+    repeated = np.repeat(np.arange(len(images)), views)
+    columns = {
+        name: pa.array([i[name] for i in images]).take(pa.array(repeated)) for name in IMAGE_COLUMNS
+    }
+    columns["view"] = pa.array(np.tile(np.arange(views, dtype=np.int32), len(images)))
+    columns |= {name: pa.array(boxes[:, c]) for c, name in enumerate(CORNERS)}
+    return pa.table(columns)
+
+
+def _write_shards(
+    table: pa.Table,
+    folder: Path,
+    used: int,
+    grid: tuple[int, int],
+    shard_size: int,
+    keep: bool,
+) -> int:
+    """Write the changed shards of a split and delete those beyond the last; how many written.
+
+    With `keep`, images that a shard held before and that the data set no longer has keep their
+    rows, so that the shard's file, and with it its embeddings, stay as they are.
+    """
+    by_shard: dict[int, list[dict]] = {k: [] for k in range(-(-used // shard_size))}
+    for image in table.select([*IMAGE_COLUMNS, "shard"]).to_pylist():
+        by_shard[image["shard"]].append(image)
+    written = 0
+    for shard, images in by_shard.items():
+        path = folder / f"{shard}.parquet"
+        if keep:
+            images = sorted(images + _gone(path, images), key=lambda i: i["row"])
+        facts = {"split": folder.name, "shard": shard, "shard_size": shard_size, "grid": list(grid)}
+        data = to_bytes(describe(_view_table(images, grid), SHARD_KIND, **facts))
+        written += write_if_changed(path, data)
+    for path in folder.glob("*.parquet"):
+        if int(path.stem) not in by_shard:
+            path.unlink()
+    return written
+
+
+def _gone(path: Path, images: list[dict]) -> list[dict]:
+    if not path.is_file():
+        return []
+    taken = {i["row"] for i in images}
+    table = read_table(path, [*IMAGE_COLUMNS, "view"])
+    return [
+        {name: i[name] for name in IMAGE_COLUMNS}
+        for i in table.to_pylist()
+        if i["view"] == 0 and i["row"] not in taken
+    ]

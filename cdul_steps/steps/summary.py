@@ -1,0 +1,85 @@
+"""The metrics of all results in one table."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cdul_steps.errors import UserError
+
+LABEL_ROWS = ("global", "local_mean", "local_max", "aggregate", "final")
+
+
+def _rows(results: Path) -> list[dict[str, Any]]:
+    rows = []
+    for path in sorted(results.glob("*/*/*/quality.json")):
+        dataset, encoder, labels = path.relative_to(results).parts[:3]
+        quality = json.loads(path.read_text(encoding="utf-8"))
+        for split, constructions in quality["splits"].items():
+            for name in LABEL_ROWS:
+                rows.append(
+                    {
+                        "dataset": dataset,
+                        "encoder": encoder,
+                        "labels": labels,
+                        "scores": f"CLIP, {name.replace('_', ' ')}",
+                        "split": split,
+                        "mAP": constructions[name]["mAP"],
+                        "CF1": constructions[name]["at_threshold"]["CF1"],
+                        "OF1": constructions[name]["at_threshold"]["OF1"],
+                        "images": constructions[name]["images"],
+                    }
+                )
+        for metrics_path in sorted(path.parent.glob("*/metrics.json")):
+            metrics = json.loads(metrics_path.read_text(encoding="utf-8"))
+            rows.append(
+                {
+                    "dataset": dataset,
+                    "encoder": encoder,
+                    "labels": labels,
+                    "scores": f"classifier, {metrics_path.parent.name}",
+                    "split": Path(metrics["scores"]).stem,
+                    "mAP": metrics["mAP"],
+                    "CF1": metrics["at_threshold"]["CF1"],
+                    "OF1": metrics["at_threshold"]["OF1"],
+                    "images": metrics["images"],
+                }
+            )
+    return rows
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def summarise(results: Path, *, as_json: bool) -> str:
+    """The metrics below a results folder (percent), as a table for people or as JSON.
+
+    Raises UserError where there are none.
+    """
+    rows = _rows(results)
+    if not rows:
+        raise UserError(f"{results}: no metrics there yet; run snakemake first")
+    if as_json:
+        return json.dumps(rows, indent=2, ensure_ascii=False)
+    if all(row["mAP"] is None for row in rows):
+        text = "No ground truth is known, so there is nothing to measure."
+    else:
+        header = list(rows[0])
+        cells = [header, *([_cell(row[name]) for name in header] for row in rows)]
+        widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
+        numbers = {header.index(name) for name in ("mAP", "CF1", "OF1", "images")}
+        text = "\n".join(
+            "  ".join(
+                cell.rjust(w) if i in numbers else cell.ljust(w)
+                for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in cells
+        )
+    places = sorted({str(p.parent) for p in results.glob("*/*/*/*/model/model.json")})
+    where = "\n".join(
+        f"{Path(place).parent}/: model/, history.parquet, refined_labels.parquet, predictions/"
+        for place in places
+    )
+    return f"{text}\n\nmAP, CF1 and OF1 (at 0.5) in percent. Trained classifiers:\n{where}"

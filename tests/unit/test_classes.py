@@ -1,0 +1,90 @@
+from pathlib import Path
+
+import pytest
+
+from cdul_steps.data.classes import ClassTable, load_classes
+from cdul_steps.errors import UserError
+
+VOC = Path(__file__).parents[2] / "config" / "classes" / "voc.yaml"
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_voc_has_the_official_order():
+    table = load_classes(VOC)
+    assert " ".join(table.names) == (
+        "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike "
+        "person pottedplant sheep sofa train tvmonitor"
+    )
+    assert all(len(aliases) == 1 for aliases in table.aliases)
+    assert table.aliases[0] == ("aeroplane",)
+    assert table.aliases[10] == ("dining table",)
+
+
+def test_yaml_names_and_aliases(tmp_path):
+    text = "- cat\n- {name: tvmonitor, aliases: [tv monitor, television]}\n- name: ' dog '\n"
+    assert load_classes(write(tmp_path, "c.yml", text)) == ClassTable(
+        ("cat", "tvmonitor", "dog"), (("cat",), ("tv monitor", "television"), ("dog",))
+    )
+
+
+def test_text_ignores_blank_lines_comments_and_byte_order_mark(tmp_path):
+    path = write(
+        tmp_path, "c.txt", "\ufeff# animals\n\n cat \r\ndining table\n  # not a class\nc#\n"
+    )
+    assert load_classes(path).names == ("cat", "dining table", "c#")
+
+
+def test_names_are_normalised_to_nfc(tmp_path):
+    assert load_classes(write(tmp_path, "c.txt", "cafe\u0301\n")).names == ("caf\u00e9",)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "parts"),
+    [
+        ("c.txt", "", ["no classes"]),
+        ("c.txt", "# nothing\n", ["no classes"]),
+        ("c.yaml", "", ["no classes"]),
+        ("c.yaml", "[]", ["no classes"]),
+        ("c.txt", "cat\ndog\n CAT\n", ["entry 3", "'CAT'", "twice"]),
+        ("c.txt", "caf\u00e9\ncafe\u0301\n", ["entry 2", "twice"]),
+        ("c.yaml", "[cat, '  ']", ["entry 2", "empty"]),
+        ("c.yaml", "[yes, no]", ["entry 1", "True", "quotes"]),
+        ("c.yaml", "[cat, 1]", ["entry 2", "1", "quotes"]),
+        ("c.yaml", "[cat, null]", ["entry 2", "quotes"]),
+        ("c.yaml", "- {name: off}", ["entry 1", "False", "quotes"]),
+        ("c.yaml", "- {name: cat, alias: [kitty]}", ["unknown key 'alias'", "aliases"]),
+        ("c.yaml", "- {aliases: [kitty]}", ["'name' is missing"]),
+        ("c.yaml", "- {name: cat, aliases: kitty}", ["'cat'", "must be a list"]),
+        ("c.yaml", "- {name: cat, aliases: []}", ["'cat'", "must be a list"]),
+        ("c.yaml", "- {name: cat, aliases: [on]}", ["'cat'", "quotes"]),
+        ("c.yaml", "- {name: cat, aliases: ['']}", ["'cat'", "empty"]),
+        ("c.yaml", "cat: 1", ["expected a list", "a mapping"]),
+        ("c.yaml", "- cat\n- [dog\n", ["not valid YAML", "line"]),
+        ("c.yaml", "- a\n- \x00", ["not valid YAML"]),
+        ("c.txt", "cat\nimage_id\n", ["entry 2", "'image_id'", "column"]),
+        ("c.txt", "Path\n", ["'Path'", "column"]),
+        ("c.txt", "split\n", ["'split'", "column"]),
+    ],
+)
+def test_mistakes_are_told_in_one_line(tmp_path, name, text, parts):
+    path = write(tmp_path, name, text)
+    with pytest.raises(UserError) as caught:
+        load_classes(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in [str(path), *parts]:
+        assert part in message
+
+
+def test_missing_file_and_binary_file(tmp_path):
+    with pytest.raises(UserError, match="No such file"):
+        load_classes(tmp_path / "none.yaml")
+    path = tmp_path / "c.txt"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="UTF-8"):
+        load_classes(path)

@@ -1,0 +1,380 @@
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFile, ImageOps
+from PIL.PngImagePlugin import PngInfo
+
+from cdul_steps.data.images import ImageError, ImageStatus, decode, read_size
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+# pytest puts its own warning filters over the module's.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def picture(width: int = 48, height: int = 32) -> Image.Image:
+    """Smooth in x and y, with a red block in the top left corner."""
+    y, x = np.mgrid[:height, :width]
+    pixels = np.stack([x * 3, y * 5, x + y], axis=2).astype(np.uint8)
+    pixels[: height // 2, : width // 3] = RED
+    return Image.fromarray(pixels)
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def save(folder: Path, data: bytes, name: str = "x.jpg") -> Path:
+    path = folder / name
+    path.write_bytes(data)
+    return path
+
+
+def pixels(path: Path) -> np.ndarray:
+    image = decode(path)
+    assert image.mode == "RGB"
+    assert image.size == read_size(path)
+    return np.asarray(image)
+
+
+def status_of(path: Path, function=decode, **options) -> ImageStatus:
+    with pytest.raises(ImageError) as caught:
+        function(path, **options)
+    assert "\n" not in caught.value.detail
+    return caught.value.status
+
+
+def png(*chunks: tuple[bytes, bytes]) -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in chunks
+    )
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "WEBP", "JPEG", "GIF"])
+def test_every_format_whatever_the_file_is_called(tmp_path, kind):
+    options = {"lossless": True} if kind == "WEBP" else {}
+    image = picture()
+    found = pixels(save(tmp_path, encoded(image, kind, **options), "x.txt"))
+    # The mean, since JPEG's coarse colour is far off at edges.
+    tolerance = {"JPEG": 5, "GIF": 5}.get(kind, 0)
+    assert np.abs(found - np.asarray(image, dtype=int)).mean() <= tolerance
+
+
+def test_progressive_jpeg(tmp_path):
+    found = pixels(save(tmp_path, encoded(picture(), "JPEG", progressive=True)))
+    assert np.array_equal(found, pixels(save(tmp_path, encoded(picture(), "JPEG"), "b.jpg")))
+
+
+def test_a_loaded_image_outlives_its_file(tmp_path):
+    path = save(tmp_path, encoded(picture(), "JPEG"))
+    image = decode(str(path))
+    path.unlink()
+    assert image.getpixel((40, 30))[0] > 100
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(tmp_path, kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 95} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {}
+    path = save(tmp_path, encoded(picture(), kind, exif=exif, **options))
+    # The transformation that makes each orientation upright, by its definition in EXIF.
+    upright = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: a[::-1].swapaxes(0, 1),
+        7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+        8: lambda a: a[:, ::-1].swapaxes(0, 1),
+    }[orientation](np.asarray(picture()))
+    found = pixels(path)
+    assert found.shape == upright.shape
+    assert np.abs(found.astype(int) - upright).mean() <= (5 if kind == "JPEG" else 0)
+    image = decode(path)
+    assert np.array_equal(ImageOps.exif_transpose(image), image), "orientation applied twice"
+
+
+@pytest.mark.parametrize("value", [0, 9, 65535])
+def test_an_orientation_out_of_range_counts_as_upright(tmp_path, value):
+    exif = Image.Exif()
+    exif[0x0112] = value
+    assert read_size(save(tmp_path, encoded(picture(), "JPEG", exif=exif))) == (48, 32)
+
+
+def test_damaged_exif_counts_as_upright(tmp_path):
+    text = PngInfo()
+    text.add_text("Raw profile type exif", "\nexif\n4\nno hexadecimal")
+    assert pixels(save(tmp_path, encoded(picture(), "PNG", pnginfo=text))).shape == (32, 48, 3)
+
+
+def test_png_orientation_after_the_pixels_is_ignored_alike(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    header = struct.pack(">IIBBBBB", 3, 2, 8, 0, 0, 0, 0)
+    data = png(
+        (b"IHDR", header),
+        (b"IDAT", zlib.compress(bytes(8))),
+        (b"eXIf", exif.tobytes()[6:]),
+        (b"IEND", b""),
+    )
+    assert pixels(save(tmp_path, data)).shape == (2, 3, 3)
+
+
+@pytest.mark.parametrize("tag", [1, 6, None])
+def test_tiff_with_xmp_orientation(tmp_path, tag):
+    xmp = b'<x tiff:Orientation="8"/>'
+    info = {700: xmp} | ({} if tag is None else {0x0112: tag})
+    path = save(tmp_path, encoded(picture(), "TIFF", tiffinfo=info))
+    assert pixels(path).shape[:2] == ((32, 48) if tag == 1 else (48, 32))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "LAB", "RGBX"])
+def test_modes_become_rgb(tmp_path, mode):
+    image = Image.new("RGB", (4, 3), WHITE)
+    image = Image.new("LAB", (4, 3), (255, 128, 128)) if mode == "LAB" else image.convert(mode)
+    found = pixels(save(tmp_path, encoded(image, "TIFF")))
+    assert found.shape == (3, 4, 3)
+    assert found.min() >= 254
+
+
+@pytest.mark.parametrize("colour", [RED, WHITE, (0, 0, 0)])
+def test_cmyk_jpeg(tmp_path, colour):
+    image = Image.new("RGB", (16, 16), colour).convert("CMYK")
+    found = pixels(save(tmp_path, encoded(image, "JPEG", quality=95))).astype(int)
+    assert np.abs(found - colour).max() <= 3
+
+
+@pytest.mark.parametrize(
+    ("image", "options"),
+    [
+        (Image.new("RGBA", (2, 2), (0, 0, 255, 0)), {}),
+        (Image.new("LA", (2, 2), (0, 0)), {}),
+        (Image.new("RGB", (2, 2), BLUE), {"transparency": BLUE}),
+        (Image.new("L", (2, 2), 7), {"transparency": 7}),
+        (Image.new("1", (2, 2), 0), {"transparency": 0}),
+        (Image.new("P", (2, 2), 0), {"transparency": 0}),
+    ],
+    ids=lambda value: getattr(value, "mode", ""),
+)
+def test_transparency_is_white(tmp_path, image, options):
+    assert pixels(save(tmp_path, encoded(image, "PNG", **options))).min() == 255
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_half_transparency_is_half_white(tmp_path, kind):
+    image = Image.new("RGBA", (2, 2), (255, 0, 0, 128))
+    options = {"lossless": True} if kind == "WEBP" else {}
+    assert pixels(save(tmp_path, encoded(image, kind, **options)))[0, 0].tolist() == [255, 127, 127]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("mode", ["I;16", "I;16B"])
+def test_16_bit_is_scaled_not_clipped(tmp_path, kind, mode):
+    values = np.array([[0, 257, 32768, 65535]], dtype="<u2" if mode == "I;16" else ">u2")
+    image = Image.frombytes(mode, (4, 1), values.tobytes())
+    assert pixels(save(tmp_path, encoded(image, kind)))[0, :, 1].tolist() == [0, 1, 128, 255]
+
+
+def test_16_bit_rgb_png(tmp_path):
+    row = b"\0" + struct.pack(">3H", 65535, 32896, 0)
+    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
+    data = png((b"IHDR", header), (b"IDAT", zlib.compress(row)), (b"IEND", b""))
+    assert pixels(save(tmp_path, data))[0, 0].tolist() == [255, 128, 0]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.float32([-1, 0, 1]), [0, 128, 255]),
+        (np.float32([0, np.nan, 2]), [0, 0, 255]),
+        (np.float32([-np.inf, 3, 5, np.inf]), [0, 0, 255, 255]),
+        (np.float32([np.nan, np.inf]), [0, 0]),
+        (np.float32([7, 7]), [0, 0]),
+        (np.float32([-3e38, 0, 3e38]), [0, 128, 255]),
+        (np.int32([-100000, 0, 100000]), [0, 128, 255]),
+    ],
+)
+def test_floats_and_32_bit_integers_are_stretched(tmp_path, values, expected):
+    path = save(tmp_path, encoded(Image.fromarray(values[None]), "TIFF"))
+    assert pixels(path)[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF", "PNG"])
+def test_the_first_frame_is_taken(tmp_path, kind):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN, BLUE)]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    assert pixels(save(tmp_path, data))[0, 0].tolist() == list(RED)
+
+
+def test_missing(tmp_path):
+    assert status_of(tmp_path / "none.jpg") == ImageStatus.MISSING
+    assert status_of(save(tmp_path, b"x") / "x.jpg", read_size) == ImageStatus.MISSING
+
+
+def test_unreadable(tmp_path, monkeypatch):
+    assert status_of(tmp_path) == ImageStatus.UNREADABLE
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert status_of(tmp_path / "pipe.jpg") == ImageStatus.UNREADABLE
+    assert status_of(tmp_path / ("x" * 300)) == ImageStatus.UNREADABLE
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    assert status_of(tmp_path / "loop.jpg") == ImageStatus.UNREADABLE
+
+    path = save(tmp_path, encoded(picture(), "JPEG"))
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert status_of(path) == ImageStatus.UNREADABLE
+
+
+def test_not_an_image(tmp_path):
+    assert status_of(save(tmp_path, b"hello, I am a text")) == ImageStatus.NOT_AN_IMAGE
+    assert status_of(save(tmp_path, b"x"), read_size) == ImageStatus.NOT_AN_IMAGE
+    # Pillow would open it; but only the listed formats are read, whatever Pillow can.
+    assert status_of(save(tmp_path, encoded(picture(), "PPM"))) == ImageStatus.NOT_AN_IMAGE
+    assert status_of("nul\0byte.jpg") == ImageStatus.NOT_AN_IMAGE
+
+
+@pytest.mark.parametrize("function", [decode, read_size])
+def test_an_empty_file_is_truncated(tmp_path, function):
+    assert status_of(save(tmp_path, b""), function) == ImageStatus.TRUNCATED
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
+def test_truncated(tmp_path, kind, share):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    data = encoded(Image.fromarray(noise), kind)
+    data = data[: max(12, int(len(data) * share))]
+    assert status_of(save(tmp_path, data)) == ImageStatus.TRUNCATED
+
+
+def test_too_large_is_known_before_pixels_are_allocated(tmp_path, monkeypatch):
+    path = save(tmp_path, encoded(picture(), "JPEG"))
+    assert decode(path, max_pixels=48 * 32).size == (48, 32)
+
+    def load(self):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    for function in (decode, read_size):
+        assert status_of(path, function, max_pixels=48 * 32 - 1) == ImageStatus.TOO_LARGE
+
+
+@pytest.mark.parametrize("side", [12_000, 14_000, 100_000])
+def test_decompression_bomb(tmp_path, side):
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    data = png((b"IHDR", header), (b"IDAT", zlib.compress(bytes(100))), (b"IEND", b""))
+    path = save(tmp_path, data)
+    if side == 12_000:  # Pillow only warns here
+        assert read_size(path) == (side, side)
+        assert status_of(path, read_size, max_pixels=10**8) == ImageStatus.TOO_LARGE
+    else:
+        assert status_of(path) == status_of(path, read_size) == ImageStatus.TOO_LARGE
+
+
+def test_gif_that_would_allocate_on_opening(tmp_path):
+    extension = b"!\xf9\x04\x08\0\0\0\0"  # disposal by background
+    frame = b"," + struct.pack("<4H", 0, 0, 65535, 65535) + b"\0\x08\0;"
+    data = b"GIF89a" + struct.pack("<2H", 1, 1) + b"\0\0\0" + extension + frame
+    assert status_of(save(tmp_path, data), read_size) == ImageStatus.TOO_LARGE
+
+
+def test_out_of_memory_is_too_large(tmp_path, monkeypatch):
+    def load(self):
+        raise MemoryError
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    path = save(tmp_path, encoded(picture(), "JPEG"))
+    assert status_of(path) == ImageStatus.TOO_LARGE
+
+
+def test_read_size_decodes_no_pixels(tmp_path, monkeypatch):
+    paths = [
+        save(tmp_path, encoded(picture(), kind), kind)
+        for kind in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+    ]
+
+    def load(self):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(Image.Image, "load", load)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    assert {read_size(path) for path in paths} == {(48, 32)}
+
+
+def test_image_error_survives_pickling():
+    error = pickle.loads(pickle.dumps(ImageError(ImageStatus.TRUNCATED, "why")))
+    assert (error.status, error.detail, str(error)) == ("truncated", "why", "truncated: why")
+
+
+def test_no_warnings_and_no_torch(tmp_path):
+    # Pillow warns about this palette image and about the size of this bomb.
+    palette = Image.new("P", (2, 2))
+    save(tmp_path, encoded(palette, "PNG", transparency=b"\0\x80"), "a")
+    header = struct.pack(">IIBBBBB", 12_000, 12_000, 8, 0, 0, 0, 0)
+    save(tmp_path, png((b"IHDR", header), (b"IDAT", b""), (b"IEND", b"")), "b")
+    code = (
+        "import sys; from cdul_steps.data.images import decode, read_size\n"
+        "import cdul_steps.data.readers, cdul_steps.data.classes\n"
+        f"decode({str(tmp_path / 'a')!r}); print(read_size({str(tmp_path / 'b')!r}))\n"
+        "assert not {'torch', 'pandas', 'pyarrow'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip() == "(12000, 12000)"
+
+
+EXIF = Image.Exif()
+EXIF[0x0112] = 6
+SEEDS = [
+    encoded(picture(), "JPEG", exif=EXIF),
+    encoded(picture().convert("RGBA"), "PNG", exif=EXIF),
+    encoded(picture(), "TIFF", exif=EXIF),
+    encoded(picture(), "TIFF", compression="tiff_lzw"),
+    encoded(picture(), "GIF"),
+    encoded(picture(), "WEBP", exif=EXIF),
+    encoded(picture().convert("P"), "BMP"),
+]
+
+
+@settings(
+    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_any_bytes_give_an_image_or_an_image_error(tmp_path, data):
+    mutated = bytearray(data.draw(st.sampled_from(SEEDS)))
+    for _ in range(data.draw(st.integers(1, 8))):
+        # Half of the changes hit the header, where most of the meaning is.
+        last = data.draw(st.sampled_from([min(200, len(mutated)), len(mutated)])) - 1
+        mutated[data.draw(st.integers(0, last))] = data.draw(st.integers(0, 255))
+    path = save(tmp_path, bytes(mutated[: data.draw(st.integers(1, len(mutated)))]))
+    sizes = []
+    for function in (read_size, decode):
+        try:
+            result = function(path, max_pixels=1_000_000)
+        except ImageError as error:
+            assert error.status in ("truncated", "not_an_image", "too_large")
+            assert error.detail
+        else:
+            sizes.append(getattr(result, "size", result))
+    assert len(set(sizes)) <= 1

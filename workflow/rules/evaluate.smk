@@ -1,0 +1,49 @@
+def measured_split(wildcards):
+    """The split that the classifier is measured on: test, where there is one."""
+    splits = CONFIG.datasets[wildcards.dataset].splits
+    return "test" if "test" in splits else "train"
+
+
+rule quality:
+    input:
+        images=IMAGES,
+        similarity=lambda wildcards: expand(
+            SIMILARITY,
+            split=CONFIG.datasets[wildcards.dataset].splits,
+            allow_missing=True,
+        ),
+    output:
+        f"{LABELS}/quality.json",
+    log:
+        f"{LOGS}/quality/{{dataset}}/{{encoder}}/{{labels}}.log",
+    params:
+        similarity=lambda wildcards, input: [
+            f"--similarity={Path(store).stem}={store}" for store in input.similarity
+        ],
+        tau=option("--tau", labels_key("tau")),
+        zeta=labels_key("zeta"),
+        lam=labels_key("lambda_"),
+        difficult=CONFIG.evaluate.difficult,
+        ap=CONFIG.evaluate.ap,
+        code=code("evaluate"),
+    shell:
+        "cdul quality {params.similarity:q} --images {input.images:q} {params.tau} "
+        "--zeta {params.zeta} --lambda={params.lam} --difficult {params.difficult} "
+        "--ap {params.ap} --output {output:q} 2> {log:q}"
+
+
+rule evaluate:
+    input:
+        scores=lambda wildcards: f"{TRAINING}/predictions/{measured_split(wildcards)}.parquet",
+        images=IMAGES,
+    output:
+        f"{TRAINING}/metrics.json",
+    log:
+        f"{LOGS}/evaluate/{{dataset}}/{{encoder}}/{{labels}}/{{training}}.log",
+    params:
+        difficult=CONFIG.evaluate.difficult,
+        ap=CONFIG.evaluate.ap,
+        code=code("evaluate"),
+    shell:
+        "cdul evaluate --scores {input.scores:q} --images {input.images:q} "
+        "--difficult {params.difficult} --ap {params.ap} --output {output:q} > {log:q} 2>&1"

@@ -1,0 +1,18 @@
+rule label:
+    input:
+        similarity=f"{ENCODER}/similarity/train.zarr",
+        images=IMAGES,
+    output:
+        f"{LABELS}/pseudo_labels.parquet",
+    log:
+        f"{LOGS}/label/{{dataset}}/{{encoder}}/{{labels}}.log",
+    params:
+        construction=labels_key("construction"),
+        tau=option("--tau", labels_key("tau")),
+        zeta=labels_key("zeta"),
+        lam=labels_key("lambda_"),
+        code=code("label"),
+    shell:
+        "cdul label --similarity {input.similarity:q} --images {input.images:q} --split train "
+        "--construction {params.construction} {params.tau} --zeta {params.zeta} "
+        "--lambda={params.lam} --output {output:q} 2> {log:q}"

@@ -1,0 +1,23 @@
+rule predict:
+    input:
+        weights=f"{TRAINING}/model/model.safetensors",
+        card=f"{TRAINING}/model/model.json",
+        images=IMAGES,
+    output:
+        f"{TRAINING}/predictions/{{split}}.parquet",
+    log:
+        f"{LOGS}/predict/{{dataset}}/{{encoder}}/{{labels}}/{{training}}/{{split}}.log",
+    params:
+        model=f"{TRAINING}/model",
+        max_pixels=dataset_key("max_pixels"),
+        code=code("predict"),
+    threads: 8
+    resources:
+        gpu=1,
+        device=RUNTIME.device,
+        workers=RUNTIME.workers,
+    shell:
+        "cdul predict --model {params.model:q} --images {input.images:q} "
+        "--split {wildcards.split} --max-pixels {params.max_pixels} "
+        "--device {resources.device} --workers={resources.workers} --threads {threads} "
+        "--output {output:q} 2> {log:q}"

@@ -1,0 +1,29 @@
+rule train:
+    input:
+        labels=f"{LABELS}/pseudo_labels.parquet",
+        images=IMAGES,
+    output:
+        weights=f"{TRAINING}/model/model.safetensors",
+        card=f"{TRAINING}/model/model.json",
+        history=f"{TRAINING}/history.parquet",
+        refined=f"{TRAINING}/refined_labels.parquet",
+    log:
+        f"{LOGS}/train/{{dataset}}/{{encoder}}/{{labels}}/{{training}}.log",
+    params:
+        folder=TRAINING,
+        settings=lambda wildcards: CONFIG.trainings[wildcards.training].model_dump_json(
+            by_alias=True
+        ),
+        difficult=CONFIG.evaluate.difficult,
+        max_pixels=dataset_key("max_pixels"),
+        code=code("train"),
+    threads: 8
+    resources:
+        gpu=1,
+        device=RUNTIME.device,
+        workers=RUNTIME.workers,
+    shell:
+        "cdul train --labels {input.labels:q} --images {input.images:q} "
+        "--settings {params.settings:q} --difficult {params.difficult} "
+        "--max-pixels {params.max_pixels} --device {resources.device} "
+        "--workers={resources.workers} --threads {threads} --output {params.folder:q} 2> {log:q}"
