@@ -1,5 +1,6 @@
 """`cdul`: every stage as a command. Stages are imported when they run, so that help is quick."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -387,6 +388,9 @@ def config_schema() -> None:
 
 def main() -> None:
     """Run a command; a user's mistake is one line on stderr and exit status 1."""
+    # Torch's threads wait for each other at every layer. Spinning while they wait, as is the
+    # default, is tens of times slower as soon as a decoding process or another job needs a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except UserError as error:

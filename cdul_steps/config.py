@@ -2,6 +2,8 @@
 
 import difflib
 import json
+import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -25,6 +27,20 @@ MAX_PIXELS = 178_956_970
 """Where Pillow itself refuses an image as a decompression bomb."""
 
 Float = Annotated[float, BeforeValidator(_number)]
+
+
+def _expand(value: Any) -> Any:
+    """`~` and environment variables in a path: clusters have their $SCRATCH."""
+    if not isinstance(value, str):
+        return value
+    # Not by pathlib, which would tidy `local-dir:./folder` away.
+    expanded = os.path.expandvars(os.path.expanduser(value))  # noqa: PTH111
+    if missing := re.search(r"\$\{?(\w+)", expanded):
+        raise ValueError(f"the environment variable {missing[1]} is not set")
+    return expanded
+
+
+Place = Annotated[str, BeforeValidator(_expand)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
@@ -60,12 +76,12 @@ class Dataset(Section):
         "`folder`: all images below a folder, no labels needed. `table`: a CSV or Parquet file "
         "with `path`, optionally `image_id`, `split` and a 1/0 column a class."
     )
-    root: str | None = Field(
+    root: Place | None = Field(
         None,
         description="Folder (for `table`, the file) of the data set, relative to the working "
         "directory. Not for `demo`, whose images are generated below the results.",
     )
-    classes: str = Field(
+    classes: Place = Field(
         description="File with the class names in order: a YAML list (entries are names, or "
         "`{name: ..., aliases: [...]}`), or text with a name a line."
     )
@@ -96,11 +112,11 @@ class Dataset(Section):
 class Encoder(Section):
     """The CLIP model that scores views against class names."""
 
-    model: str = Field(
+    model: Place = Field(
         description="open_clip's model name (`RN50x64`), or `local-dir:FOLDER` with "
         "`open_clip_config.json` and the weights."
     )
-    pretrained: str | None = Field(
+    pretrained: Place | None = Field(
         None,
         description="open_clip's tag (`openai`), fetched once and cached, or a checkpoint file. "
         "Not for `local-dir:`.",
@@ -158,7 +174,7 @@ class Training(Section):
 
     model: str = Field("resnet101", description="Any timm model name.")
     model_args: dict[str, Any] = Field({}, description="Further arguments of timm.create_model.")
-    weights: str | None = Field(
+    weights: Place | None = Field(
         None,
         description="Start: `timm` for the model's ImageNet weights from timm's hub, a "
         "safetensors or PyTorch file, or nothing for a random start.",
@@ -219,7 +235,7 @@ class Runtime(Section):
 class Config(Section):
     """Configuration of the CDUL workflow."""
 
-    results: str = Field("results", description="Folder for all that is made.")
+    results: Place = Field("results", description="Folder for all that is made.")
     run: Run = Field(Run(), description="What to make.")
     datasets: dict[Name, Dataset] = Field({}, description="Data sets by a name of your choice.")
     encoders: dict[Name, Encoder] = Field({}, description="Encoders by a name of your choice.")
@@ -255,13 +271,15 @@ def _explain(error: dict[str, Any]) -> str:
         known = [f.alias or n for n, f in section.model_fields.items()]
         return f"config: unknown key {where!r}{_nearest(place[-1], known)}"
     if error["type"] == "missing":
-        return f"config: {where!r} is missing"
+        problem = error["msg"].removeprefix("Value error, ")
+    return f"config: {where!r} is missing"
     if error["type"] == "string_pattern_mismatch" and place[-1] == "[key]":
         return (
             f"config: {place[1]!r} under {place[0]!r} is not a usable name: letters, digits, "
             "'.', '_' and '-' only, since it names a folder"
         )
-    return f"config: {where!r} is {error['input']!r}: {error['msg']}"
+    problem = error["msg"].removeprefix("Value error, ")
+    return f"config: {where!r} is {error['input']!r}: {problem}"
 
 
 def load(values: dict[str, Any], *, check_run: bool = True) -> Config:
@@ -319,6 +337,8 @@ def _type_name(schema: dict[str, Any]) -> str:
         return " or ".join(_type_name(s) for s in schema["anyOf"])
     if schema.get("type") == "array" and "items" in schema:
         return f"list of {_type_name(schema['items'])}"
+    if "prefixItems" in schema:
+        return f"list of {len(schema['prefixItems'])} {_type_name(schema['prefixItems'][0])}s"
     name = schema.get("type", "mapping")
     return {"null": "nothing", "object": "mapping"}.get(name, name)
 
@@ -332,6 +352,7 @@ def reference() -> str:
         "",
         "`config/config.yaml` is always read first. Another file given with `--configfile` is laid",
         "over it, key by key; lists are replaced as a whole. `run` says which sections are made.",
+        "Paths are relative to the working directory; `~` and `$VARIABLES` in them are expanded.",
         "Scientific values re-run what depends on them; `runtime` re-runs nothing.",
     ]
     headings: list[tuple[str, type[Section]]] = [

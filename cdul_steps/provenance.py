@@ -10,6 +10,8 @@ from pathlib import Path
 from cdul_steps import __version__
 
 PACKAGE = Path(__file__).parent
+# They cannot change a result; the config's values are params of their own.
+NEUTRAL = {f"{PACKAGE.name}.{name}" for name in ("config", "errors", "progress", "provenance")}
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -56,15 +58,15 @@ def source_digest(module: str) -> str:
     """Digest of a module's code and of all modules of this package that it imports.
 
     Snakemake does not see code inside an imported package, so each rule passes this as a param:
-    a change of behaviour re-runs the stage. Comments, docstrings and layout do not count, nor
-    does the module of the config, whose values are params themselves.
+    a change of behaviour re-runs the stage. Comments, docstrings, layout and NEUTRAL modules do
+    not count.
     """
     sources: dict[str, str] = {}
     waiting = [module]
     while waiting:
         name = waiting.pop()
         file = _module_file(name)
-        if file is None or name in sources or name == f"{PACKAGE.name}.config":
+        if file is None or name in sources or name in NEUTRAL:
             continue
         tree = ast.parse(file.read_text(encoding="utf-8"))
         waiting.extend(_imports(tree))

@@ -20,9 +20,15 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         part = scratch / path.name
         yield part
+        old = scratch / "old"
         if path.is_dir() and not path.is_symlink():
-            path.rename(scratch / "old")
-        part.replace(path)
+            path.rename(old)
+        try:
+            part.replace(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -42,7 +42,7 @@ def read_truth(images: Path, classes: list[str]) -> pa.Table:
         return table.slice(0, 0).append_column("positive", pa.array([], pa.list_(pa.int32())))
     known = table["positive"].is_valid().to_numpy()
     if "known" in table.column_names:
-        known &= table["known"].to_numpy()
+        known &= pc.fill_null(table["known"], False).to_numpy()
     return table.filter(pa.array(known))
 
 

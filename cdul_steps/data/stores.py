@@ -1,5 +1,6 @@
 """Sharded Zarr arrays: row i of a store is image i of its split."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import zarr.errors
 from zarr.codecs import Crc32cCodec
 
 from cdul_steps.data.files import replacing
-from cdul_steps.errors import UserError
+from cdul_steps.errors import UserError, first_line
 
 CHUNK_BYTES = 1 << 20
 BLOCK_BYTES = 64 << 20
@@ -74,7 +75,10 @@ def write_shard(path: Path, shard: int, rows: np.ndarray, shard_size: int) -> No
         # Zarr leaves out an object that holds nothing but NaN; a job's output must exist.
         empty = bool(np.isnan(rows).all())
         store = _create(scratch, shape, shard_size, str(rows.dtype), {}, write_empty=empty)
-        store[: len(rows)] = rows
+        if empty:
+            store[:] = np.nan
+        else:
+            store[: len(rows)] = rows
         shard_file(scratch, 0).replace(part)
 
 
@@ -94,23 +98,29 @@ def shard_rows(array: zarr.Array) -> int:
     return (array.shards or array.chunks)[0]
 
 
-def open_similarity(path: Path, need_scale: bool) -> tuple[zarr.Array, list[str], float]:
+def open_similarity(path: Path, tau: float | None) -> tuple[zarr.Array, list[str], float]:
     """Open a similarity store: `(array (N, 1+S, C), class names, logit scale)`.
 
-    The scale is NaN where the store has none and it is not needed. Raises UserError where an
-    attribute is missing or does not fit the array.
+    The scale is needed, and read, where no `tau` is given; else it is NaN. Raises UserError where
+    an attribute is missing or does not fit the array, or `tau` is not above 0.
     """
+    if tau is not None and not tau > 0:
+        raise UserError(f"tau is {tau:g}; it must be above 0")
     array = open_store(path)
     classes = array.attrs.get("classes")
-    if not isinstance(classes, list) or len(classes) != array.shape[2]:
+    names = {c for c in classes if isinstance(c, str)} if isinstance(classes, list) else ()
+    if not array.shape[2] == len(names) == len(classes):
         raise UserError(
             f"{path}: its attribute 'classes' must name its {array.shape[2]} classes in order"
         )
-    if need_scale and "logit_scale" not in array.attrs:
+    scale = array.attrs.get("logit_scale")
+    if tau is None and scale is None:
         raise UserError(f"{path}: has no attribute 'logit_scale'; give --tau")
+    if tau is None and not (isinstance(scale, int | float) and scale > 0):
+        raise UserError(f"{path}: its attribute 'logit_scale' is {scale!r}; give --tau")
     if array.shape[1] < 2:
         raise UserError(f"{path}: has no snippets, only the whole image")
-    return array, classes, float(array.attrs.get("logit_scale", "nan"))
+    return array, classes, float(scale) if tau is None else math.nan
 
 
 def _block_rows(array: zarr.Array) -> int:
@@ -129,12 +139,36 @@ def read_blocks(path: Path, array: zarr.Array) -> Iterator[tuple[int, np.ndarray
     size, block = shard_rows(array), _block_rows(array)
     for first in range(0, array.shape[0], block):
         try:
-            yield first, np.asarray(array[first : first + block])
+            rows = _read_rows(path, array, first, block)
         except Exception as error:
+            shard = _torn_shard(path, array, first, block)
             raise UserError(
-                f"{shard_file(path, first // size)}: torn or foreign shard; "
-                f"delete it and run again ({error})"
+                f"{shard_file(path, shard)}: torn or foreign shard; "
+                f"delete it and run again ({first_line(error)})"
             ) from error
+        yield first, rows
+
+
+def _read_rows(path: Path, array: zarr.Array, first: int, count: int) -> np.ndarray:
+    size = shard_rows(array)
+    last = min(first + count, array.shape[0])
+    for shard in range(first // size, -(-last // size)):
+        # Zarr takes an object without bytes for one that was never written.
+        object_ = shard_file(path, shard)
+        if object_.is_file() and not object_.stat().st_size:
+            raise ValueError("the file is empty")
+    return np.asarray(array[first:last])
+
+
+def _torn_shard(path: Path, array: zarr.Array, first: int, block: int) -> int:
+    """The first shard of a block that cannot be read."""
+    size = shard_rows(array)
+    for start in range(first, min(first + block, array.shape[0]), size):
+        try:
+            _read_rows(path, array, start, min(size, block))
+        except Exception:
+            return start // size
+    return first // size
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """Measures of multi-label scores against the truth."""
 
+from itertools import chain
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -17,6 +19,12 @@ def truth_table(
     difficult objects: "ignore" leaves those entries out of `counted`, "negative" and "positive"
     give them that truth. Raises IndexError for an index outside the class table.
     """
+    for index in chain(*positive, *difficult):
+        if not 0 <= index < classes:
+            raise IndexError(f"class index {index} is not in 0..{classes - 1}")
+    for index in chain(*positive, *difficult):
+        if not 0 <= index < classes:
+            raise IndexError(f"class index {index} is not in 0..{classes - 1}")
     truth = np.zeros((len(positive), classes), dtype=bool)
     counted = np.ones_like(truth)
     for row, present in enumerate(positive):
@@ -41,6 +49,8 @@ def average_precision(truth: np.ndarray, scores: np.ndarray) -> float:
 def average_precision_voc07(truth: np.ndarray, scores: np.ndarray) -> float:
     """Mean of the best precision at recall >= 0, 0.1, ..., 1 (VOC2007's 11 points), in 0..1."""
     precision, recall, _ = precision_recall_curve(truth, scores)
+    # The curve's last point, precision 1 at recall 0, is none of the data's.
+    precision, recall = precision[:-1], recall[:-1]
     # A tenth that is met exactly must count as met in spite of rounding.
     points = np.linspace(0, 1, 11)
     return float(np.mean([precision[recall >= point - 1e-9].max() for point in points]))

@@ -64,13 +64,15 @@ def new_classifier(
         raise UserError(f"training: weights {weights}: no such file ('timm' fetches timm's own)")
     overlay = {"file": weights} if weights not in (None, "timm") else None
     try:
-        network = timm.create_model(
-            model,
-            pretrained=weights is not None,
-            num_classes=len(classes),
-            pretrained_cfg_overlay=overlay,
-            **model_args,
-        )
+        arguments = dict(num_classes=len(classes), **model_args)
+        state = torch.get_rng_state()
+        network = fresh = timm.create_model(model, **arguments)
+        if weights is not None:
+            torch.set_rng_state(state)
+            network = timm.create_model(
+                model, pretrained=True, pretrained_cfg_overlay=overlay, **arguments
+            )
+            _check_loaded(network, fresh)
     except Exception as error:
         source = {None: "", "timm": " with timm's weights"}.get(weights, f" with {weights}")
         raise UserError(
@@ -80,6 +82,20 @@ def new_classifier(
     if data["interpolation"] not in INTERPOLATION:
         data["interpolation"] = "bicubic"
     return network.to(memory_format=torch.channels_last), data
+
+
+def _check_loaded(network: torch.nn.Module, fresh: torch.nn.Module) -> None:
+    """Raise ValueError where a weight but the head's is still that of a `fresh` network.
+
+    timm loads what it finds, and nothing at all of a file of another model.
+    """
+    head = network.pretrained_cfg.get("classifier") or ()
+    head = (head,) if isinstance(head, str) else tuple(head)
+    start = dict(fresh.named_parameters())
+    for name, weight in network.named_parameters():
+        # Vectors may keep their start, such as the zeros of a bias.
+        if weight.dim() > 1 and not name.startswith(head) and torch.equal(weight, start[name]):
+            raise ValueError(f"they do not hold {name}, so they are of another model")
 
 
 def save_classifier(network: torch.nn.Module, card: Card, folder: Path) -> None:
@@ -100,8 +116,9 @@ def load_classifier(folder: Path, device: torch.device) -> tuple[torch.nn.Module
         card = Card(**json.loads((folder / CARD).read_text(encoding="utf-8")))
         network = timm.create_model(card.model, num_classes=len(card.classes), **card.model_args)
         network.load_state_dict(load_file(folder / WEIGHTS))
-    except FileNotFoundError as error:
-        raise UserError(f"{folder}: not a model folder, {error.filename} is missing") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        missing = next((n for n in (CARD, WEIGHTS) if not (folder / n).is_file()), "a file")
+        raise UserError(f"{folder}: not a model folder, {missing} is missing") from error
     except (ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: the model cannot be loaded: {first_line(error)}") from error
     return network.eval().to(device, memory_format=torch.channels_last), card

@@ -15,7 +15,5 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"device {name!r} cannot be used here: {first_line(error)}"
-        ) from error
+        raise UserError(f"device {name!r} cannot be used here: {first_line(error)}") from error
     return device

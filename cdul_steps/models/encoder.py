@@ -1,8 +1,10 @@
 """CLIP by open_clip: images and prompts to unit vectors."""
 
+import difflib
 import logging
-import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
+from huggingface_hub import constants as hub
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import Compose, Normalize
@@ -31,15 +35,15 @@ def load_clip(
     `model` is a model name with `pretrained` a tag or a checkpoint file, or `local-dir:FOLDER`.
     Raises UserError where a file is missing, cannot be fetched, or does not fit the model.
     """
-    local = model.startswith("local-dir:")
-    if local and pretrained:
-        raise UserError(f"encoder {model}: a local-dir holds its own weights; drop 'pretrained'")
-    if not local and not model.startswith("hf-hub:"):
+    place = model.partition(":")[0]
+    if place not in ("local-dir", "hf-hub"):
         _check_name(model, pretrained)
+    elif pretrained:
+        raise UserError(f"encoder {model}: a {place} holds its own weights; drop 'pretrained'")
     # open_clip only warns when OpenAI's weights meet a model without their activation.
-    tag = None if local else open_clip.get_pretrained_cfg(model, pretrained or "")
+    tag = open_clip.get_pretrained_cfg(model, pretrained or "")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _quiet():
             warnings.simplefilter("ignore")
             network = open_clip.create_model(
                 model,
@@ -55,10 +59,18 @@ def load_clip(
     return network.eval().requires_grad_(False)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence open_clip, which logs what it raises to the root logger as well."""
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 def _check_name(model: str, pretrained: str | None) -> None:
     if model not in open_clip.list_models():
-        import difflib
-
         near = difflib.get_close_matches(model, open_clip.list_models(), n=3, cutoff=0.4)
         raise UserError(
             f"encoder {model}: open_clip has no such model"
@@ -70,7 +82,7 @@ def _check_name(model: str, pretrained: str | None) -> None:
             f"encoder {model}: 'pretrained' is missing; a checkpoint file or one of "
             f"{', '.join(tags) or 'no known tags'}"
         )
-    if pretrained not in tags and not Path(pretrained).is_file():
+    if not open_clip.is_pretrained_cfg(model, pretrained) and not Path(pretrained).is_file():
         raise UserError(
             f"encoder {model}: pretrained {pretrained!r} is neither a file nor one of open_clip's "
             f"tags ({', '.join(tags)})"
@@ -78,16 +90,18 @@ def _check_name(model: str, pretrained: str | None) -> None:
 
 
 def _why_not_loaded(
-    model: str, pretrained: str | None, tag: dict[str, Any] | None, error: Exception
+    model: str, pretrained: str | None, tag: dict[str, Any], error: Exception
 ) -> str:
-    if tag:
-        hub = (tag.get("hf_hub") or "").rstrip("/")
-        missing = f"{hub}/open_clip_model.safetensors" if hub else tag.get("url", "its weights")
-        cache = os.environ.get("HF_HUB_CACHE") or "~/.cache/huggingface/hub"
+    if tag and "Failed to download" in str(error):
+        file = tag.get("hf_hub") or tag.get("url", "")
+        missing = f"{file}open_clip_model.safetensors" if file.endswith("/") else file
+        # A file does not say that it needs OpenAI's activation; the name of the model can.
+        quick = tag.get("quick_gelu") and not model.endswith("-quickgelu")
+        name = f" (of the model {model}-quickgelu)" if quick else ""
         return (
-            f"encoder {model}: {missing} is not in the cache ({cache}) and cannot be fetched; "
-            "run once with network, copy that cache here, or give the file as 'pretrained' or its "
-            f"folder as 'local-dir:FOLDER' ({first_line(error)})"
+            f"encoder {model}: {missing} is not in the cache ({hub.HF_HUB_CACHE}) and cannot be "
+            f"fetched; run once with network, copy that cache here, or give the file as "
+            f"'pretrained'{name} or its folder as 'local-dir:FOLDER' ({first_line(error)})"
         )
     place = pretrained or model.removeprefix("local-dir:")
     return f"encoder {model}: {place} cannot be loaded: {first_line(error)}"
@@ -105,7 +119,7 @@ class Preprocess:
     def of(cls, network: torch.nn.Module) -> "Preprocess":
         """Read the preprocessing that belongs to an open_clip model."""
         config = open_clip.get_model_preprocess_cfg(network)
-        transform = open_clip.image_transform_v2(open_clip.PreprocessCfg(**config), is_train=False)
+        transform = image_transform_v2(PreprocessCfg(**config), is_train=False)
         *resize, to_tensor, normalize = transform.transforms
         assert isinstance(normalize, Normalize) and "ToTensor" in type(to_tensor).__name__
         return cls(Compose(resize), tuple(normalize.mean), tuple(normalize.std))
@@ -148,6 +162,3 @@ def embed_prompts(network: torch.nn.Module, model: str, prompts: list[str]) -> n
 def logit_scale(network: torch.nn.Module) -> float:
     """The factor on the cosines, `exp` of the model's parameter: 100 for OpenAI's CLIP."""
     return float(network.logit_scale.float().exp())
-
-
-logging.getLogger("open_clip").setLevel(logging.ERROR)

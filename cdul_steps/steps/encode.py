@@ -28,7 +28,11 @@ from cdul_steps.models.encoder import (
 from cdul_steps.progress import Progress, note
 from cdul_steps.provenance import versions
 
+# Views of several images are gathered, so that few batches are cut short.
+GATHERED = 64
 SOFTWARE = ("torch", "open_clip_torch", "timm", "zarr", "pillow")
+MAX_ASPECT = 100
+"""Views longer than so many times their width are refused: resized, they would fill the memory."""
 
 
 class ShardImages(Dataset):
@@ -54,20 +58,28 @@ class ShardImages(Dataset):
         if tuple(boxes[0]) != (0, 0, *image.size):
             text = f"is {image.width}x{image.height} pixels, the manifest says otherwise"
             return index, None, "changed", text, time.perf_counter() - start
+        sides = boxes[:, 2:] - boxes[:, :2]
+        if (sides.max(axis=1) > MAX_ASPECT * sides.min(axis=1)).any():
+            text = f"{image.width}x{image.height} pixels, a side is over {MAX_ASPECT} of the other"
+            return index, None, "bad_shape", text, time.perf_counter() - start
         views = np.stack([self.preprocess.view(image, tuple(box.tolist())) for box in boxes])
         return index, views, "ok", "", time.perf_counter() - start
 
 
-def _encode_views(encoder: ImageEncoder, views: np.ndarray, batch_size: int) -> np.ndarray:
-    """Embed uint8 views (B, 3, H, W) in batches; on CUDA out of memory, in smaller ones."""
+def _encode_views(
+    encoder: ImageEncoder, views: np.ndarray, batch_size: int
+) -> tuple[np.ndarray, int]:
+    """Embed uint8 views (B, 3, H, W) in batches; on CUDA out of memory, in smaller ones.
+
+    Returns the vectors and the batch size that went well.
+    """
     while True:
         try:
-            return np.concatenate(
-                [
-                    encoder(torch.from_numpy(views[first : first + batch_size]))
-                    for first in range(0, len(views), batch_size)
-                ]
-            )
+            vectors = [
+                encoder(torch.from_numpy(views[first : first + batch_size]))
+                for first in range(0, len(views), batch_size)
+            ]
+            return np.concatenate(vectors), batch_size
         except torch.OutOfMemoryError:
             if batch_size == 1:
                 raise
@@ -180,7 +192,10 @@ def _encode_images(
     start = time.monotonic()
 
     def flush() -> None:
-        vectors = unit(_encode_views(encoder, np.concatenate(list(waiting.values())), batch_size))
+        nonlocal batch_size
+        views = np.concatenate(list(waiting.values()))
+        vectors, batch_size = _encode_views(encoder, views, batch_size)
+        vectors = unit(vectors)
         for index, of_image in zip(waiting, vectors.reshape(-1, *rows.shape[1:]), strict=True):
             if np.isfinite(of_image).all():
                 rows[places[index]] = of_image
@@ -194,7 +209,7 @@ def _encode_images(
             outcome[index] = (status, error, seconds)
             if views is not None:
                 waiting[index] = np.asarray(views)
-            if len(waiting) * boxes.shape[1] >= batch_size:
+            if (len(waiting) + 1) * boxes.shape[1] > batch_size and waiting:
                 flush()
             progress.update()
         if waiting:

@@ -162,7 +162,7 @@ def evaluate_labels(
     """
     result: dict[str, Any] = {"definition": _definition(difficult, ap), "splits": {}}
     for split, store in similarity.items():
-        array, classes, scale = open_similarity(store, tau is None)
+        array, classes, scale = open_similarity(store, tau)
         used_tau = temperature(scale) if tau is None else tau
         table = read_split(images, split, ["image_id", "row"])
         truth = read_truth(images, classes)

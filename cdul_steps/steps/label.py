@@ -31,13 +31,14 @@ def make_labels(
     One row an image that has an embedding, in the order of `images`. Settings and class table go
     into the schema's metadata. Raises UserError for input that does not fit together.
     """
-    array, classes, scale = open_similarity(similarity, tau is None)
+    array, classes, scale = open_similarity(similarity, tau)
     tau = temperature(scale) if tau is None else tau
     table = read_split(images, split, ["image_id", "path", "row"])
     rows = table["row"].to_numpy()
-    if rows.max() >= array.shape[0] or rows.min() < 0:
+    beyond = rows[(rows < 0) | (rows >= array.shape[0])]
+    if len(beyond):
         raise UserError(
-            f"{images}: row {rows.max()} of split {split!r} is beyond the {array.shape[0]} rows "
+            f"{images}: row {beyond[0]} of split {split!r} is beyond the {array.shape[0]} rows "
             f"of {similarity}"
         )
     shape = (array.shape[0], len(classes))

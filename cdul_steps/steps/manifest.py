@@ -19,6 +19,9 @@ from cdul_steps.progress import Progress, note
 
 # What a shard holds; a shard whose rows stay the same is not written again.
 IMAGE_COLUMNS = ("image_id", "path", "row", "bytes", "modified", "width", "height")
+IMAGE_SCHEMA = pa.schema(
+    [(name, pa.string() if name in ("image_id", "path") else pa.int64()) for name in IMAGE_COLUMNS]
+)
 
 
 def _stat(path: str) -> tuple[int, int]:
@@ -155,21 +158,16 @@ def _image_table(
 
 def _view_table(images: list[dict[str, Any]], grid: tuple[int, int]) -> pa.Table:
     views = 1 + grid[0] * grid[1]
-    boxes = np.concatenate(
-        [
-            view_boxes(i["width"], i["height"], *grid)
-            if i["width"]
-            else np.zeros((views, 4), np.int32)
-            for i in images
-        ]
-    )
-    repeated = np.repeat(np.arange(len(images)), views)
-    columns = {
-        name: pa.array([i[name] for i in images]).take(pa.array(repeated)) for name in IMAGE_COLUMNS
-    }
-    columns["view"] = pa.array(np.tile(np.arange(views, dtype=np.int32), len(images)))
-    columns |= {name: pa.array(boxes[:, c]) for c, name in enumerate(CORNERS)}
-    return pa.table(columns)
+    boxes = np.zeros((len(images), views, 4), np.int32)
+    for box, image in zip(boxes, images, strict=True):
+        if image["width"]:
+            box[:] = view_boxes(image["width"], image["height"], *grid)
+    repeated = pa.array(np.repeat(np.arange(len(images)), views))
+    table = pa.Table.from_pylist(images, IMAGE_SCHEMA).take(repeated)
+    columns = [np.tile(np.arange(views, dtype=np.int32), len(images)), *boxes.reshape(-1, 4).T]
+    for name, column in zip(("view", *CORNERS), columns, strict=True):
+        table = table.append_column(name, pa.array(column))
+    return table
 
 
 def _write_shards(
@@ -197,7 +195,7 @@ def _write_shards(
         data = to_bytes(describe(_view_table(images, grid), SHARD_KIND, **facts))
         written += write_if_changed(path, data)
     for path in folder.glob("*.parquet"):
-        if int(path.stem) not in by_shard:
+        if path.stem.isdecimal() and int(path.stem) not in by_shard:
             path.unlink()
     return written
 

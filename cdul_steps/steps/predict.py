@@ -103,6 +103,9 @@ def predict_images(
                 index, pixels = zip(*usable, strict=True)
                 batch = card.normalize(torch.from_numpy(np.stack(pixels)).to(target))
                 scores[list(index)] = torch.sigmoid(network(batch).float()).cpu().numpy()
+                for place in index:
+                    if not np.isfinite(scores[place]).all():
+                        scores[place], status[place] = np.nan, "not_finite"
             progress.update(len(items))
     threshold = card.threshold if threshold is None else threshold
     result = score_table(table["image_id"], table["path"], card.classes, scores)

@@ -19,7 +19,7 @@ from cdul_steps.data.files import digest, replacing
 from cdul_steps.data.images import ImageError, decode
 from cdul_steps.data.manifest import read_split, read_truth
 from cdul_steps.data.tables import describe, read_facts, read_scores, score_table, write_table
-from cdul_steps.errors import UserError
+from cdul_steps.errors import UserError, first_line
 from cdul_steps.method import gradient_alignment as alignment
 from cdul_steps.method.metrics import Difficult, mean_average_precision, truth_table
 from cdul_steps.models.classifier import Card, new_classifier, save_classifier
@@ -94,6 +94,8 @@ class Loader:
             collate_fn=_collate,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
+            # Its own, so that dropout does not depend on the number of workers or on a resumption.
+            generator=torch.Generator(),
         )
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -130,8 +132,9 @@ class Measure:
         return cls(np.array(places, dtype=int), truth, counted)
 
     def __call__(self, scores: Tensor) -> float | None:
-        """mAP in percent of scores (N, C); None where nothing is known."""
-        return mean_average_precision(self.truth, self.counted, scores.numpy()[self.places])
+        """mAP in percent of scores (N, C), NaN counting as 0; None where nothing is known."""
+        known = scores.nan_to_num().numpy()[self.places]
+        return mean_average_precision(self.truth, self.counted, known)
 
 
 def _learning_rate(settings: Training, step: int, steps: int) -> float:
@@ -184,12 +187,15 @@ class Trainer:
         """
         self.network.train()
         targets = alignment.to_label(self.latents)
+        self.logits.fill_(torch.nan)
         total, count = torch.zeros((), device=self.device), 0
         with Progress(label, len(targets), "images") as progress:
             for index, images in data:
                 for group in self.optimizer.param_groups:
                     group["lr"] = _learning_rate(self.settings, self.step, steps)
-                logits = self._forward(images)
+                if len(index) == 1:  # batch norm needs two
+                    images = images.repeat(2, 1, 1, 1)
+                logits = self._forward(images)[: len(index)]
                 loss = self.loss(logits, targets[index].to(self.device, non_blocking=True))
                 self.optimizer.zero_grad(set_to_none=True)
                 self.scaler.scale(loss.mean()).backward()
@@ -224,6 +230,10 @@ class Trainer:
             scores[index] = torch.sigmoid(self._forward(pixels)).cpu()
         return scores
 
+    def is_finite(self) -> bool:
+        """Whether the network's weights and statistics are."""
+        return all(bool(t.isfinite().all()) for t in self.network.state_dict().values())
+
     def state(self) -> dict[str, Any]:
         """All that the next epoch depends on. Random numbers are seeded anew each epoch."""
         return {
@@ -250,9 +260,9 @@ def _load_checkpoint(path: Path, identity: str) -> dict[str, Any] | None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        note(f"train: {path} cannot be read ({error}); starting over")
+        note(f"train: {path} cannot be read ({first_line(error)}); starting over")
         return None
-    if state["identity"] != identity:
+    if not isinstance(state, dict) or state.get("identity") != identity:
         note("train: the checkpoint is of other settings or labels; starting over")
         return None
     return state
@@ -284,6 +294,8 @@ def train_classifier(
     if workers < 0:
         workers = torch.get_num_threads() if target.type == "cuda" else 1
     table, classes, scores = read_scores(labels)
+    if len(classes) == 1 and settings.loss == "kl_classes":
+        raise UserError("training: a softmax over one class learns nothing; use the loss 'kl'")
     identity = hashlib.blake2b(
         (settings.model_dump_json() + digest(labels)).encode(), digest_size=16
     ).hexdigest()
@@ -332,7 +344,11 @@ def train_classifier(
             loader.epoch(epoch, plan), steps, f"train epoch {epoch + 1}/{settings.epochs}"
         )
         seconds = time.monotonic() - start
-        if not np.isfinite(loss):
+        unusable = int(trainer.logits.isnan().all(dim=1).sum())
+        if np.isfinite(loss) and unusable == len(table):
+            first = table["path"][0].as_py()
+            raise UserError(f"{labels}: none of its images can be read, the first being {first}")
+        if not (np.isfinite(loss) and trainer.is_finite()):
             kept = f"; the state before it is in {checkpoint}" if history else ""
             raise UserError(
                 f"training diverged in epoch {epoch + 1} (the loss is {loss}): "
@@ -343,7 +359,7 @@ def train_classifier(
             "loss": loss,
             "learning_rate": trainer.optimizer.param_groups[0]["lr"],
             "label_movement": 0.0,
-            "train_mAP": measure_labels(torch.sigmoid(trainer.logits).nan_to_num()),
+            "train_mAP": measure_labels(torch.sigmoid(trainer.logits)),
             "images_per_second": len(table) / seconds,
         }
         after_warmup = epoch + 1 - settings.alignment.warmup
@@ -353,6 +369,8 @@ def train_classifier(
         row["label_mAP"] = measure_labels(alignment.to_label(trainer.latents))
         row["test_mAP"] = test(trainer) if test else None
         history.append(row)
+        if unusable:
+            note(f"train: epoch {epoch + 1}: {unusable} images cannot be read and are left out")
         note(
             f"train: epoch {epoch + 1}: loss {loss:.4f}, label movement "
             f"{row['label_movement']:.4f}, {row['images_per_second']:.1f} images/s"

@@ -1,10 +1,7 @@
-import json
 import shlex
 import sys
 from functools import wraps
 from pathlib import Path
-
-from snakemake.exceptions import WorkflowError
 
 # The package lies beside the Snakefile.
 sys.path.insert(0, str(Path(workflow.basedir)))
@@ -30,7 +27,8 @@ def one_line(function):
         try:
             return function(*arguments)
         except UserError as error:
-            raise WorkflowError(str(error)) from None
+            # Snakemake's own error would add the lines of this file.
+            sys.exit(f"cdul: error: {error}")
 
     return wrapped
 
@@ -81,7 +79,9 @@ def option(name, value):
     def words(wildcards):
         given = value(wildcards)
         given = given if isinstance(given, list) else [given]
-        return [word for item in given if item is not None for word in (name, str(item))]
+        return [
+            word for item in given if item is not None for word in (name, str(item))
+        ]
 
     return words
 
@@ -89,3 +89,84 @@ def option(name, value):
 def code(step):
     """Digest of a step's code: Snakemake does not look inside an imported package."""
     return source_digest(f"cdul_steps.steps.{step}")
+
+
+def dataset_root(wildcards):
+    """Where a data set lies; the demo's scenes are made among the results."""
+    dataset = CONFIG.datasets[wildcards.dataset]
+    if dataset.reader == "demo":
+        return f"{RESULTS}/{wildcards.dataset}/scenes/scenes.csv"
+    return dataset.root
+
+
+def dataset_source(wildcards):
+    """The demo's scenes as an input; other data sets are watched through their content."""
+    demo = CONFIG.datasets[wildcards.dataset].reader == "demo"
+    return dataset_root(wildcards) if demo else []
+
+
+@one_line
+def dataset_content(wildcards):
+    """What changes when images come, go or change; scenes have a rule that says so."""
+    dataset = CONFIG.datasets[wildcards.dataset]
+    if dataset.reader == "demo":
+        return "scenes"
+    names = load_classes(Path(dataset.classes)).names
+    return fingerprint(
+        read_dataset(dataset.reader, Path(dataset.root), dataset.splits, names)
+    )
+
+
+@one_line
+def class_names(wildcards):
+    """The class names without their aliases, which only the text encoder reads."""
+    return list(load_classes(Path(CONFIG.datasets[wildcards.dataset].classes)).names)
+
+
+def scenes_key(key):
+    """A value of the demo's scenes."""
+    return lambda wildcards: getattr(CONFIG.datasets[wildcards.dataset].scenes, key)
+
+
+def shards(wildcards):
+    """The shards of a split, known once the manifest is made."""
+    images = checkpoints.manifest.get(dataset=wildcards.dataset).output[0]
+    facts = read_facts(Path(images))
+    return range(-(-facts["rows"][wildcards.split] // facts["layout"]["shard_size"]))
+
+
+@one_line
+def shard_manifest(wildcards):
+    """The views of a shard. Written by the manifest only when they change."""
+    images = checkpoints.manifest.get(dataset=wildcards.dataset).output[0]
+    path = Path(images).parent / wildcards.split / f"{wildcards.shard}.parquet"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: run again with --forcerun manifest")
+    return str(path)
+
+
+def weights(wildcards):
+    """Digest of an encoder's own files; a tag of open_clip always means the same weights."""
+    encoder = CONFIG.encoders[wildcards.encoder]
+    place = Path(encoder.pretrained or encoder.model.removeprefix("local-dir:"))
+    return digest(place) if place.exists() else "hub"
+
+
+@one_line
+def class_table(wildcards):
+    """Class names with their aliases."""
+    table = load_classes(Path(CONFIG.datasets[wildcards.dataset].classes))
+    return [f"{name}: {aliases}" for name, aliases in zip(table.names, table.aliases)]
+
+
+def encoded(pattern):
+    """A file of each shard of a split."""
+    return lambda wildcards: expand(
+        pattern, shard=shards(wildcards), allow_missing=True
+    )
+
+
+def measured_split(wildcards):
+    """The split that the classifier is measured on: test, where there is one."""
+    splits = CONFIG.datasets[wildcards.dataset].splits
+    return "test" if "test" in splits else "train"

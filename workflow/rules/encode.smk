@@ -1,38 +1,10 @@
-def shards(wildcards):
-    """The shards of a split, known once the manifest is made."""
-    images = checkpoints.manifest.get(dataset=wildcards.dataset).output[0]
-    facts = read_facts(Path(images))
-    return range(-(-facts["rows"][wildcards.split] // facts["layout"]["shard_size"]))
-
-
-def shard_manifest(wildcards):
-    """The views of a shard. Written by the manifest only when they change."""
-    images = checkpoints.manifest.get(dataset=wildcards.dataset).output[0]
-    path = Path(images).parent / wildcards.split / f"{wildcards.shard}.parquet"
-    if not path.is_file():
-        raise WorkflowError(f"{path} is missing: run again with --forcerun manifest")
-    return str(path)
-
-
-def weights(wildcards):
-    """Digest of an encoder's own files; a tag of open_clip always means the same weights."""
-    encoder = CONFIG.encoders[wildcards.encoder]
-    place = Path(encoder.pretrained or encoder.model.removeprefix("local-dir:"))
-    return digest(place) if place.exists() else "hub"
-
-
-@one_line
-def class_table(wildcards):
-    """Class names with their aliases."""
-    table = load_classes(Path(CONFIG.datasets[wildcards.dataset].classes))
-    return [f"{name}: {aliases}" for name, aliases in zip(table.names, table.aliases)]
-
-
 rule encode_text:
     output:
         TEXT,
     log:
         f"{LOGS}/encode_text/{{dataset}}/{{encoder}}.log",
+    conda:
+        "../../environment.yml"
     params:
         model=encoder_key("model"),
         pretrained=option("--pretrained", encoder_key("pretrained")),
@@ -54,8 +26,16 @@ rule encode:
         table=ENCODED,
     log:
         f"{LOGS}/encode/{{dataset}}/{{encoder}}/{{split}}/{{shard}}.log",
+    conda:
+        "../../environment.yml"
+    threads: 8
+    resources:
+        gpu=1,
+        device=RUNTIME.device,
+        batch_size=lambda wildcards, attempt: RUNTIME.batch_size // 2 ** (attempt - 1),
+        workers=RUNTIME.workers,
     params:
-        store=EMBEDDINGS,
+        store=subpath(output.shard, ancestor=4),
         model=encoder_key("model"),
         pretrained=option("--pretrained", encoder_key("pretrained")),
         precision=encoder_key("precision"),
@@ -63,12 +43,6 @@ rule encode:
         max_pixels=dataset_key("max_pixels"),
         weights=weights,
         code=code("encode"),
-    threads: 8
-    resources:
-        gpu=1,
-        device=RUNTIME.device,
-        batch_size=lambda wildcards, attempt: RUNTIME.batch_size // 2 ** (attempt - 1),
-        workers=RUNTIME.workers,
     shell:
         "cdul encode --manifest {input:q} --store {params.store:q} --table {output.table:q} "
         "--model {params.model:q} {params.pretrained:q} --precision {params.precision} "

@@ -1,9 +1,3 @@
-def measured_split(wildcards):
-    """The split that the classifier is measured on: test, where there is one."""
-    splits = CONFIG.datasets[wildcards.dataset].splits
-    return "test" if "test" in splits else "train"
-
-
 rule quality:
     input:
         images=IMAGES,
@@ -16,6 +10,8 @@ rule quality:
         f"{LABELS}/quality.json",
     log:
         f"{LOGS}/quality/{{dataset}}/{{encoder}}/{{labels}}.log",
+    conda:
+        "../../environment.yml"
     params:
         similarity=lambda wildcards, input: [
             f"--similarity={Path(store).stem}={store}" for store in input.similarity
@@ -40,6 +36,8 @@ rule evaluate:
         f"{TRAINING}/metrics.json",
     log:
         f"{LOGS}/evaluate/{{dataset}}/{{encoder}}/{{labels}}/{{training}}.log",
+    conda:
+        "../../environment.yml"
     params:
         difficult=CONFIG.evaluate.difficult,
         ap=CONFIG.evaluate.ap,

@@ -6,6 +6,8 @@ rule label:
         f"{LABELS}/pseudo_labels.parquet",
     log:
         f"{LOGS}/label/{{dataset}}/{{encoder}}/{{labels}}.log",
+    conda:
+        "../../environment.yml"
     params:
         construction=labels_key("construction"),
         tau=option("--tau", labels_key("tau")),

@@ -7,15 +7,17 @@ rule predict:
         f"{TRAINING}/predictions/{{split}}.parquet",
     log:
         f"{LOGS}/predict/{{dataset}}/{{encoder}}/{{labels}}/{{training}}/{{split}}.log",
-    params:
-        model=f"{TRAINING}/model",
-        max_pixels=dataset_key("max_pixels"),
-        code=code("predict"),
+    conda:
+        "../../environment.yml"
     threads: 8
     resources:
         gpu=1,
         device=RUNTIME.device,
         workers=RUNTIME.workers,
+    params:
+        model=subpath(input.card, parent=True),
+        max_pixels=dataset_key("max_pixels"),
+        code=code("predict"),
     shell:
         "cdul predict --model {params.model:q} --images {input.images:q} "
         "--split {wildcards.split} --max-pixels {params.max_pixels} "

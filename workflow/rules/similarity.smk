@@ -1,10 +1,3 @@
-def encoded(pattern):
-    """A file of each shard of a split."""
-    return lambda wildcards: expand(
-        pattern, shard=shards(wildcards), allow_missing=True
-    )
-
-
 rule store:
     input:
         images=IMAGES,
@@ -13,8 +6,10 @@ rule store:
         f"{EMBEDDINGS}/zarr.json",
     log:
         f"{LOGS}/store/{{dataset}}/{{encoder}}/{{split}}.log",
+    conda:
+        "../../environment.yml"
     params:
-        store=EMBEDDINGS,
+        store=subpath(output[0], parent=True),
         code=code("similarity"),
     shell:
         "cdul store --images {input.images:q} --split {wildcards.split} --text {input.text:q} "
@@ -32,8 +27,10 @@ rule similarity:
         directory(SIMILARITY),
     log:
         f"{LOGS}/similarity/{{dataset}}/{{encoder}}/{{split}}.log",
+    conda:
+        "../../environment.yml"
     params:
-        store=EMBEDDINGS,
+        store=subpath(input.store, parent=True),
         tables=lambda wildcards, input: [f"--table={table}" for table in input.tables],
         max_failed_share=dataset_key("max_failed_share"),
         code=code("similarity"),

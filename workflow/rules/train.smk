@@ -9,19 +9,21 @@ rule train:
         refined=f"{TRAINING}/refined_labels.parquet",
     log:
         f"{LOGS}/train/{{dataset}}/{{encoder}}/{{labels}}/{{training}}.log",
-    params:
-        folder=TRAINING,
-        settings=lambda wildcards: CONFIG.trainings[wildcards.training].model_dump_json(
-            by_alias=True
-        ),
-        difficult=CONFIG.evaluate.difficult,
-        max_pixels=dataset_key("max_pixels"),
-        code=code("train"),
+    conda:
+        "../../environment.yml"
     threads: 8
     resources:
         gpu=1,
         device=RUNTIME.device,
         workers=RUNTIME.workers,
+    params:
+        folder=subpath(output.history, parent=True),
+        settings=lambda wildcards: CONFIG.trainings[
+            wildcards.training
+        ].model_dump_json(by_alias=True),
+        difficult=CONFIG.evaluate.difficult,
+        max_pixels=dataset_key("max_pixels"),
+        code=code("train"),
     shell:
         "cdul train --labels {input.labels:q} --images {input.images:q} "
         "--settings {params.settings:q} --difficult {params.difficult} "

@@ -1,0 +1,49 @@
+# Everything is set up in .venv; PYTHON chooses the interpreter that makes it.
+PYTHON ?= python3
+BIN := .venv/bin
+
+# As in the command line itself: torch's threads sleep while they wait, and leave room for others.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: help install demo test lint format docs lock
+
+help:
+	@echo "make demo   run the whole workflow on the embedded demo and print its metrics"
+	@echo "make test   run all tests (CDUL_TEST_DATA names the folder of further test data)"
+	@echo "make lint   check style of the code and of the workflow"
+	@echo "make docs   write config/README.md and the config's JSON schema anew"
+	@echo "make lock   pin the dependencies of pyproject.toml anew (needs uv)"
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml requirements.lock
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: install
+	$(BIN)/snakemake --cores all
+	@$(BIN)/cdul summary results
+
+test: install
+	$(BIN)/pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --lint
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt Snakefile workflow
+
+docs: install
+	$(BIN)/cdul config-reference > config/README.md
+	$(BIN)/cdul config-schema > workflow/schemas/config.schema.json
+
+lock:
+	uv pip compile --universal --python-version 3.11 --extra dev \
+		--custom-compile-command "make lock" pyproject.toml --output-file requirements.lock
