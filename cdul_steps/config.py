@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from cdul_steps.errors import UserError
+from cdul_steps.errors import UserError, first_line
 
 
 def _number(value: Any) -> Any:
@@ -245,6 +245,14 @@ class Config(Section):
     runtime: Runtime = Field(Runtime(), description="Speed.")
 
 
+TAKEN = {
+    "datasets": {"logs"},
+    "encoders": {"manifest", "scenes"},
+    "labels": {"embeddings", "encode", "similarity"},
+}
+"""Names of sections that would collide with the workflow's own folders of results."""
+
+
 def _nearest(word: str, known: list[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
@@ -271,8 +279,7 @@ def _explain(error: dict[str, Any]) -> str:
         known = [f.alias or n for n, f in section.model_fields.items()]
         return f"config: unknown key {where!r}{_nearest(place[-1], known)}"
     if error["type"] == "missing":
-        problem = error["msg"].removeprefix("Value error, ")
-    return f"config: {where!r} is missing"
+        return f"config: {where!r} is missing"
     if error["type"] == "string_pattern_mismatch" and place[-1] == "[key]":
         return (
             f"config: {place[1]!r} under {place[0]!r} is not a usable name: letters, digits, "
@@ -300,6 +307,12 @@ def load(values: dict[str, Any], *, check_run: bool = True) -> Config:
                     f"config: run.{kind} names {name!r}, which is not under {kind!r}"
                     + _nearest(name, list(sections))
                 )
+    for kind, taken in TAKEN.items():
+        for name in taken & set(getattr(config, kind)):
+            raise UserError(
+                f"config: {name!r} under {kind!r} is the name of a folder of results; "
+                "choose another"
+            )
     for name, dataset in config.datasets.items():
         if (dataset.root is None) != (dataset.reader == "demo"):
             problem = "needs a 'root'" if dataset.root is None else "has no use for 'root'"
@@ -319,7 +332,7 @@ def read_training(text: str) -> Training:
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"--settings: not readable as YAML or JSON: {error}") from error
+        raise UserError(f"--settings: not readable as YAML or JSON: {first_line(error)}") from error
     return load({"run": {}, "trainings": {"settings": values or {}}}, check_run=False).trainings[
         "settings"
     ]

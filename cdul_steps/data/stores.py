@@ -136,7 +136,7 @@ def read_blocks(path: Path, array: zarr.Array) -> Iterator[tuple[int, np.ndarray
 
     A missing shard reads as NaN. Raises UserError naming the shard that cannot be read.
     """
-    size, block = shard_rows(array), _block_rows(array)
+    block = _block_rows(array)
     for first in range(0, array.shape[0], block):
         try:
             rows = _read_rows(path, array, first, block)

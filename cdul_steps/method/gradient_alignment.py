@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax, logsigmoid
 
-EPSILON = 1e-4
+EPSILON = 1e-6
 """Labels are kept within [EPSILON, 1 - EPSILON], so that their latents stay finite."""
 
 

@@ -1,7 +1,6 @@
 """Measures of multi-label scores against the truth."""
 
 from itertools import chain
-from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -19,9 +18,6 @@ def truth_table(
     difficult objects: "ignore" leaves those entries out of `counted`, "negative" and "positive"
     give them that truth. Raises IndexError for an index outside the class table.
     """
-    for index in chain(*positive, *difficult):
-        if not 0 <= index < classes:
-            raise IndexError(f"class index {index} is not in 0..{classes - 1}")
     for index in chain(*positive, *difficult):
         if not 0 <= index < classes:
             raise IndexError(f"class index {index} is not in 0..{classes - 1}")

@@ -37,8 +37,9 @@ def check_failures(
     members = members.filter(pc.equal(members["split"], split))
     outcome = pa.concat_tables([read_table(t, ["row", "status", "error"]) for t in tables])
     joined = members.join(outcome, "row", join_type="left outer").sort_by("row")
-    failed = joined.filter(pc.invert(pc.equal(pc.fill_null(joined["status"], "absent"), "ok")))
-    failed = failed.select(["image_id", "status", "error"])
+    status = pc.fill_null(joined["status"], "absent")
+    joined = joined.set_column(joined.column_names.index("status"), "status", status)
+    failed = joined.filter(pc.not_equal(status, "ok")).select(["image_id", "status", "error"])
     if len(failed) > max_failed_share * len(members):
         first = "; ".join(f"{f['image_id']}: {f['status']}" for f in failed[:10].to_pylist())
         raise UserError(

@@ -89,7 +89,7 @@ class Loader:
         self._plan: list[list[tuple[int, int]]] = []
         self._loader = DataLoader(
             images,
-            batch_sampler=self,
+            batch_sampler=self._plan,
             num_workers=workers,
             collate_fn=_collate,
             persistent_workers=workers > 0,
@@ -98,15 +98,9 @@ class Loader:
             generator=torch.Generator(),
         )
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return iter(self._plan)
-
-    def __len__(self) -> int:
-        return len(self._plan)
-
     def epoch(self, epoch: int, plan: list[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of `plan`, lists of image indices, as `(index (B,), uint8 images)`."""
-        self._plan = [[(epoch, index) for index in batch] for batch in plan]
+        self._plan[:] = [[(epoch, index) for index in batch] for batch in plan]
         return (batch for batch in self._loader if batch is not None)
 
 

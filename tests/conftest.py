@@ -1,0 +1,45 @@
+"""What all tests share."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Time limits on a single example would make the tests depend on the machine.
+settings.register_profile("cdul", deadline=None, max_examples=30)
+settings.load_profile("cdul")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gpu: needs a CUDA device")
+    config.addinivalue_line("markers", "slurm: needs or starts a SLURM cluster")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the repository."""
+    return Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real test data, which lies beside the project."""
+    folder = os.environ.get("CDUL_TEST_DATA")
+    if not folder:
+        pytest.skip("CDUL_TEST_DATA is not set: no folder of test data")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def cdul() -> Callable[..., subprocess.CompletedProcess]:
+    """Run the command line in a process of its own."""
+
+    def run(*words: object) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "cdul_steps.cli", *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    return run

@@ -1,0 +1,145 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from cdul_steps.method.aggregation import (
+    CONSTRUCTIONS,
+    aggregate,
+    build_labels,
+    combine,
+    global_scores,
+    local_scores,
+)
+from cdul_steps.method.similarity import scores
+
+shapes = st.tuples(st.integers(1, 5), st.integers(2, 6), st.integers(1, 5))
+cosines = arrays(np.float32, shapes, elements=st.floats(-0.5, 0.5, width=32))
+probabilities = arrays(np.float32, shapes, elements=st.floats(0, 1, width=32))
+shares = st.floats(0, 1, width=32)
+ABOVE_ONE = float(np.nextafter(np.float32(1), np.float32(2)))
+
+
+def labels_of(p, name="final", *, tau=0.05, zeta=0.3, lam=0.0):
+    blocks = [(0, p)]
+    return build_labels(blocks, (len(p), p.shape[2]), [name], tau=tau, zeta=zeta, lam=lam)[name]
+
+
+def final_by_loops(s, zeta, lam):
+    result = np.empty((len(s), s.shape[2]))
+    for i, c in np.ndindex(result.shape):
+        snippets = [float(s[i, v, c]) for v in range(1, s.shape[1])]
+        g, alpha, beta = float(s[i, 0, c]), max(snippets), min(snippets)
+        gamma = 1 if alpha >= zeta else 0
+        a = gamma * alpha + (1 - gamma) * beta
+        result[i, c] = (g + a + lam * abs(g - a)) / 2
+    return result
+
+
+@given(probabilities, shares, st.sampled_from([-1.0, -0.3, 0.0, 0.5, 1.0]))
+def test_final_equals_the_formula(s, zeta, lam):
+    result = CONSTRUCTIONS["final"](s, zeta, lam)
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, final_by_loops(s, zeta, lam), atol=1e-6)
+
+
+@given(probabilities, shares)
+def test_each_construction_by_its_name(s, zeta):
+    expected = {
+        "global": s[:, 0],
+        "local_mean": np.stack([image[1:].mean(axis=0) for image in s]),
+        "local_max": np.stack([image[1:].max(axis=0) for image in s]),
+        "aggregate": aggregate(s[:, 1:], zeta),
+        "final": combine(s[:, 0], aggregate(s[:, 1:], zeta)),
+    }
+    assert set(CONSTRUCTIONS) == set(expected)
+    for name, table in expected.items():
+        np.testing.assert_allclose(CONSTRUCTIONS[name](s, zeta, 0.0), table, atol=1e-6)
+
+
+def test_views_are_split_into_the_whole_and_its_snippets():
+    s = np.arange(24).reshape(2, 4, 3)
+    assert global_scores(s).tolist() == [[0, 1, 2], [12, 13, 14]]
+    assert local_scores(s)[0].tolist() == [[3, 4, 5], [6, 7, 8], [9, 10, 11]]
+
+
+@given(probabilities)
+def test_zeta_zero_is_the_maximum_and_above_one_the_minimum(s):
+    np.testing.assert_array_equal(aggregate(s, 0.0), s.max(axis=1))
+    np.testing.assert_array_equal(aggregate(s, ABOVE_ONE), s.min(axis=1))
+
+
+def test_a_best_score_of_exactly_zeta_counts():
+    local = np.array([[[0.1], [0.3]]], np.float32)  # 0.3 in float32 is above 0.3 in float64
+    assert aggregate(local, 0.3)[0, 0] == np.float32(0.3)
+    assert aggregate(np.array([[[0.0], [0.7]]], np.float32), 0.7)[0, 0] == np.float32(0.7)
+    assert aggregate(local, 0.31)[0, 0] == np.float32(0.1)
+
+
+@given(probabilities)
+def test_lambda_chooses_between_smaller_mean_and_larger(s):
+    g, a = s[:, 0], s[:, 1]
+    np.testing.assert_allclose(combine(g, a, -1.0), np.minimum(g, a), atol=1e-6)
+    np.testing.assert_allclose(combine(g, a), (g + a) / 2, atol=1e-6)
+    np.testing.assert_allclose(combine(g, a, 1.0), np.maximum(g, a), atol=1e-6)
+
+
+@given(cosines, st.sampled_from(sorted(CONSTRUCTIONS)), st.randoms())
+def test_the_order_of_snippets_does_not_matter(p, name, random):
+    order = [0, *random.sample(range(1, p.shape[1]), p.shape[1] - 1)]
+    np.testing.assert_allclose(labels_of(p[:, order], name), labels_of(p, name), atol=1e-6)
+
+
+def test_the_global_view_is_not_a_snippet():
+    p = np.random.default_rng(0).uniform(-0.5, 0.5, (3, 4, 5)).astype(np.float32)
+    assert not np.allclose(labels_of(p[:, [1, 0, 2, 3]]), labels_of(p))
+
+
+@given(cosines, st.randoms())
+def test_permuting_classes_permutes_labels(p, random):
+    order = random.sample(range(p.shape[2]), p.shape[2])
+    # Above one, so that rounding cannot carry a score over zeta.
+    for zeta in (0.0, ABOVE_ONE):
+        permuted = labels_of(p[..., order], zeta=zeta)
+        np.testing.assert_allclose(permuted, labels_of(p, zeta=zeta)[:, order], atol=1e-6)
+
+
+@given(cosines, st.data())
+def test_a_constant_in_a_view_changes_nothing(p, data):
+    constants = arrays(np.float32, p.shape[:2], elements=st.floats(-0.5, 0.5, width=32))
+    shifted = p + data.draw(constants)[..., None]
+    for zeta in (0.0, ABOVE_ONE):
+        np.testing.assert_allclose(
+            labels_of(shifted, zeta=zeta), labels_of(p, zeta=zeta), atol=1e-4
+        )
+
+
+@given(cosines, st.integers(1, 5))
+def test_blocks_of_any_size_give_the_same_labels(p, size):
+    shape = (len(p), p.shape[2])
+    settings = {"tau": 0.01, "zeta": 0.3, "lam": 0.5}
+    names = list(CONSTRUCTIONS)
+    blocks = [(first, p[first : first + size]) for first in range(0, len(p), size)]
+    at_once = build_labels([(0, p)], shape, names, **settings)
+    in_blocks = build_labels(blocks, shape, names, **settings)
+    assert list(in_blocks) == names
+    for name in names:
+        np.testing.assert_array_equal(in_blocks[name], at_once[name])
+        expected = CONSTRUCTIONS[name](scores(p, 0.01), 0.3, 0.5)
+        np.testing.assert_array_equal(at_once[name], expected)
+
+
+@pytest.mark.parametrize("name", sorted(CONSTRUCTIONS))
+def test_images_without_cosines_have_nan_and_leave_others_alone(name):
+    p = np.random.default_rng(0).uniform(-0.5, 0.5, (4, 3, 5)).astype(np.float32)
+    expected = labels_of(p, name)
+    p[2] = np.nan
+    expected[2] = np.nan
+    np.testing.assert_array_equal(labels_of(p, name), expected)
+
+
+def test_images_that_no_block_holds_have_nan():
+    p = np.zeros((2, 3, 5), np.float32)
+    labels = build_labels([(1, p)], (4, 5), ["final"], tau=0.01, zeta=0.3, lam=0)["final"]
+    assert np.isnan(labels).all(axis=1).tolist() == [True, False, False, True]

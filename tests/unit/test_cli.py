@@ -1,0 +1,151 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from cdul_steps import cli
+from cdul_steps.errors import UserError
+
+STAGES = ["manifest", "encode", "similarity", "label", "train", "evaluate", "predict"]
+
+# The stages from images to metrics but for the encoder, whose output is made up here.
+PIPELINE = """
+import json, sys
+from pathlib import Path
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+from cdul_steps.cli import app
+from cdul_steps.data.stores import write_shard
+from cdul_steps.data.tables import describe, write_table
+
+def run(*words):
+    app(list(words), standalone_mode=False)
+    assert "torch" not in sys.modules, words[0]
+
+Path("images").mkdir()
+for name in "abc":
+    Image.new("RGB", (9, 9)).save(f"images/{name}.png")
+Path("images/table.csv").write_text("path,dog,cat\\na.png,1,0\\nb.png,0,1\\nc.png,1,1\\n")
+Path("classes.txt").write_text("dog\\ncat\\n")
+run("manifest", "--reader", "table", "--root", "images/table.csv", "--classes", "classes.txt",
+    "--shard-size", "2", "--output", "manifest/images.parquet")
+text = pa.table({"class": ["dog", "cat"], "embedding": [[1.0, 0.0], [0.0, 1.0]]})
+facts = {"logit_scale": 10.0, "model": "none", "pretrained": None, "templates": ["{}"]}
+write_table(describe(text, "text", **facts), Path("text.parquet"))
+vectors = np.array([[1, 0], [0, 1], [0.7, 0.7]], np.float16)[:, None].repeat(10, axis=1)
+images = ["--images", "manifest/images.parquet"]
+run("store", *images, "--split", "train", "--text", "text.parquet", "--output", "e.zarr")
+for shard in (0, 1):
+    rows = list(range(3))[2 * shard : 2 * shard + 2]
+    write_shard(Path("e.zarr"), shard, vectors[rows], 2)
+    outcome = {"row": rows, "status": ["ok"] * len(rows), "error": [""] * len(rows)}
+    write_table(pa.table(outcome), Path(f"{shard}.parquet"))
+run("similarity", "--store", "e.zarr", "--text", "text.parquet", *images, "--split", "train",
+    "--table", "0.parquet", "--table", "1.parquet", "--output", "sim.zarr")
+labels = "results/data/clip/final"
+run("label", "--similarity", "sim.zarr", *images, "--split", "train", "--output",
+    f"{labels}/pseudo_labels.parquet")
+run("quality", "--similarity", "train=sim.zarr", *images, "--output", f"{labels}/quality.json")
+run("evaluate", "--scores", f"{labels}/pseudo_labels.parquet", *images, "--output",
+    f"{labels}/fixed/metrics.json")
+run("summary", "results")
+run("summary", "results", "--json")
+"""
+
+
+def commands():
+    """All commands by their words on the command line."""
+    group = typer.main.get_command(cli.app)
+    for name, command in group.commands.items():
+        yield (name,)
+        for inner in getattr(command, "commands", ()):
+            yield name, inner
+
+
+def test_help_lists_every_stage(cdul):
+    done = cdul("--help")
+    assert done.returncode == 0
+    for stage in [*STAGES, "summary", "demo"]:
+        assert f" {stage} " in done.stdout
+    assert "config-schema" not in done.stdout
+
+
+@pytest.mark.parametrize("words", list(commands()), ids=" ".join)
+def test_every_command_has_help(words):
+    result = CliRunner().invoke(cli.app, [*words, "--help"])
+    assert result.exit_code == 0
+    assert "Usage" in result.output
+
+
+def test_stages_without_a_model_do_not_import_torch(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", PIPELINE], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "mAP 100.00 on 3 images" in done.stdout
+    table, _, rest = done.stdout.partition("\n\nmAP, CF1 and OF1")
+    for line in ("CLIP, final", "CLIP, local max", "classifier, fixed"):
+        assert line in table
+    rows = json.loads(rest[rest.index("[") :])
+    assert len(rows) == 6
+    assert rows[-1]["scores"] == "classifier, fixed"
+    assert rows[-1]["mAP"] == 100
+    assert {row["dataset"] for row in rows} == {"data"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("summary", "/none"),
+        ("evaluate", "--scores", "/none.parquet", "--images", "/none.parquet", "--output", "/x"),
+        ("predict", "--model", "m", "--output", "o.csv"),
+        ("manifest", "--reader", "folder", "--root", "/x", "--classes", "/x", "--output", "o"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_mistake_is_one_line_and_status_one(words, cdul):
+    done = cdul(*words)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("cdul: error: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (UserError("wrong\nhere"), "cdul: error: wrong here"),
+        (PermissionError(13, "Permission denied", "/x"), "cdul: error: Permission denied: /x"),
+    ],
+)
+def test_errors_are_told_in_one_line(error, line, monkeypatch):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == line
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    def fail():
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--difficult", "maybe"), ("--ap", "coco"), ("--colour", "red")]
+)
+def test_an_option_that_does_not_exist(option, value):
+    words = ["evaluate", "--scores", "s", "--images", "i", "--output", "o", option, value]
+    result = CliRunner().invoke(cli.app, words)
+    assert result.exit_code == 2
+    assert option in result.output

@@ -1,0 +1,218 @@
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cdul_steps.config import Config, Training, load, read_training, reference, schema
+from cdul_steps.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+BASE = yaml.safe_load((ROOT / "config" / "config.yaml").read_text(encoding="utf-8"))
+OVERLAYS = sorted(p.name for p in (ROOT / "config").glob("*.yaml") if p.name != "config.yaml")
+
+
+def laid_over(base, overlay):
+    """Snakemake's way with several config files: mappings are merged, all else is replaced."""
+    merged = dict(base)
+    for key, value in overlay.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = laid_over(base[key], value) if both else value
+    return merged
+
+
+def changed(place, value):
+    """The base config with the value at a dotted place changed or added."""
+    values = copy.deepcopy(BASE)
+    *parents, last = place.split("/")
+    section = values
+    for key in parents:
+        section = section[key]
+    section[last] = value
+    return values
+
+
+def message_of(values, function=load):
+    with pytest.raises(UserError) as caught:
+        function(values)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_the_base_config_loads():
+    config = load(BASE)
+    assert config.run.datasets == ["demo"]
+    assert config.trainings["aligned"].alignment.enabled
+    assert not config.trainings["fixed"].alignment.enabled
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_every_overlay_loads_over_the_base(name):
+    overlay = yaml.safe_load((ROOT / "config" / name).read_text(encoding="utf-8"))
+    config = load(laid_over(BASE, overlay))
+    for dataset in config.datasets.values():
+        assert dataset.reader == "demo" or dataset.root
+
+
+@pytest.mark.parametrize(
+    ("place", "unknown", "nearest"),
+    [
+        ("trainnings", "trainnings", "trainings"),
+        ("run/dataset", "run.dataset", "datasets"),
+        ("evaluate/dificult", "evaluate.dificult", "difficult"),
+        ("runtime/batchsize", "runtime.batchsize", "batch_size"),
+        ("datasets/demo/shardsize", "datasets.demo.shardsize", "shard_size"),
+        ("datasets/demo/scenes/sed", "datasets.demo.scenes.sed", "seed"),
+        ("encoders/tiny-clip/template", "encoders.tiny-clip.template", "templates"),
+        ("labels/final/lamda", "labels.final.lamda", "lambda"),
+        ("trainings/fixed/epoch", "trainings.fixed.epoch", "epochs"),
+        ("trainings/aligned/alignment/stepsize", "aligned.alignment.stepsize", "step_size"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(place, unknown, nearest):
+    message = message_of(changed(place, 1))
+    assert f"{unknown}'" in message
+    assert message.endswith(f"did you mean '{nearest}'?")
+
+
+def test_a_key_like_no_other_lists_those_there_are():
+    assert message_of(changed("evaluate/zzz", 1)).endswith("known: ap, difficult")
+
+
+@pytest.mark.parametrize("text", ["1e-5", "1E-5", "0.00001", 1e-5])
+def test_numbers_without_a_point(text):
+    assert yaml.safe_load("lr: 1e-5")["lr"] == "1e-5"
+    config = load(changed("trainings/aligned/learning_rate", text))
+    assert config.trainings["aligned"].learning_rate == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("trainings/aligned/learning_rate", "fast"),
+        ("trainings/aligned/learning_rate", -1),
+        ("trainings/aligned/epochs", 0),
+        ("trainings/aligned/loss", "mse"),
+        ("trainings/aligned/alignment/sigma", 0),
+        ("labels/final/zeta", 1.5),
+        ("labels/final/lambda", 2),
+        ("labels/final/tau", 0),
+        ("labels/final/construction", "local_min"),
+        ("datasets/demo/grid", [3]),
+        ("datasets/demo/grid", [0, 3]),
+        ("datasets/demo/max_failed_share", "nan"),
+        ("datasets/demo/splits", {"val": "val"}),
+        ("encoders/tiny-clip/templates", []),
+        ("encoders/tiny-clip/templates", ["a photo"]),
+        ("encoders/tiny-clip/precision", "fp8"),
+        ("run/datasets", []),
+        ("run/datasets", "demo"),
+        ("evaluate/difficult", "maybe"),
+        ("datasets", None),
+    ],
+)
+def test_a_wrong_value_is_named(place, value):
+    message = message_of(changed(place, value))
+    for key in place.split("/"):
+        assert key in message
+
+
+@pytest.mark.parametrize("place", ["datasets/demo/classes", "encoders/tiny-clip/model"])
+def test_a_missing_key_is_named(place):
+    values = copy.deepcopy(BASE)
+    kind, name, key = place.split("/")
+    del values[kind][name][key]
+    assert message_of(values) == f"config: '{kind}.{name}.{key}' is missing"
+
+
+@pytest.mark.parametrize("kind", ["datasets", "encoders", "labels", "trainings"])
+def test_a_run_of_an_unknown_section(kind):
+    existing = BASE["run"][kind][0]
+    message = message_of(changed(f"run/{kind}", [existing + "x"]))
+    assert message.startswith(f"config: run.{kind} names '{existing}x'")
+    assert message.endswith(f"did you mean '{existing}'?")
+
+
+@pytest.mark.parametrize("kind", ["datasets", "encoders", "labels", "trainings"])
+@pytest.mark.parametrize("name", ["a/b", "..", "", "a b", "-a", ".hidden", "{split}", "naïve"])
+def test_a_name_that_cannot_be_a_folder(kind, name):
+    values = changed(f"{kind}/x", next(iter(BASE[kind].values())))
+    values[kind][name] = values[kind].pop("x")
+    assert "is not a usable name" in message_of(values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("datasets", "logs"),
+        ("encoders", "manifest"),
+        ("encoders", "scenes"),
+        ("labels", "embeddings"),
+        ("labels", "encode"),
+        ("labels", "similarity"),
+    ],
+)
+def test_a_name_of_a_folder_of_results_is_taken(kind, name):
+    message = message_of(changed(f"{kind}/{name}", next(iter(BASE[kind].values()))))
+    assert f"'{name}' under '{kind}'" in message
+
+
+def test_roots():
+    assert "has no use for 'root'" in message_of(changed("datasets/demo/root", "/data"))
+    assert "needs a 'root'" in message_of(changed("datasets/demo/reader", "folder"))
+    assert "'train' is missing" in message_of(changed("datasets/demo/splits", {"test": "test"}))
+
+
+def test_training_settings_from_json_and_from_a_file(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("epochs: 3\nlearning_rate: 1e-4\nalignment: {sigma: 0.1}\n")
+    expected = Training(epochs=3, learning_rate=1e-4, alignment={"sigma": 0.1})
+    assert read_training(str(path)) == expected
+    text = '{"epochs": 3, "learning_rate": 1e-4, "alignment": {"sigma": 0.1}}'
+    assert read_training(text) == expected
+    assert read_training("{}") == Training()
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ('{"epoch": 3}', "did you mean 'epochs'?"),
+        ('{"epochs": 3', "not readable"),
+        ("none.yaml", "neither JSON nor a file"),
+    ],
+)
+def test_mistakes_in_training_settings(text, part):
+    assert part in message_of(text, read_training)
+
+
+def test_settings_survive_the_way_through_json():
+    training = load(BASE).trainings["aligned"]
+    assert read_training(training.model_dump_json()) == training
+
+
+@pytest.mark.parametrize(
+    ("file", "written", "command"),
+    [
+        ("config/README.md", reference, "config-reference"),
+        ("workflow/schemas/config.schema.json", schema, "config-schema"),
+    ],
+)
+def test_generated_files_are_up_to_date(file, written, command):
+    path = ROOT / file
+    current = path.read_text(encoding="utf-8") if path.is_file() else ""
+    assert current == written(), f"run: python -m cdul_steps.cli {command} > {file}"
+
+
+def test_every_key_is_described():
+    definitions = [Config.model_json_schema(), *Config.model_json_schema()["$defs"].values()]
+    for definition in definitions:
+        assert definition["additionalProperties"] is False
+        for key, value in definition["properties"].items():
+            assert value.get("description"), f"{definition['title']}.{key}"
+            assert f"| `{key}` |" in reference()
+
+
+def test_the_schema_is_json():
+    assert json.loads(schema())["title"] == "Config"

@@ -1,0 +1,313 @@
+"""Stage encode: what a shard holds, whatever its images, batches and workers are."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pyarrow.parquet as pq
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+from cdul_steps.data.files import digest
+from cdul_steps.data.images import decode
+from cdul_steps.data.manifest import read_shard
+from cdul_steps.data.stores import open_store, shard_file, write_metadata
+from cdul_steps.data.tables import read_facts
+from cdul_steps.errors import UserError
+from cdul_steps.steps import encode
+from cdul_steps.steps.encode import encode_shard, encode_text
+
+SHARD = 5
+VIEWS = 5
+DIMENSION = tiny.CLIP["embed_dim"]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> str:
+    return tiny.make_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Eight images of two sizes, and their manifest in two shards."""
+    folder = tmp_path_factory.mktemp("data")
+    for i in range(8):
+        tiny.noise(folder / f"images/{i}.png", i, (48, 40) if i % 2 else (37, 61))
+    tiny.folder_manifest(folder / "images", folder / "manifest", SHARD)
+    return folder
+
+
+def run(manifest: Path, folder: Path, model: str, **options) -> tuple[np.ndarray, list[dict]]:
+    """Encode one shard; its rows, and those of its table."""
+    arguments = {
+        "pretrained": None,
+        "precision": "fp32",
+        "resize_mode": None,
+        "max_pixels": tiny.MAX_PIXELS,
+        "device": "cpu",
+        "batch_size": 0,
+        "workers": 0,
+        "threads": 1,
+        **options,
+    }
+    store, table = folder / "a.zarr", folder / f"{manifest.stem}.parquet"
+    encode_shard(manifest=manifest, store=store, table=table, model=model, **arguments)
+    write_metadata(store, (2 * SHARD, VIEWS, DIMENSION), SHARD, "float16", {})
+    first = read_facts(manifest)["shard"] * SHARD
+    return np.asarray(open_store(store)[first : first + SHARD]), pq.read_table(table).to_pylist()
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    a, b = a.astype(np.float32), b.astype(np.float32)
+    return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+
+
+def statuses(outcome: list[dict]) -> dict[str, str]:
+    return {row["image_id"]: row["status"] for row in outcome}
+
+
+def test_shard_and_table(data, clip, tmp_path):
+    rows, outcome = run(data / "manifest/train/0.parquet", tmp_path, clip)
+    assert rows.dtype == np.float16
+    assert rows.shape == (SHARD, VIEWS, DIMENSION)
+    np.testing.assert_allclose(np.linalg.norm(rows.astype(np.float32), axis=-1), 1, atol=2e-3)
+    assert [row["image_id"] for row in outcome] == [f"{i}.png" for i in range(5)]
+    assert [row["row"] for row in outcome] == [0, 1, 2, 3, 4]
+    assert all(row["status"] == "ok" and row["error"] == "" for row in outcome)
+    assert all(row["seconds"] > 0 for row in outcome)
+
+
+def test_last_shard_is_filled_up_with_nan(data, clip, tmp_path):
+    rows, outcome = run(data / "manifest/train/1.parquet", tmp_path, clip)
+    assert [row["row"] for row in outcome] == [5, 6, 7]
+    assert np.isfinite(rows[:3]).all()
+    assert np.isnan(rows[3:]).all()
+    assert sorted(p.name for p in (tmp_path / "a.zarr/c").iterdir()) == ["1"]
+
+
+def test_facts(data, clip, tmp_path):
+    run(data / "manifest/train/0.parquet", tmp_path, clip, batch_size=7)
+    facts = read_facts(tmp_path / "0.parquet")
+    assert facts["kind"] == "encode"
+    assert facts["digest"] == digest(shard_file(tmp_path / "a.zarr", 0))
+    assert facts["views_per_second"] > 0
+    assert facts["images_per_second"] > 0
+    assert {"cdul", "python", "torch", "open_clip_torch"} <= set(facts["software"])
+    assert (facts["shard"], facts["model"], facts["precision"]) == (0, clip, "fp32")
+    assert (facts["device"], facts["batch_size"]) == ("cpu", 7)
+
+
+@pytest.mark.parametrize("mode", [None, "shortest"])
+def test_same_as_open_clip_one_view_at_a_time(data, clip, tmp_path, mode):
+    manifest = data / "manifest/train/0.parquet"
+    rows, _ = run(manifest, tmp_path, clip, resize_mode=mode)
+    network, _, transform = open_clip.create_model_and_transforms(clip, image_resize_mode=mode)
+    _, images, boxes = read_shard(manifest)
+    for path, of_image, found in zip(images["path"].to_pylist(), boxes, rows, strict=True):
+        for box, vector in zip(of_image, found, strict=True):
+            view = transform(decode(path).crop(tuple(box.tolist())))
+            with torch.no_grad():
+                expected = network.eval().encode_image(view[None])[0].numpy()
+            assert cosines(vector, expected) > 0.99999
+
+
+def test_bad_images_are_rows_with_a_status(clip, tmp_path):
+    images = tmp_path / "images"
+    for i in range(5):
+        tiny.noise(images / f"{i}.jpg", i)
+    whole = (images / "0.jpg").read_bytes()
+    (images / "1.jpg").write_bytes(whole[: len(whole) * 2 // 3])
+    (images / "2.jpg").write_text("Not found")
+    shards = tiny.folder_manifest(images, tmp_path / "manifest")
+    (images / "3.jpg").unlink()
+    tiny.noise(images / "4.jpg", 4, (48, 41))
+    rows, outcome = run(shards / "0.parquet", tmp_path, clip)
+    assert [row["status"] for row in outcome] == [
+        "ok",
+        "truncated",
+        "not_an_image",
+        "missing",
+        "changed",
+    ]
+    assert all(bool(row["error"]) == (row["status"] != "ok") for row in outcome)
+    assert "48x41" in outcome[4]["error"]
+    assert np.isnan(rows[1:]).all()
+    alone = tmp_path / "alone"
+    shutil.copytree(images, alone / "images", ignore=lambda *_: ["1.jpg", "2.jpg", "4.jpg"])
+    shards = tiny.folder_manifest(alone / "images", alone / "manifest")
+    assert cosines(rows[0], run(shards / "0.parquet", alone, clip)[0][0]).min() > 0.99999
+
+
+def test_all_images_bad(clip, tmp_path):
+    for i in range(3):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / f"images/{i}.jpg").write_text("Not found")
+    shards = tiny.folder_manifest(tmp_path / "images", tmp_path / "manifest")
+    rows, outcome = run(shards / "0.parquet", tmp_path, clip)
+    assert set(statuses(outcome).values()) == {"not_an_image"}
+    assert np.isnan(rows).all()
+    assert read_facts(tmp_path / "0.parquet")["views_per_second"] == 0
+
+
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+def test_image_like_a_thread(clip, tmp_path, mode):
+    tiny.noise(tmp_path / "images/a.png", 0, (1, 20_000))
+    tiny.noise(tmp_path / "images/b.png", 0, (20_000, 2))
+    tiny.noise(tmp_path / "images/c.png", 0, (1, 1))
+    tiny.noise(tmp_path / "images/d.png", 0, (30, 900))
+    shards = tiny.folder_manifest(tmp_path / "images", tmp_path / "manifest")
+    _, outcome = run(shards / "0.parquet", tmp_path, clip, resize_mode=mode)
+    assert statuses(outcome) == {
+        "a.png": "bad_shape",
+        "b.png": "bad_shape",
+        "c.png": "ok",
+        "d.png": "ok",
+    }
+
+
+def test_image_over_the_limit_of_pixels(data, clip, tmp_path):
+    _, outcome = run(data / "manifest/train/0.parquet", tmp_path, clip, max_pixels=48 * 40)
+    assert list(statuses(outcome).values()) == ["too_large", "ok"] * 2 + ["too_large"]
+
+
+def bright_overflows(network: torch.nn.Module) -> None:
+    network.visual.conv1.weight.data.abs_()
+    weights = network.visual.conv1.weight.data
+    network.visual.conv1.weight.data.mul_(2e5 / weights.sum(dim=(1, 2, 3), keepdim=True))
+
+
+def test_overflow_is_a_status(tmp_path):
+    clip = tiny.make_clip(tmp_path / "clip", bright_overflows)
+    (tmp_path / "images").mkdir()
+    for name, colour in (("grey", (127, 115, 102)), ("white", (255, 255, 255))):
+        Image.new("RGB", (40, 40), colour).save(tmp_path / f"images/{name}.png")
+    manifest = tiny.folder_manifest(tmp_path / "images", tmp_path / "manifest") / "0.parquet"
+    rows, outcome = run(manifest, tmp_path, clip, precision="fp16")
+    assert statuses(outcome) == {"grey.png": "ok", "white.png": "not_finite"}
+    assert "float16" in outcome[1]["error"]
+    assert np.isfinite(rows[0]).all()
+    assert np.isnan(rows[1:]).all()
+    _, outcome = run(manifest, tmp_path, clip)
+    assert set(statuses(outcome).values()) == {"ok"}
+
+
+def test_one_view_that_overflows_takes_its_image_along(tmp_path):
+    clip = tiny.make_clip(tmp_path / "clip", bright_overflows)
+    image = Image.new("RGB", (40, 40), (127, 115, 102))
+    (tmp_path / "images").mkdir()
+    image.save(tmp_path / "images/a.png")
+    image.paste((255, 255, 255), (20, 20, 40, 40))
+    image.save(tmp_path / "images/b.png")
+    manifest = tiny.folder_manifest(tmp_path / "images", tmp_path / "manifest") / "0.parquet"
+    rows, outcome = run(manifest, tmp_path, clip, precision="fp16")
+    assert statuses(outcome) == {"a.png": "ok", "b.png": "not_finite"}
+    assert np.isnan(rows[1]).all()
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_same_bytes_again(data, clip, tmp_path, workers):
+    manifest = data / "manifest/train/0.parquet"
+    for name, count in (("a", 0), ("b", workers)):
+        run(manifest, tmp_path / name, clip, workers=count)
+    first, second = (shard_file(tmp_path / name / "a.zarr", 0).read_bytes() for name in "ab")
+    assert first == second
+
+
+def test_batch_size_does_not_matter(data, clip, tmp_path):
+    manifest = data / "manifest/train/0.parquet"
+    expected, _ = run(manifest, tmp_path, clip)
+    for batch_size in (1, 3, 5, 12, 1000):
+        rows, _ = run(manifest, tmp_path / str(batch_size), clip, batch_size=batch_size)
+        assert cosines(rows, expected).min() >= 0.99999
+
+
+class SmallDevice(encode.ImageEncoder):
+    """A device whose memory holds two views."""
+
+    sizes: list[int]
+
+    def __call__(self, views: torch.Tensor) -> np.ndarray:
+        self.sizes.append(len(views))
+        if len(views) > 2:
+            raise torch.OutOfMemoryError
+        return super().__call__(views)
+
+
+def test_out_of_memory_halves_the_batch_for_good(data, clip, tmp_path, monkeypatch, capsys):
+    manifest = data / "manifest/train/0.parquet"
+    expected, _ = run(manifest, tmp_path / "large", clip, batch_size=8)
+    SmallDevice.sizes = []
+    monkeypatch.setattr(encode, "ImageEncoder", SmallDevice)
+    rows, outcome = run(manifest, tmp_path / "small", clip, batch_size=16)
+    assert set(statuses(outcome).values()) == {"ok"}
+    assert cosines(rows, expected).min() >= 0.99999
+    # 3 images of 5 views: 15, then 8 and 4 at a time, and from then on never more than 2.
+    assert [n for n in SmallDevice.sizes if n > 2] == [15, 8, 4]
+    assert capsys.readouterr().err.count("out of GPU memory") == 3
+
+
+def test_out_of_memory_with_one_view_is_an_error(data, clip, tmp_path, monkeypatch):
+    class NoMemory(SmallDevice):
+        def __call__(self, views: torch.Tensor) -> np.ndarray:
+            if views.float().std() > 0:
+                raise torch.OutOfMemoryError
+            return super().__call__(views)
+
+    monkeypatch.setattr(encode, "ImageEncoder", NoMemory)
+    with pytest.raises(torch.OutOfMemoryError):
+        run(data / "manifest/train/0.parquet", tmp_path, clip)
+    assert not shard_file(tmp_path / "a.zarr", 0).exists()
+    assert not (tmp_path / "0.parquet").exists()
+
+
+def test_wrong_input(data, clip, tmp_path):
+    with pytest.raises(UserError, match="not the manifest of a shard"):
+        run(data / "manifest/images.parquet", tmp_path, clip)
+    with pytest.raises(UserError, match="no such file"):
+        run(tmp_path / "nothing.parquet", tmp_path, clip)
+    with pytest.raises(UserError, match="device 'gpu9' cannot be used"):
+        run(data / "manifest/train/0.parquet", tmp_path, clip, device="gpu9")
+
+
+def test_text(clip, tmp_path):
+    (tmp_path / "classes.yaml").write_text("- {name: cat, aliases: [cat, kitten]}\n- dog\n")
+    templates = ["a photo of a {}", "a {} in a {}"]
+    encode_text(
+        classes=tmp_path / "classes.yaml",
+        output=tmp_path / "text.parquet",
+        model=clip,
+        pretrained=None,
+        templates=templates,
+    )
+    facts = read_facts(tmp_path / "text.parquet")
+    table = pq.read_table(tmp_path / "text.parquet")
+    assert facts["logit_scale"] == pytest.approx(1 / 0.07, rel=1e-5)
+    assert facts["templates"] == templates
+    assert table["class"].to_pylist() == ["cat", "dog"]
+    assert table["aliases"].to_pylist() == [["cat", "kitten"], ["dog"]]
+    network, tokenizer = open_clip.create_model(clip).eval(), open_clip.get_tokenizer(clip)
+    for names, found in zip([["cat", "kitten"], ["dog"]], table["embedding"], strict=True):
+        prompts = [t.format(*[name] * 2) for t in templates for name in names]
+        with torch.no_grad():
+            vectors = network.encode_text(tokenizer(prompts), normalize=True)
+        assert np.linalg.norm(found.as_py()) == pytest.approx(1, abs=1e-6)
+        expected = torch.nn.functional.normalize(vectors.mean(dim=0), dim=0)
+        np.testing.assert_allclose(found.as_py(), expected, atol=1e-6)
+
+
+def test_text_that_is_not_finite(tmp_path):
+    def broken(network: torch.nn.Module) -> None:
+        network.text_projection.data.fill_(torch.nan)
+
+    (tmp_path / "classes.txt").write_text("cat\n")
+    with pytest.raises(UserError, match="not finite"):
+        encode_text(
+            classes=tmp_path / "classes.txt",
+            output=tmp_path / "text.parquet",
+            model=tiny.make_clip(tmp_path / "clip", broken),
+            pretrained=None,
+            templates=["{}"],
+        )

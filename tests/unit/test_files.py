@@ -1,0 +1,110 @@
+import os
+
+import pytest
+
+from cdul_steps.data.files import digest, replacing, write_if_changed, write_text
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_new_file_appears_with_its_folders(tmp_path):
+    path = tmp_path / "a" / "b" / "file"
+    with replacing(path) as part:
+        part.write_text("new")
+        assert not path.exists()
+        assert part.parent.parent == path.parent  # the same file system, so a rename is enough
+    assert path.read_text() == "new"
+    assert names(path.parent) == ["file"]
+
+
+def test_an_exception_leaves_the_old_file_and_no_scratch(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as part:
+        part.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_folder_replaces_a_folder_whole(tmp_path):
+    path = tmp_path / "folder"
+    for content in ("first", "second"):
+        with replacing(path) as part:
+            part.mkdir()
+            (part / content).write_text(content)
+    assert names(path) == ["second"]
+    assert names(tmp_path) == ["folder"]
+
+
+def test_an_exception_leaves_the_old_folder(tmp_path):
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "old").touch()
+    with pytest.raises(ValueError, match="stop"), replacing(path) as part:
+        part.mkdir()
+        raise ValueError("stop")
+    assert names(path) == ["old"]
+    assert names(tmp_path) == ["folder"]
+
+
+def test_a_writer_that_writes_nothing_leaves_the_old_folder(tmp_path):
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "old").touch()
+    with pytest.raises(FileNotFoundError), replacing(path):
+        pass
+    assert names(path) == ["old"]
+    assert names(tmp_path) == ["folder"]
+
+
+def test_files_have_the_usual_permissions(tmp_path):
+    plain = tmp_path / "plain"
+    plain.touch()
+    write_text(tmp_path / "file", "text")
+    assert (tmp_path / "file").stat().st_mode == plain.stat().st_mode
+
+
+def test_text_is_utf8(tmp_path):
+    write_text(tmp_path / "file", "Müller\n")
+    assert (tmp_path / "file").read_bytes() == "Müller\n".encode()
+
+
+def test_text_that_cannot_be_written_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "\ud800")
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_write_if_changed_keeps_the_time_of_an_equal_file(tmp_path):
+    path = tmp_path / "file"
+    assert write_if_changed(path, b"one")
+    os.utime(path, ns=(1, 1))
+    assert not write_if_changed(path, b"one")
+    assert path.stat().st_mtime_ns == 1
+    assert write_if_changed(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert path.stat().st_mtime_ns != 1
+
+
+def test_digest_sees_content_and_names_but_not_place_or_time(tmp_path):
+    def folder(name, files):
+        for file, content in files.items():
+            path = tmp_path / name / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+            os.utime(path, ns=(len(name), len(name)))
+        return digest(tmp_path / name)
+
+    first = folder("one", {"a": "x", "sub/b": "y"})
+    assert len(first) == 32
+    assert folder("another", {"sub/b": "y", "a": "x"}) == first
+    assert folder("content", {"a": "x", "sub/b": "z"}) != first
+    assert folder("name", {"a": "x", "sub/c": "y"}) != first
+    assert digest(tmp_path / "one" / "a") == digest(tmp_path / "another" / "a")
+    assert digest(tmp_path / "one" / "a") != digest(tmp_path / "one" / "sub" / "b")

@@ -1,0 +1,67 @@
+"""Encoding and training on a GPU: as on the CPU, in half precision too."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import test_encode
+import test_train
+import tiny
+import torch
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> str:
+    return tiny.make_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    for i in range(5):
+        tiny.noise(folder / f"images/{i}.png", i)
+    return tiny.folder_manifest(folder / "images", folder / "manifest") / "0.parquet"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return test_train.make_data(tmp_path_factory.mktemp("train") / "data")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_vectors_are_those_of_the_cpu(manifest, clip, tmp_path, precision):
+    expected, _ = test_encode.run(manifest, tmp_path / "cpu", clip)
+    rows, outcome = test_encode.run(
+        manifest, tmp_path / "gpu", clip, device="cuda", precision=precision, workers=2
+    )
+    assert set(test_encode.statuses(outcome).values()) == {"ok"}
+    assert test_encode.cosines(rows, expected).min() >= 0.999
+
+
+def test_encode_in_batches(manifest, clip, tmp_path):
+    expected, _ = test_encode.run(manifest, tmp_path / "a", clip, device="cuda")
+    rows, _ = test_encode.run(manifest, tmp_path / "b", clip, device="cuda", batch_size=3)
+    assert test_encode.cosines(rows, expected).min() >= 0.99999
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_train_lowers_the_loss(data, tmp_path, precision):
+    test_train.run(data, tmp_path, device="cuda", precision=precision, workers=2, epochs=8)
+    table = test_train.history(tmp_path)
+    assert table["loss"].iloc[-1] < 0.9 * table["loss"].iloc[0]
+    assert (table["label_movement"][1:] > 0).all()
+    assert pq.read_table(tmp_path / "refined_labels.parquet").num_rows == 24
+
+
+def test_resume(data, tmp_path, monkeypatch, capsys):
+    settings = {"device": "cuda", "precision": "fp16"}
+    test_train.interrupt(monkeypatch, data, tmp_path, **settings)
+    test_train.run(data, tmp_path, **settings)
+    assert "going on after epoch 2 of 4" in capsys.readouterr().err
+    assert np.isfinite(test_train.history(tmp_path)["loss"]).all()

@@ -1,0 +1,216 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from cdul_steps.method.gradient_alignment import (
+    EPSILON,
+    LOSSES,
+    kl_over_classes,
+    kl_per_class,
+    kl_per_class_reverse,
+    label_step,
+    psi,
+    to_label,
+    to_latent,
+)
+
+ALL_LOSSES = sorted(LOSSES)
+shapes = st.tuples(st.integers(1, 4), st.integers(2, 5))
+sigmas = st.sampled_from([0.05, 0.2, 0.5])
+
+
+@st.composite
+def pairs(draw):
+    """Logits and labels of one shape, in double precision."""
+    shape = draw(shapes)
+    logits = draw(arrays(np.float64, shape, elements=st.floats(-6, 6)))
+    labels = draw(arrays(np.float64, shape, elements=st.floats(0.01, 0.99)))
+    return torch.from_numpy(logits), torch.from_numpy(labels)
+
+
+def batch(images, classes=7, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.rand(images, classes, generator=random)
+    return to_latent(labels), 3 * torch.randn(images, classes, generator=random)
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+def bernoulli_kl(p, q):
+    return p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+
+
+def categorical_kl(logits, labels):
+    powers = [math.exp(x) for x in logits]
+    q = [power / sum(powers) for power in powers]
+    p = [y / sum(labels) for y in labels]
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+BY_LOOPS = {
+    "kl": lambda x, y: sum(bernoulli_kl(b, sigmoid(a)) for a, b in zip(x, y, strict=True)),
+    "kl_reverse": lambda x, y: sum(bernoulli_kl(sigmoid(a), b) for a, b in zip(x, y, strict=True)),
+    "kl_classes": categorical_kl,
+}
+
+
+@pytest.mark.parametrize("name", ALL_LOSSES)
+@given(example=pairs())
+def test_loss_equals_the_formula_and_is_never_negative(name, example):
+    logits, labels = example
+    rows = zip(logits.tolist(), labels.tolist(), strict=True)
+    expected = [BY_LOOPS[name](x, y) for x, y in rows]
+    result = LOSSES[name](logits, labels)
+    np.testing.assert_allclose(result.numpy(), expected, rtol=1e-6, atol=1e-9)
+    assert (result >= -1e-9).all()
+
+
+def test_losses_by_name():
+    expected = {
+        "kl": kl_per_class,
+        "kl_reverse": kl_per_class_reverse,
+        "kl_classes": kl_over_classes,
+    }
+    assert expected == LOSSES
+
+
+@pytest.mark.parametrize("name", ["kl", "kl_reverse"])
+@given(example=pairs())
+def test_loss_is_zero_where_the_network_says_the_labels(name, example):
+    _, labels = example
+    np.testing.assert_allclose(LOSSES[name](torch.logit(labels), labels), 0, atol=1e-9)
+
+
+@given(example=pairs())
+def test_loss_over_classes_is_zero_where_the_network_says_the_labels(example):
+    _, labels = example
+    np.testing.assert_allclose(kl_over_classes(labels.log() + 3, labels), 0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ALL_LOSSES)
+def test_loss_is_finite_for_decided_labels_and_large_logits(name):
+    logits = torch.tensor([[80.0, -80.0, 80.0, -80.0]], requires_grad=True)
+    labels = torch.tensor([[1.0, 0.0, 0.0, 1.0]])
+    loss = LOSSES[name](logits, labels)
+    loss.sum().backward()
+    assert torch.isfinite(loss).all()
+    assert torch.isfinite(logits.grad).all()
+
+
+@given(example=pairs())
+def test_gradient_of_kl_is_the_difference_of_logits(example):
+    logits, labels = example
+    labels.requires_grad_()
+    (gradient,) = torch.autograd.grad(kl_per_class(logits, labels).sum(), labels)
+    np.testing.assert_allclose(gradient, (torch.logit(labels) - logits).detach(), atol=1e-9)
+
+
+def test_latents_are_finite_and_undo_to_the_label():
+    labels = torch.tensor([[0.0, 1.0, 0.5, 0.2, 1e-9, 1 - 1e-9]])
+    latents = to_latent(labels)
+    assert torch.isfinite(latents).all()
+    np.testing.assert_allclose(to_label(latents), labels.clamp(EPSILON, 1 - EPSILON), atol=1e-6)
+    assert to_latent(labels.double()).dtype == torch.float32
+
+
+@given(sigmas, st.floats(0, 0.5))
+def test_psi_is_symmetric_and_largest_at_one_half(sigma, distance):
+    either = psi(torch.tensor([0.5 - distance, 0.5 + distance], dtype=torch.float64), sigma)
+    top = psi(torch.tensor([0.5], dtype=torch.float64), sigma)
+    assert either[0] == pytest.approx(either[1].item())
+    assert (either <= top).all()
+    expected = math.exp(-((distance / sigma) ** 2) / 2) / (sigma * math.sqrt(2 * math.pi))
+    assert either[0].item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.2, 0.5])
+def test_psi_integrates_to_one(sigma):
+    grid = torch.linspace(0.5 - 10 * sigma, 0.5 + 10 * sigma, 20001, dtype=torch.float64)
+    assert torch.trapezoid(psi(grid, sigma), grid).item() == pytest.approx(1)
+
+
+@given(example=pairs())
+def test_label_step_equals_the_formula(example):
+    logits, labels = example
+    latents = torch.logit(labels)
+    moved = label_step(latents, logits, kl_per_class, sigma=0.2, step_size=0.5)
+    limit = math.log((1 - EPSILON) / EPSILON)
+    for place in np.ndindex(*labels.shape):
+        y, u, p = labels[place].item(), latents[place].item(), logits[place].item()
+        density = math.exp(-(((y - 0.5) / 0.2) ** 2) / 2) / (0.2 * math.sqrt(2 * math.pi))
+        expected = u - 0.5 * density * (u - p)
+        assert moved[place].item() == pytest.approx(min(max(expected, -limit), limit), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ALL_LOSSES)
+@given(example=pairs())
+def test_a_small_label_step_lowers_the_loss_of_every_image(name, example):
+    logits, labels = example
+    latents = torch.logit(labels)
+    moved = label_step(latents, logits, LOSSES[name], sigma=0.5, step_size=1e-3)
+    before, after = LOSSES[name](logits, labels), LOSSES[name](logits, to_label(moved))
+    assert (after <= before + 1e-12).all()
+
+
+@pytest.mark.parametrize("name", ALL_LOSSES)
+def test_a_label_step_moves_undecided_labels_towards_the_network(name):
+    logits = torch.tensor([[4.0, -4.0, 4.0, -4.0]])
+    labels = torch.tensor([[0.5, 0.5, 0.999, 0.001]])
+    latents = to_latent(labels)
+    step = label_step(latents, logits, LOSSES[name], sigma=0.1, step_size=0.1) - latents
+    assert step[0, 0] > 1e-2 and step[0, 1] < -1e-2
+    assert step[0, 2:].abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ALL_LOSSES)
+def test_a_label_step_does_not_depend_on_which_images_come_with_it(name):
+    settings = {"sigma": 0.2, "step_size": 0.5}
+    latents, logits = batch(16)
+    others = batch(16, seed=1)
+    expected = label_step(latents, logits, LOSSES[name], **settings)
+    for image in range(16):
+        here = torch.arange(16)[:, None] == image
+        mixed = [
+            torch.where(here, mine, other)
+            for mine, other in zip((latents, logits), others, strict=True)
+        ]
+        assert torch.equal(label_step(*mixed, LOSSES[name], **settings)[image], expected[image])
+
+
+@pytest.mark.parametrize("name", ALL_LOSSES)
+@pytest.mark.parametrize("images", [1, 2, 5, 16])
+def test_a_label_step_does_not_depend_on_how_many_images_come_with_it(name, images):
+    settings = {"sigma": 0.2, "step_size": 0.5}
+    latents, logits = batch(64)
+    together = label_step(latents, logits, LOSSES[name], **settings)
+    for first in range(0, 64, images):
+        part = slice(first, first + images)
+        alone = label_step(latents[part], logits[part], LOSSES[name], **settings)
+        # Vector arithmetic rounds the last few values of a batch differently.
+        torch.testing.assert_close(alone, together[part], rtol=1e-5, atol=2e-6)
+
+
+def test_a_label_step_stays_within_the_clamp_and_leaves_its_input_alone():
+    latents, logits = batch(4)
+    logits.requires_grad_()
+    before = latents.clone()
+    moved = label_step(latents, logits, kl_per_class, sigma=0.2, step_size=1e6)
+    assert moved.abs().max() <= to_latent(torch.ones(1)).item() + 1e-3
+    assert torch.isfinite(moved).all()
+    assert torch.equal(latents, before)
+    assert not moved.requires_grad and logits.grad is None
+
+
+def test_a_label_step_works_where_gradients_are_off():
+    latents, logits = batch(2)
+    expected = label_step(latents, logits, kl_per_class, sigma=0.2, step_size=0.5)
+    with torch.no_grad():
+        moved = label_step(latents, logits, kl_per_class, sigma=0.2, step_size=0.5)
+    assert torch.equal(moved, expected)

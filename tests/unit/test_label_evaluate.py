@@ -1,0 +1,438 @@
+"""The stages label and evaluate, through their functions and through the command line."""
+
+import json
+import math
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zarr
+from sklearn.metrics import average_precision_score
+
+from cdul_steps.data.tables import describe, read_facts, write_table
+from cdul_steps.errors import UserError
+from cdul_steps.steps.evaluate import evaluate_labels, evaluate_scores
+from cdul_steps.steps.label import make_labels
+
+# Published vectors
+
+CONSTRUCTIONS = {
+    "global": ("global", 0.0),
+    "local mean": ("local_mean", 0.0),
+    "local max": ("local_max", 0.0),
+    "local min": ("aggregate", 2.0),  # no score reaches zeta
+}
+CONVENTIONS = ("negative", "ignore", "positive")
+
+
+def published_folder() -> Path:
+    """Only for the names of the test cases; the fixture skips them where it is not there."""
+    return Path(os.environ.get("CDUL_TEST_DATA", "")) / "voc2012-rn50x64"
+
+
+def published_rows():
+    """Rows of expected.md: tau, construction, zeta, and mAP by convention."""
+    path = published_folder() / "expected.md"
+    if not path.is_file():
+        return [pytest.param(None, id="expected.md")]
+    cases = []
+    for line in path.read_text().splitlines()[2:]:
+        tau, zeta, label, *values = [cell.strip() for cell in line.strip("|").split("|")]
+        construction, default = CONSTRUCTIONS.get(label, (label, None))
+        case = {
+            "tau": float(tau),
+            "construction": construction,
+            "zeta": float(zeta) if zeta else default,
+            "mAP": dict(zip(CONVENTIONS, map(float, values), strict=True)),
+        }
+        cases.append(pytest.param(case, id=" ".join(filter(None, (label, f"tau={tau}", zeta)))))
+    return cases
+
+
+def save_store(path, cosines, **attributes):
+    """A similarity store as anyone would write it with Zarr."""
+    array = zarr.create_array(path, data=np.asarray(cosines, np.float32), overwrite=True)
+    array.attrs.update(attributes)
+    return path
+
+
+@pytest.fixture(scope="module")
+def published(test_data, tmp_path_factory):
+    """The published vectors as a similarity store and a table of images."""
+    table = pq.read_table(test_data / "voc2012-rn50x64" / "vectors.parquet")
+    prefix = "global:"
+    classes = [n.removeprefix(prefix) for n in table.column_names if n.startswith(prefix)]
+    columns = {
+        kind: np.stack([table[f"{kind}:{name}"].to_numpy() for name in classes], axis=1)
+        for kind in ("global", "max", "min", "label")
+    }
+    cosines = [4.6052 * np.log(columns[view]) for view in ("global", "max", "min")]
+    folder = tmp_path_factory.mktemp("published")
+    save_store(folder / "sim.zarr", np.stack(cosines, axis=1), classes=classes, logit_scale=100.0)
+    ids = table["image_id"].to_pylist()
+    images = pa.table(
+        {
+            "image_id": pa.array(map(str, ids)),
+            "split": pa.array(["train"] * len(ids)),
+            "row": pa.array(range(len(ids))),
+            "path": pa.array([f"{name}.jpg" for name in ids]),
+            "positive": pa.array([np.flatnonzero(row == 1) for row in columns["label"]]),
+            "difficult": pa.array([np.flatnonzero(row == 0) for row in columns["label"]]),
+        }
+    )
+    write_table(images, folder / "images.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("case", published_rows())
+def test_published_vectors_give_the_expected_map(case, published, tmp_path):
+    make_labels(
+        similarity=published / "sim.zarr",
+        images=published / "images.parquet",
+        split="train",
+        construction=case["construction"],
+        tau=case["tau"],
+        zeta=case["zeta"],
+        lam=0.0,
+        output=tmp_path / "labels.parquet",
+    )
+    for convention, expected in case["mAP"].items():
+        result = evaluate_scores(
+            scores=tmp_path / "labels.parquet",
+            images=published / "images.parquet",
+            difficult=convention,
+            ap="all",
+            output=None,
+        )
+        assert result["images"] == 2859
+        assert result["mAP"] == pytest.approx(expected, abs=0.01), convention
+
+
+def test_every_published_row_is_a_case(published):
+    text = (published_folder() / "expected.md").read_text()
+    rows = [line for line in text.splitlines() if re.match(r"\| *\d", line)]
+    assert len(published_rows()) == len(rows) == 56
+
+
+@pytest.mark.parametrize(
+    ("options", "difficult", "expected"),
+    [
+        (["--tau", "0.01", "--zeta", "0.3", "--lambda", "0"], "ignore", 88.620),
+        (["--zeta", "0.5"], "negative", 87.788),  # tau from logit_scale
+        (["--tau", "0.05", "--construction", "global"], "positive", 86.164),
+    ],
+)
+def test_published_vectors_through_the_command_line(
+    options, difficult, expected, published, cdul, tmp_path
+):
+    labels, metrics = tmp_path / "labels.parquet", tmp_path / "metrics.json"
+    images = ["--images", published / "images.parquet"]
+    similarity = ["--similarity", published / "sim.zarr", "--split", "train"]
+    done = cdul("label", *similarity, *images, *options, "--output", labels)
+    assert done.returncode == 0, done.stderr
+    done = cdul(
+        "evaluate", "--scores", labels, *images, "--difficult", difficult, "--output", metrics
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(metrics.read_text())
+    assert result["mAP"] == pytest.approx(expected, abs=0.01)
+    assert f"mAP {result['mAP']:.2f} on 2859 images" in done.stdout
+
+
+# Small stores
+
+CLASSES = ["dog", "cat", "owl"]
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Six images, rows out of order, one of them in another split; nobody shows an owl."""
+    cosines = np.random.default_rng(0).uniform(0.1, 0.3, (6, 4, 3))
+    save_store(tmp_path / "sim.zarr", cosines, classes=CLASSES, logit_scale=20.0)
+    images = pa.table(
+        {
+            "image_id": ["f", "e", "d", "c", "b", "a"],
+            "split": ["train"] * 5 + ["test"],
+            "row": [5, 4, 3, 2, 1, 0],
+            "path": [f"/{name}.jpg" for name in "fedcba"],
+            "positive": pa.array([[0], [0, 1], [1], [], None, [0]], pa.list_(pa.int32())),
+            "difficult": pa.array([[], [], [0], [2], None, []], pa.list_(pa.int32())),
+        }
+    )
+    write_table(images, tmp_path / "images.parquet")
+    return tmp_path
+
+
+def label(folder, **changes):
+    arguments = {
+        "similarity": folder / "sim.zarr",
+        "images": folder / "images.parquet",
+        "split": "train",
+        "construction": "final",
+        "tau": None,
+        "zeta": 0.3,
+        "lam": 0.0,
+        "output": folder / "labels.parquet",
+    }
+    make_labels(**{**arguments, **changes})
+    return pq.read_table(folder / "labels.parquet")
+
+
+def evaluate(folder, **changes):
+    arguments = {
+        "scores": folder / "labels.parquet",
+        "images": folder / "images.parquet",
+        "difficult": "ignore",
+        "ap": "all",
+        "output": folder / "metrics.json",
+    }
+    return evaluate_scores(**{**arguments, **changes})
+
+
+def values(table):
+    return np.stack([table[name].to_numpy() for name in CLASSES], axis=1)
+
+
+def final_label(p, tau, zeta):
+    """The pseudo-label of one image from its cosines (1+S, C)."""
+    s = np.exp(p / tau) / np.exp(p / tau).sum(axis=1, keepdims=True)
+    alpha, beta = s[1:].max(axis=0), s[1:].min(axis=0)
+    return (s[0] + np.where(alpha >= zeta, alpha, beta)) / 2
+
+
+def test_labels_follow_the_rows_of_the_images(small):
+    table = label(small, tau=0.02)
+    assert table.column_names == ["image_id", "path", *CLASSES]
+    assert table["image_id"].to_pylist() == ["f", "e", "d", "c", "b"]
+    assert table["path"].to_pylist() == ["/f.jpg", "/e.jpg", "/d.jpg", "/c.jpg", "/b.jpg"]
+    cosines = zarr.open_array(small / "sim.zarr", mode="r")[:].astype(float)
+    expected = [final_label(cosines[row], 0.02, 0.3) for row in (5, 4, 3, 2, 1)]
+    np.testing.assert_allclose(values(table), expected, rtol=1e-4)
+    assert table.schema.field("dog").type == pa.float32()
+
+
+def test_tau_is_one_over_the_logit_scale(small):
+    default = label(small)
+    assert read_facts(small / "labels.parquet")["tau"] == pytest.approx(1 / 20)
+    np.testing.assert_array_equal(values(default), values(label(small, tau=1 / 20)))
+    assert not np.allclose(values(default), values(label(small, tau=math.log(20))))
+
+
+def test_settings_are_in_the_metadata(small):
+    label(small, zeta=0.4, lam=-1.0)
+    facts = read_facts(small / "labels.parquet")
+    assert facts["classes"] == CLASSES
+    assert (facts["zeta"], facts["lambda"], facts["split"]) == (0.4, -1.0, "train")
+    assert facts["similarity"] == {"logit_scale": 20.0}
+    assert {"cdul", "numpy"} <= set(facts["software"])
+
+
+def test_images_without_embedding_have_no_row(small):
+    array = zarr.open_array(small / "sim.zarr", mode="r+")
+    array[4] = np.nan
+    array[2, 1, 0] = np.nan
+    assert label(small)["image_id"].to_pylist() == ["f", "d", "b"]
+    array[:] = np.nan
+    with pytest.raises(UserError, match="no image of split 'train' has a similarity"):
+        label(small)
+
+
+@pytest.mark.parametrize("tau", [0.0, -0.01, math.nan])
+def test_tau_must_be_positive(small, tau):
+    with pytest.raises(UserError, match="tau"):
+        label(small, tau=tau)
+
+
+def test_metrics_say_what_they_mean(small):
+    label(small)
+    evaluate(small)
+    result = json.loads((small / "metrics.json").read_text())
+    assert result["definition"]["difficult"] == "ignore"
+    assert "left out" in result["definition"]["meaning"]["ignore"]
+    assert "negative" not in result["definition"]["meaning"]
+    assert result["settings"]["construction"] == "final"
+    assert result["images"] == 4  # the truth of b is unknown, and a is in another split
+
+
+def test_a_class_without_positives_is_null_listed_and_left_out(small):
+    scores = values(label(small))
+    result = evaluate(small)
+    assert result["per_class"]["owl"] == {"AP": None, "positives": 0, "images": 3}
+    assert result["classes_without_positives"] == ["owl"]
+    dog = 100 * average_precision_score([1, 1, 0], scores[[0, 1, 3], 0])  # d is difficult
+    cat = 100 * average_precision_score([0, 1, 1, 0], scores[:4, 1])
+    assert result["per_class"]["dog"]["AP"] == pytest.approx(dog)
+    assert result["mAP"] == pytest.approx((dog + cat) / 2)
+
+
+def test_the_convention_and_the_kind_of_ap_are_heeded(small):
+    label(small)
+    positives = {}
+    for difficult in CONVENTIONS:
+        per_class = evaluate(small, difficult=difficult)["per_class"]
+        positives[difficult] = [
+            (per_class[name]["positives"], per_class[name]["images"]) for name in CLASSES
+        ]
+    assert positives == {
+        "negative": [(2, 4), (2, 4), (0, 4)],
+        "ignore": [(2, 3), (2, 4), (0, 3)],
+        "positive": [(3, 4), (2, 4), (1, 4)],
+    }
+    assert evaluate(small, ap="voc07")["definition"]["ap"] == "voc07"
+
+
+def rewrite_images(folder, change):
+    path = folder / "images.parquet"
+    table = change(pq.read_table(path))
+    write_table(table, path)
+
+
+@pytest.mark.parametrize("missing", [["positive", "difficult"], ["positive"]])
+def test_without_truth_the_map_is_null(small, missing):
+    label(small)
+    rewrite_images(small, lambda table: table.drop_columns(missing))
+    evaluate(small)
+    result = json.loads((small / "metrics.json").read_text())
+    assert result["mAP"] is None
+    assert result["images"] == 0
+    assert result["classes_without_positives"] == CLASSES
+
+
+def test_without_difficult_all_entries_count(small):
+    label(small)
+    rewrite_images(small, lambda table: table.drop_columns("difficult"))
+    result = evaluate(small)
+    assert [result["per_class"][name]["images"] for name in CLASSES] == [4, 4, 4]
+
+
+def test_images_marked_as_unknown_are_left_out(small):
+    scores = np.array([[0.9, 0.1, 0], [0.2, 0.2, 0], [0.5, 0.3, 0], [0.1, 0.9, 0], [0.3, 0.4, 0]])
+    table = label(small)
+    for c, name in enumerate(CLASSES):
+        table = table.set_column(2 + c, name, pa.array(scores[:, c], pa.float32()))
+    write_table(table, small / "labels.parquet")
+    known = pa.array([False, True, True, True, True, None])
+    rewrite_images(small, lambda table: table.append_column("known", known))
+    result = evaluate(small)
+    assert result["images"] == 3
+    assert result["per_class"]["dog"]["AP"] == pytest.approx(100)
+    cat = 100 * average_precision_score([1, 1, 0], scores[1:4, 1])
+    assert result["per_class"]["cat"]["AP"] == pytest.approx(cat)
+
+
+def test_images_are_matched_by_id_not_by_place(small):
+    label(small)
+    expected = evaluate(small)["per_class"]
+    rewrite_images(small, lambda table: table.take([3, 0, 5, 2, 4, 1]))
+    assert evaluate(small)["per_class"] == expected
+
+
+def test_another_class_order_names_both_files_and_orders(small):
+    label(small)
+    rewrite_images(small, lambda t: describe(t, "images", classes=["cat", "dog", "owl"]))
+    with pytest.raises(UserError) as caught:
+        evaluate(small)
+    message = str(caught.value)
+    assert str(small / "images.parquet") in message
+    assert "cat, dog, owl" in message and "dog, cat, owl" in message
+
+
+def test_an_image_twice_in_the_scores(small):
+    table = label(small)
+    write_table(pa.concat_tables([table, table.slice(0, 1)]), small / "labels.parquet")
+    with pytest.raises(UserError, match="more than one row"):
+        evaluate(small)
+
+
+@pytest.mark.parametrize("index", [3, -1])
+def test_truth_beyond_the_classes(small, index):
+    label(small)
+    positive = pa.array([[index]] * 6, pa.list_(pa.int32()))
+    rewrite_images(
+        small,
+        lambda t: t.set_column(t.column_names.index("positive"), "positive", positive),
+    )
+    with pytest.raises(UserError, match="beyond the 3 scored"):
+        evaluate(small)
+
+
+def test_quality_measures_each_construction_as_evaluate_does(small):
+    result = evaluate_labels(
+        similarity={"train": small / "sim.zarr"},
+        images=small / "images.parquet",
+        tau=None,
+        zeta=0.3,
+        lam=0.0,
+        difficult="ignore",
+        ap="all",
+        output=small / "quality.json",
+    )
+    assert json.loads((small / "quality.json").read_text()) == result
+    assert result["tau"] == pytest.approx(0.05)
+    for construction, measures in result["splits"]["train"].items():
+        label(small, construction=construction)
+        alone = evaluate(small)
+        assert measures == {name: alone[name] for name in measures}
+
+
+# One line an error
+
+
+def write_sim(small, **attributes):
+    save_store(small / "sim.zarr", np.zeros((6, 4, 3)), **attributes)
+
+
+MISTAKES = {
+    "split": (
+        lambda small: None,
+        ["--split", "val"],
+        "no image of split 'val'; it has train, test",
+    ),
+    "classes": (lambda small: write_sim(small, logit_scale=9), [], "attribute 'classes'"),
+    "scale": (lambda small: write_sim(small, classes=CLASSES), [], "'logit_scale'; give --tau"),
+    "row": (
+        lambda small: rewrite_images(
+            small, lambda t: t.set_column(2, "row", [[0, 1, 2, 3, 99, 4]])
+        ),
+        [],
+        "row 99 of split 'train' is beyond the 6 rows",
+    ),
+    "negative row": (
+        lambda small: rewrite_images(
+            small, lambda t: t.set_column(2, "row", [[0, 1, 2, 3, -7, 4]])
+        ),
+        [],
+        "row -7 of split 'train'",
+    ),
+    "no store": (lambda small: None, ["--similarity", "/none.zarr"], "/none.zarr: no Zarr array"),
+    "no images": (lambda small: None, ["--images", "/none.parquet"], "/none.parquet: no such file"),
+    "no column": (
+        lambda small: rewrite_images(small, lambda table: table.drop_columns("row")),
+        [],
+        "no column 'row'",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_one_line(mistake, small, cdul):
+    prepare, options, part = MISTAKES[mistake]
+    prepare(small)
+    required = {
+        "--similarity": small / "sim.zarr",
+        "--images": small / "images.parquet",
+        "--split": "train",
+        "--output": small / "labels.parquet",
+    }
+    required.update(zip(options[::2], options[1::2], strict=True))
+    done = cdul("label", *(word for pair in required.items() for word in pair))
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("cdul: error: ")
+    assert part in line
+    assert "Traceback" not in done.stderr
+    assert not (small / "labels.parquet").exists()

@@ -1,0 +1,523 @@
+"""Stage train: what a training leaves behind, and that it is the same however it came about."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from cdul_steps.config import Training
+from cdul_steps.data.tables import describe, read_facts, read_scores, score_table, write_table
+from cdul_steps.errors import UserError
+from cdul_steps.method.gradient_alignment import EPSILON
+from cdul_steps.models.classifier import new_classifier
+from cdul_steps.steps import train
+from cdul_steps.steps.manifest import make_manifest
+from cdul_steps.steps.train import _learning_rate, batches, train_classifier
+
+CLASSES = ["red", "green", "blue"]
+COLUMNS = [
+    "epoch",
+    "loss",
+    "learning_rate",
+    "label_movement",
+    "train_mAP",
+    "images_per_second",
+    "label_mAP",
+    "test_mAP",
+]
+SETTINGS = {
+    "model": "test_resnet",
+    "model_args": {"drop_rate": 0.2},
+    "image_size": 32,
+    "epochs": 4,
+    "batch_size": 5,
+    "learning_rate": 1e-3,
+    "schedule": "cosine",
+    "crop_scale": 0.5,
+    "alignment": {"warmup": 1},
+}
+
+
+def make_data(folder: Path, images: int = 24, tests: int = 8, classes=CLASSES) -> Path:
+    """Images with bright squares of the classes' colours, their manifest, and soft labels."""
+    random = np.random.default_rng(0)
+    truth = random.random((images + tests, 3)) < 0.5
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for i, present in enumerate(truth):
+        pixels = random.integers(0, 60, (32, 32, 3), dtype=np.uint8)
+        for c in np.flatnonzero(present):
+            pixels[10 * c : 10 * c + 10, :, c] = 250
+        Image.fromarray(pixels).save(folder / f"images/{i}.png")
+        labels = dict(zip(classes, present.astype(int), strict=False))
+        rows.append({"path": f"images/{i}.png", "split": "a" if i < images else "b", **labels})
+    pd.DataFrame(rows).to_csv(folder / "data.csv", index=False)
+    manifest(folder, classes, tests > 0)
+    table = pq.read_table(folder / "images.parquet").slice(0, images)
+    scores = np.clip(truth * 0.6 + random.normal(0.2, 0.1, truth.shape), 0, 1)[:images]
+    write_labels(folder / "labels.parquet", table, list(classes), scores[:, : len(classes)])
+    return folder
+
+
+def manifest(folder: Path, classes=CLASSES, test: bool = True) -> None:
+    (folder / "classes.txt").write_text("\n".join(classes))
+    make_manifest(
+        reader="table",
+        root=folder / "data.csv",
+        classes=folder / "classes.txt",
+        splits={"train": "a", **({"test": "b"} if test else {})},
+        grid=(1, 1),
+        shard_size=100,
+        max_pixels=10_000,
+        output=folder / "images.parquet",
+    )
+
+
+def write_labels(path: Path, table: pa.Table, classes: list[str], scores: np.ndarray) -> None:
+    scored = score_table(table["image_id"], table["path"], classes, scores)
+    write_table(describe(scored, "scores", classes=classes), path)
+
+
+def arguments(data: Path, output: Path, **changes) -> dict:
+    values = {
+        "labels": data / "labels.parquet",
+        "images": data / "images.parquet",
+        "difficult": "ignore",
+        "max_pixels": 10_000,
+        "device": "cpu",
+        "workers": 0,
+        "threads": 1,
+        "output": output,
+    }
+    settings = {k: v for k, v in changes.items() if k in Training.model_fields}
+    values.update((k, v) for k, v in changes.items() if k not in settings)
+    return {**values, "settings": Training(**{**SETTINGS, **settings})}
+
+
+def run(data: Path, output: Path, **changes) -> Path:
+    train_classifier(**arguments(data, output, **changes))
+    return output
+
+
+def history(output: Path) -> pd.DataFrame:
+    return pq.read_table(output / "history.parquet").to_pandas()
+
+
+def weights(output: Path) -> bytes:
+    return (output / "model/model.safetensors").read_bytes()
+
+
+def refined(output: Path) -> np.ndarray:
+    return read_scores(output / "refined_labels.parquet")[2]
+
+
+def same(a: Path, b: Path) -> bool:
+    return weights(a) == weights(b) and np.array_equal(refined(a), refined(b))
+
+
+def fails(*positional, **changes) -> str:
+    with pytest.raises(UserError) as error:
+        run(*positional, **changes)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return make_data(tmp_path_factory.mktemp("data") / "data")
+
+
+@pytest.fixture(scope="module")
+def done(data, tmp_path_factory) -> Path:
+    """An undisturbed training."""
+    return run(data, tmp_path_factory.mktemp("done"))
+
+
+class StopError(Exception):
+    pass
+
+
+def interrupt(monkeypatch, data: Path, output: Path, **changes) -> None:
+    """Train up to the middle of epoch 3."""
+    whole = train.Trainer.train_epoch
+
+    def stopping(self, images, steps, label):
+        if " 3/" not in label:
+            return whole(self, images, steps, label)
+        whole(self, (batch for batch, _ in zip(images, range(2), strict=False)), steps, label)
+        raise StopError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "train_epoch", stopping)
+        with pytest.raises(StopError):
+            run(data, output, **changes)
+    assert (output / "checkpoint.pt").is_file()
+
+
+def test_outputs(data, done):
+    assert sorted(p.name for p in done.iterdir()) == [
+        "history.parquet",
+        "model",
+        "refined_labels.parquet",
+    ]
+    table = history(done)
+    assert list(table.columns) == COLUMNS
+    assert table["epoch"].tolist() == [1, 2, 3, 4]
+    assert table["loss"].iloc[-1] < table["loss"].iloc[0]
+    assert (table["images_per_second"] > 0).all()
+    for name in ("train_mAP", "label_mAP", "test_mAP"):
+        assert table[name].between(0, 100).all()
+    images, classes, labels = read_scores(done / "refined_labels.parquet")
+    source = pq.read_table(data / "labels.parquet")
+    assert classes == CLASSES
+    assert images["image_id"].to_pylist() == source["image_id"].to_pylist()
+    assert ((labels >= EPSILON * 0.99) & (labels <= 1 - EPSILON * 0.99)).all()
+    assert read_facts(done / "refined_labels.parquet")["training"]["model"] == "test_resnet"
+    card = json.loads((done / "model/model.json").read_text())
+    assert (card["classes"], card["image_size"]) == (CLASSES, 32)
+    assert card["provenance"]["labels"]["digest"]
+
+
+def test_labels_move_after_the_warm_up(done):
+    movement = history(done)["label_movement"]
+    assert movement[0] == 0
+    assert (movement[1:] > 0).all()
+
+
+def test_labels_move_every_so_often(data, tmp_path):
+    run(data, tmp_path, epochs=5, alignment={"warmup": 1, "every": 2})
+    assert (history(tmp_path)["label_movement"] > 0).tolist() == [False, True, False, True, False]
+
+
+def test_labels_stay_without_alignment(data, done, tmp_path):
+    run(data, tmp_path, alignment={"enabled": False})
+    assert (history(tmp_path)["label_movement"] == 0).all()
+    given = read_scores(data / "labels.parquet")[2]
+    kept = np.clip(given, EPSILON, 1 - EPSILON)
+    np.testing.assert_allclose(refined(tmp_path), kept, atol=1e-6)
+    assert np.abs(refined(done) - kept).max() > 1e-3
+
+
+def test_same_seed_same_result(data, done, tmp_path):
+    assert same(run(data, tmp_path / "a"), done)
+    assert not same(run(data, tmp_path / "b", seed=1), done)
+
+
+def test_number_of_workers_does_not_matter(data, done, tmp_path):
+    assert same(run(data, tmp_path, workers=2), done)
+
+
+def test_truth_never_touches_learning(done, tmp_path):
+    other = make_data(tmp_path / "data")
+    table = pd.read_csv(other / "data.csv")
+    table[CLASSES] = 1 - table[CLASSES]
+    labels = (other / "labels.parquet").read_bytes()
+    table.to_csv(other / "data.csv", index=False)
+    manifest(other)
+    assert (other / "labels.parquet").read_bytes() == labels
+    plain = make_data(tmp_path / "plain")
+    first, second = run(other, tmp_path / "a"), run(plain, tmp_path / "b")
+    assert same(first, second)
+    assert history(first)["test_mAP"].tolist() != history(second)["test_mAP"].tolist()
+
+
+def test_without_test_split_and_without_truth(data, done, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    table = pd.read_csv(tmp_path / "data/data.csv").drop(columns=CLASSES)
+    table[table["split"] == "a"].to_csv(tmp_path / "data/data.csv", index=False)
+    (tmp_path / "data/images.parquet").unlink()
+    manifest(tmp_path / "data", test=False)
+    shutil.copy(data / "labels.parquet", tmp_path / "data")
+    output = run(tmp_path / "data", tmp_path / "output")
+    assert same(output, done)
+    found = history(output)
+    assert list(found.columns) == COLUMNS
+    assert found[["train_mAP", "label_mAP", "test_mAP"]].isna().all(axis=None)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resume_is_the_same(data, done, tmp_path, monkeypatch, capsys, workers):
+    interrupt(monkeypatch, data, tmp_path, workers=workers)
+    run(data, tmp_path, workers=workers)
+    assert "going on after epoch 2 of 4" in capsys.readouterr().err
+    assert same(tmp_path, done)
+    columns = [c for c in COLUMNS if c != "images_per_second"]
+    assert history(tmp_path)[columns].equals(history(done)[columns])
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def alone(*positional, **changes) -> None:
+    os.setsid()
+    run(*positional, **changes)
+
+
+def test_killed_and_started_again(data, tmp_path, capfd):
+    output, many = tmp_path / "killed", {"epochs": 12}
+    process = multiprocessing.get_context("fork").Process(
+        target=alone, args=(data, output), kwargs={**many, "workers": 1}
+    )
+    process.start()
+    log = ""
+    while "epoch 3:" not in log:
+        assert process.is_alive()
+        time.sleep(0.01)
+        log += capfd.readouterr().err
+    os.killpg(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert (output / "checkpoint.pt").is_file()
+    assert not (output / "history.parquet").exists()
+    run(data, output, **many)
+    assert "going on after epoch" in capfd.readouterr().err
+    assert same(output, run(data, tmp_path / "undisturbed", **many))
+
+
+def test_checkpoint_is_plain_data(data, tmp_path, monkeypatch):
+    interrupt(monkeypatch, data, tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert len(json.loads(state["history"])) == 2
+
+
+@pytest.mark.parametrize("change", [{"learning_rate": 2e-3}, {"alignment": {"warmup": 2}}])
+def test_checkpoint_of_other_settings(data, tmp_path, monkeypatch, capsys, change):
+    interrupt(monkeypatch, data, tmp_path / "a")
+    run(data, tmp_path / "a", **change)
+    assert "of other settings or labels; starting over" in capsys.readouterr().err
+    assert same(tmp_path / "a", run(data, tmp_path / "b", **change))
+
+
+def test_checkpoint_of_other_labels(data, tmp_path, monkeypatch, capsys):
+    interrupt(monkeypatch, data, tmp_path / "a")
+    table, _, scores = read_scores(data / "labels.parquet")
+    write_labels(tmp_path / "labels.parquet", table, CLASSES, 1 - scores)
+    other = {"labels": tmp_path / "labels.parquet"}
+    run(data, tmp_path / "a", **other)
+    assert "starting over" in capsys.readouterr().err
+    assert same(tmp_path / "a", run(data, tmp_path / "b", **other))
+
+
+@pytest.mark.parametrize("kind", ["torn", "empty", "foreign"])
+def test_torn_checkpoint(data, done, tmp_path, monkeypatch, capsys, kind):
+    interrupt(monkeypatch, data, tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    if kind == "foreign":
+        torch.save([1, 2], path)
+    else:
+        path.write_bytes(path.read_bytes()[: 10_000 if kind == "torn" else 0])
+    run(data, tmp_path)
+    assert "starting over" in capsys.readouterr().err
+    assert same(tmp_path, done)
+
+
+def test_divergence(data, tmp_path):
+    output = tmp_path / "output"
+    message = fails(data, output, learning_rate=1e30, optimizer="sgd", batch_size=24)
+    assert message.startswith("training diverged in epoch ")
+    assert "smaller learning_rate" in message
+    assert not (output / "model").exists()
+
+
+def test_divergence_keeps_the_last_checkpoint(data, tmp_path, monkeypatch):
+    interrupt(monkeypatch, data, tmp_path)
+    checkpoint = (tmp_path / "checkpoint.pt").read_bytes()
+    step = train.Trainer.train_epoch
+
+    def diverging(self, *positional):
+        return step(self, *positional) + float("nan")
+
+    monkeypatch.setattr(train.Trainer, "train_epoch", diverging)
+    message = fails(data, tmp_path)
+    assert "diverged in epoch 3" in message
+    assert str(tmp_path / "checkpoint.pt") in message
+    assert (tmp_path / "checkpoint.pt").read_bytes() == checkpoint
+
+
+def test_weights_that_are_not_finite_in_the_last_step(data, tmp_path, monkeypatch):
+    step = train.Trainer.train_epoch
+
+    def breaking(self, *positional):
+        loss = step(self, *positional)
+        next(self.network.parameters()).data[0] = torch.nan
+        return loss
+
+    monkeypatch.setattr(train.Trainer, "train_epoch", breaking)
+    assert "diverged in epoch 1" in fails(data, tmp_path, epochs=1)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("batch_size", [1000, 23])
+def test_batches_of_any_size(data, tmp_path, batch_size):
+    run(data, tmp_path, epochs=2, batch_size=batch_size, image_size=64)
+    assert np.isfinite(history(tmp_path)["loss"]).all()
+
+
+def test_last_batch_of_one_joins_its_neighbour():
+    assert [len(b) for b in batches(np.arange(7), 3)] == [3, 4]
+    assert [len(b) for b in batches(np.arange(8), 3)] == [3, 3, 2]
+    assert [len(b) for b in batches(np.arange(3), 1)] == [1, 2]
+    assert batches(np.array([4]), 3) == [[4]]
+    assert batches(np.array([2, 0, 1]), 8) == [[2, 0, 1]]
+
+
+def test_one_class(tmp_path):
+    data = make_data(tmp_path / "data", classes=["red"])
+    run(data, tmp_path / "output", epochs=2)
+    assert refined(tmp_path / "output").shape == (24, 1)
+    message = fails(data, tmp_path / "softmax", epochs=2, loss="kl_classes")
+    assert "one class" in message
+
+
+def test_one_image(tmp_path):
+    data = make_data(tmp_path / "data", images=1, tests=0)
+    for size in (32, 64):
+        output = run(data, tmp_path / str(size), image_size=size)
+        assert refined(output).shape == (1, 3)
+        assert np.isfinite(history(output)["loss"]).all()
+
+
+@pytest.mark.parametrize("loss", ["kl", "kl_reverse", "kl_classes"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_every_choice_runs(data, tmp_path, loss, optimizer, schedule):
+    run(
+        data,
+        tmp_path,
+        loss=loss,
+        optimizer=optimizer,
+        schedule=schedule,
+        epochs=1,
+        weight_decay=0.1,
+        warmup_steps=2,
+        alignment={"warmup": 0},
+    )
+    row = history(tmp_path).iloc[0]
+    assert np.isfinite(row["loss"])
+    assert row["label_movement"] > 0
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_learning_rates(schedule):
+    settings = Training(learning_rate=0.4, warmup_steps=4, schedule=schedule)
+    found = [_learning_rate(settings, step, 12) for step in range(12)]
+    rest = 0.4 * (1 + np.cos(np.pi * np.arange(8) / 8)) / 2 if schedule == "cosine" else [0.4] * 8
+    np.testing.assert_allclose(found, [0.1, 0.2, 0.3, 0.4, *rest])
+
+
+def test_learning_rate_of_the_history(data, tmp_path):
+    run(data, tmp_path, schedule="cosine", batch_size=6, warmup_steps=1, epochs=2)
+    # 4 steps an epoch; the rate is that of the last step of each.
+    expected = [0.5e-3 * (1 + np.cos(np.pi * done / 7)) for done in (2, 6)]
+    np.testing.assert_allclose(history(tmp_path)["learning_rate"], expected)
+
+
+def test_vanished_images_are_left_out(tmp_path, capsys):
+    data = make_data(tmp_path / "data")
+    for i in (3, 4, 11):
+        (data / f"images/{i}.png").unlink()
+    (data / "images/30.png").unlink()
+    output = run(data, tmp_path / "output", alignment={"warmup": 0})
+    assert "epoch 1: 3 images cannot be read" in capsys.readouterr().err
+    labels = read_scores(data / "labels.parquet")[2].clip(EPSILON, 1 - EPSILON)
+    stayed = np.abs(refined(output) - labels).max(axis=1) < 1e-6
+    assert np.flatnonzero(stayed).tolist() == [3, 4, 11]
+
+
+def test_image_that_vanishes_later_keeps_its_label(tmp_path, monkeypatch):
+    data = make_data(tmp_path / "data")
+    epoch, labels = train.Trainer.train_epoch, []
+
+    def vanishing(self, *positional):
+        labels.append(self.latents[7].clone())
+        result = epoch(self, *positional)
+        (data / "images/7.png").unlink(missing_ok=True)
+        return result
+
+    monkeypatch.setattr(train.Trainer, "train_epoch", vanishing)
+    run(data, tmp_path / "output", alignment={"warmup": 0})
+    assert not torch.equal(labels[0], labels[1])
+    assert torch.equal(labels[1], labels[3])
+
+
+def test_no_image_can_be_read(tmp_path):
+    data = make_data(tmp_path / "data")
+    shutil.rmtree(data / "images")
+    message = fails(data, tmp_path / "output")
+    assert "none of its images can be read" in message
+    assert not (tmp_path / "output/model").exists()
+
+
+def test_batch_of_which_one_image_is_left(tmp_path):
+    data = make_data(tmp_path / "data")
+    order = np.random.default_rng((0, 0)).permutation(24)
+    for i in order[:4]:
+        (data / f"images/{i}.png").unlink()
+    run(data, tmp_path / "output", epochs=1)
+
+
+def test_augmentation_depends_on_epoch_and_image(data):
+    settings = Training(**{**SETTINGS, "seed": 3})
+    card = train.Card("m", CLASSES, 32, [0.5] * 3, [0.5] * 3, "bilinear", 0.5)
+    paths = pq.read_table(data / "labels.parquet")["path"].combine_chunks()
+    images = train.TrainImages(paths, card, settings, 10_000)
+    again = train.TrainImages(paths, card, settings, 10_000)
+    assert images[0, 5][0] == 5
+    assert np.array_equal(images[2, 5][1], again[2, 5][1])
+    assert not np.array_equal(images[2, 5][1], images[3, 5][1])
+    plain = Image.open(paths[5].as_py()).convert("RGB").resize((32, 32), Image.Resampling.BILINEAR)
+    assert np.array_equal(images[-1, 5][1], np.asarray(plain).transpose(2, 0, 1))
+    flips = [
+        np.array_equal(image[:, :, ::-1], np.asarray(plain).transpose(2, 0, 1))
+        for epoch in range(40)
+        for _, image in [train.TrainImages(paths, card, Training(model="m"), 10_000)[epoch, 5]]
+    ]
+    assert 10 < sum(flips) < 30
+
+
+def test_crops_lie_inside_and_keep_their_share(data):
+    settings = Training(model="m", crop_scale=0.3)
+    images = train.TrainImages(None, None, settings, 10_000)
+    shares = []
+    for seed in range(300):
+        x0, y0, x1, y1 = images._crop((90, 40), np.random.default_rng(seed))
+        assert 0 <= x0 < x1 <= 90 + 1e-9
+        assert 0 <= y0 < y1 <= 40 + 1e-9
+        assert (x1 - x0) / (y1 - y0) == pytest.approx(90 / 40)
+        shares.append((x1 - x0) * (y1 - y0) / 3600)
+    assert min(shares) >= 0.3 - 1e-9
+    assert (min(shares) < 0.35, max(shares) > 0.95) == (True, True)
+    assert train.TrainImages(None, None, Training(model="m"), 1)._crop((9, 9), None) is None
+
+
+def test_start_from_weights(data, tmp_path):
+    torch.manual_seed(9)
+    network, _ = new_classifier("test_resnet", ["a"], {}, None)
+    torch.save(network.state_dict(), tmp_path / "start.pth")
+    start = {"weights": str(tmp_path / "start.pth"), "learning_rate": 1e-12, "epochs": 1}
+    run(data, tmp_path / "output", **start)
+    found = load_file(tmp_path / "output/model/model.safetensors")
+    for name, value in network.named_parameters():
+        if not name.startswith("fc"):
+            torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6)
+
+
+def test_input_that_does_not_fit(data, tmp_path):
+    assert "no such file" in fails(data, tmp_path, labels=tmp_path / "nothing.parquet")
+    assert "no such file" in fails(data, tmp_path, images=tmp_path / "nothing.parquet")
+    table, _, scores = read_scores(data / "labels.parquet")
+    write_labels(tmp_path / "other.parquet", table, ["red", "green", "pink"], scores)
+    message = fails(data, tmp_path, labels=tmp_path / "other.parquet")
+    assert "not the same class table" in message
+    assert "'resnet9999'" in fails(data, tmp_path, model="resnet9999")
+    assert not (tmp_path / "model").exists()

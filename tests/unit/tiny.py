@@ -1,0 +1,65 @@
+"""Tiny models and images that the tests of encoder and classifier make for themselves."""
+
+import json
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from cdul_steps.steps.manifest import make_manifest
+
+CLIP = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 64, "head_width": 32, "layers": 2},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+PREPROCESS = {"mean": [0.5, 0.45, 0.4], "std": [0.25, 0.26, 0.27], "resize_mode": "squash"}
+WEIGHTS = "open_clip_model.safetensors"
+MAX_PIXELS = 100_000
+
+
+def make_clip(folder: Path, change=lambda network: None, **model: object) -> str:
+    """Write a random CLIP in open_clip's folder form; its name for `load_clip`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = {**deepcopy(CLIP), **model}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = open_clip.model.CLIP(**deepcopy(model))
+    # Freshly made, attention to the pixels is so small that all images look the same.
+    network.visual.conv1.weight.data.mul_(10)
+    change(network)
+    config = {"model_cfg": model, "preprocess_cfg": PREPROCESS}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    save_file(network.state_dict(), folder / WEIGHTS)
+    return f"local-dir:{folder}"
+
+
+def noise(path: Path, seed: int, size: tuple[int, int] = (48, 40)) -> Path:
+    """Write an image of coarse noise, different for every seed."""
+    random = np.random.default_rng(seed)
+    coarse = random.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+def folder_manifest(root: Path, output: Path, shard_size: int = 5, grid=(2, 2)) -> Path:
+    """Make the manifest of a folder of images; the folder of its shards."""
+    classes = output / "classes.txt"
+    classes.parent.mkdir(parents=True, exist_ok=True)
+    classes.write_text("cat\ndog\nbird\n")
+    make_manifest(
+        reader="folder",
+        root=root,
+        classes=classes,
+        splits={"train": "."},
+        grid=grid,
+        shard_size=shard_size,
+        max_pixels=MAX_PIXELS,
+        output=output / "images.parquet",
+    )
+    return output / "train"

@@ -1,0 +1,153 @@
+"""A folder of images and a list of names: what a person with photographs has."""
+
+import json
+import os
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import SMALL_TRAINING
+
+from cdul_steps.demo.scenes import CLASSES, write_scenes
+
+
+@pytest.fixture
+def photos(project, tmp_path):
+    """A folder of 12 images below the project's copy, and a config that reads it."""
+    write_scenes(tmp_path / "scenes", seed=5, train=12, test=1)
+    folder = project.folder / "my photos"
+    folder.mkdir()
+    for image in sorted((tmp_path / "scenes/train").iterdir()):
+        shutil.copy(image, folder)
+    (project.folder / "names.txt").write_text("\n".join(CLASSES))
+    project.config = {
+        "run": {"datasets": ["photos"], "trainings": ["small"]},
+        "datasets": {
+            "photos": {
+                "reader": "folder",
+                "root": "my photos",
+                "splits": {"train": "."},
+                "classes": "names.txt",
+                "shard_size": 5,
+                "max_failed_share": 0.5,
+            }
+        },
+        "trainings": {"small": SMALL_TRAINING},
+    }
+    return project, folder
+
+
+def test_dirty_folder_runs_whole(photos):
+    project, folder = photos
+    first = sorted(folder.iterdir())[0]
+    (folder / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0" + b"x" * 20)
+    (folder / "cut.jpg").write_bytes(_jpeg(first)[:900])
+    (folder / "text.jpg").write_text("not an image")
+    (folder / "empty.png").touch()
+    (folder / "folder.jpg").mkdir()
+    project.snakemake()
+    results = project.results / "photos/tiny-clip"
+    status = {
+        row["image_id"]: row["status"]
+        for table in (results / "encode/train").glob("*.parquet")
+        for row in pq.read_table(table).to_pylist()
+    }
+    bad = {name: s for name, s in status.items() if s != "ok"}
+    assert bad == {
+        "torn.jpg": bad["torn.jpg"],
+        "cut.jpg": "truncated",
+        "text.jpg": "not_an_image",
+        "empty.png": "truncated",
+    }
+    labels = pq.read_table(results / "final/pseudo_labels.parquet")
+    assert len(labels) == 12 and not set(bad) & set(labels["image_id"].to_pylist())
+    predictions = pq.read_table(results / "final/small/predictions/train.parquet").to_pandas()
+    assert (predictions.set_index("image_id").status != "ok").sum() == len(bad)
+    metrics = json.loads((results / "final/small/metrics.json").read_text())
+    assert metrics["mAP"] is None and metrics["images"] == 0
+    assert project.plan() == {}
+
+
+def _jpeg(source) -> bytes:
+    from io import BytesIO
+
+    from PIL import Image
+
+    buffer = BytesIO()
+    Image.open(source).convert("RGB").save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def test_changes_of_the_folder_encode_only_their_shards(photos):
+    project, folder = photos
+    target = "results/photos/tiny-clip/similarity/train.zarr"
+    project.snakemake(target)
+    before = project.shard_times("photos", "tiny-clip")
+    assert len(before) == 3
+
+    # Touched: its shard at most.
+    names = sorted(p.name for p in folder.iterdir())
+    os.utime(folder / names[0])
+    project.snakemake(target)
+    touched = project.shard_times("photos", "tiny-clip")
+    assert {s for s in before if touched[s] != before[s]} == {"train.zarr/c/0/0/0"}
+
+    # Added, though first in the order of names: the last shard, and a new one.
+    for i in range(4):
+        shutil.copy(folder / names[i], folder / f"0-new-{i}{(folder / names[i]).suffix}")
+    project.snakemake(target)
+    grown = project.shard_times("photos", "tiny-clip")
+    assert set(grown) - set(before) == {"train.zarr/c/3/0/0"}
+    assert {s for s in before if grown[s] != touched[s]} == {"train.zarr/c/2/0/0"}
+
+    # Removed: none.
+    (folder / names[5]).unlink()
+    project.snakemake(target)
+    assert project.shard_times("photos", "tiny-clip") == grown
+    images = pq.read_table(project.results / "photos/manifest/images.parquet")
+    assert len(images) == 15 and names[5] not in images["image_id"].to_pylist()
+
+
+def _fails(project, *arguments):
+    """The one line of a run that must fail without a traceback."""
+    done = project.snakemake(*arguments, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout, done.stdout
+    (line,) = [x for x in done.stdout.splitlines() if "cdul: error:" in x]
+    return line
+
+
+def test_too_many_failures_name_the_first(photos):
+    project, folder = photos
+    (folder / "text.jpg").write_text("not an image")
+    line = _fails(project.set("datasets.photos.max_failed_share", 0.01))
+    assert "text.jpg: not_an_image" in line and "max_failed_share" in line
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "parts"),
+    [
+        ("datasets.photos.root", "nowhere", ["nowhere", "no such folder"]),
+        ("datasets.photos.splits", {"train": "empty"}, ["train", "empty"]),
+        ("datasets.photos.shard_sise", 3, ["shard_sise", "'shard_size'"]),
+        ("datasets.photos.classes", "twice.txt", ["twice.txt", "listed twice"]),
+        ("run.labels", ["fnal"], ["fnal", "'final'"]),
+        ("encoders.tiny-clip.model", "local-dir:nowhere", ["nowhere"]),
+    ],
+)
+def test_mistakes_are_one_line(photos, path, value, parts):
+    project, folder = photos
+    (folder / "empty").mkdir()
+    (project.folder / "twice.txt").write_text("dog\ncat\nDog\n")
+    line = _fails(project.set(path, value))
+    assert all(part in line for part in parts), line
+
+
+def test_two_images_with_one_id(photos):
+    project, folder = photos
+    names = sorted(p.name for p in folder.iterdir())
+    table = project.folder / "table.csv"
+    table.write_text(f"path,image_id\nmy photos/{names[0]},a\nmy photos/{names[1]},a\n")
+    project.config["datasets"]["photos"] |= {"reader": "table", "root": "table.csv"}
+    line = _fails(project)
+    assert names[0] in line and names[1] in line
