@@ -28,7 +28,8 @@ def read_split(images: Path, split: str, columns: list[str]) -> pa.Table:
 def read_truth(images: Path, classes: list[str]) -> pa.Table:
     """Ground truth of the images whose truth is known: `image_id, positive, difficult`.
 
-    Images without a list of positives, or marked as not `known`, are left out. Raises UserError
+    Images without a list of positives, or marked as not `known`, are left out; `difficult` may
+    be null. Raises UserError
     where the table's own class names are not `classes`.
     """
     named = read_facts(images).get("classes", classes)
@@ -38,12 +39,13 @@ def read_truth(images: Path, classes: list[str]) -> pa.Table:
             f"{', '.join(classes[:5])}, ...: not the same class table"
         )
     table = read_table(images, ["image_id"], ["positive", "difficult", "known"])
-    if "positive" not in table.column_names:
-        return table.slice(0, 0).append_column("positive", pa.array([], pa.list_(pa.int32())))
-    known = table["positive"].is_valid().to_numpy()
+    for name in ("positive", "difficult"):
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(len(table), pa.list_(pa.int32())))
+    known = pc.is_valid(table["positive"])
     if "known" in table.column_names:
-        known &= pc.fill_null(table["known"], False).to_numpy()
-    return table.filter(pa.array(known))
+        known = pc.and_(known, pc.fill_null(table["known"], False))
+    return table.filter(known).select(["image_id", "positive", "difficult"])
 
 
 def read_shard(manifest: Path) -> tuple[dict[str, Any], pa.Table, np.ndarray]:

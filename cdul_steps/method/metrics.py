@@ -70,18 +70,19 @@ def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 def precision_recall_f1(
     truth: np.ndarray, counted: np.ndarray, predicted: np.ndarray
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """CP, CR, CF1 (means over classes) and OP, OR, OF1 (over all entries), in 0..1.
 
     Three bool tables (N, C). Classes without positives are left out of the means; a class that
-    is never predicted has precision 0. CF1 is the harmonic mean of CP and CR, as is usual.
+    is never predicted has precision 0. CF1 is the harmonic mean of CP and CR, as is usual. All
+    are None where no class has a positive.
     """
     hit = (truth & predicted & counted).sum(axis=0)
     said = (predicted & counted).sum(axis=0)
     there = (truth & counted).sum(axis=0)
     has = there > 0
     if not has.any():
-        return dict.fromkeys(("CP", "CR", "CF1", "OP", "OR", "OF1"), 0.0)
+        return dict.fromkeys(("CP", "CR", "CF1", "OP", "OR", "OF1"))
     cp, cr = _share(hit, said)[has].mean(), _share(hit, there)[has].mean()
     op, or_ = _share(hit.sum(), said.sum()), _share(hit.sum(), there.sum())
     pairs = {"C": (cp, cr), "O": (op, or_)}

@@ -66,13 +66,17 @@ def measure(
     at_top_k = metrics.precision_recall_f1(truth, counted, metrics.top_k(scores, TOP_K))
     return {
         "mAP": float(np.mean(values)) if values else None,
-        "at_threshold": {k: 100 * v for k, v in at_threshold.items()},
-        "top_k": {k: 100 * v for k, v in at_top_k.items()},
+        "at_threshold": _percent(at_threshold),
+        "top_k": _percent(at_top_k),
         "images": len(scores),
         "positives": int((truth & counted).sum()),
         "classes_without_positives": [n for n, c in per_class.items() if not c["positives"]],
         "per_class": per_class,
     }
+
+
+def _percent(values: dict[str, float | None]) -> dict[str, float | None]:
+    return {name: None if value is None else 100 * value for name, value in values.items()}
 
 
 def _definition(difficult: str, ap: str) -> dict[str, Any]:
@@ -130,15 +134,10 @@ def _measure_known(
     pairs = [(i, place[name]) for i, name in enumerate(image_ids) if name in place]
     mine = [i for i, _ in pairs]
     theirs = truth.take(pa.array([j for _, j in pairs], pa.int64()))
-    lists = (
-        theirs["difficult"].to_pylist()
-        if "difficult" in theirs.column_names
-        else [[] for _ in mine]
-    )
     return measure(
         values[mine],
         theirs["positive"].to_pylist(),
-        [entry or [] for entry in lists],
+        [entry or [] for entry in theirs["difficult"].to_pylist()],
         classes,
         difficult,
         ap,

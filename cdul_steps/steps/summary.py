@@ -82,4 +82,5 @@ def summarise(results: Path, *, as_json: bool) -> str:
         f"{Path(place).parent}/: model/, history.parquet, refined_labels.parquet, predictions/"
         for place in places
     )
-    return f"{text}\n\nmAP, CF1 and OF1 (at 0.5) in percent. Trained classifiers:\n{where}"
+    text += "\n\nmAP, CF1 and OF1 (at 0.5) in percent."
+    return f"{text} Trained classifiers:\n{where}" if where else text

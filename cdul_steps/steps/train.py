@@ -25,7 +25,7 @@ from cdul_steps.method.metrics import Difficult, mean_average_precision, truth_t
 from cdul_steps.models.classifier import Card, new_classifier, save_classifier
 from cdul_steps.models.device import DTYPES, choose_device
 from cdul_steps.progress import Progress, note
-from cdul_steps.provenance import versions
+from cdul_steps.provenance import source_digest, versions
 
 SOFTWARE = ("torch", "timm", "torchvision", "pillow")
 
@@ -121,7 +121,7 @@ class Measure:
         known = {name: i for i, name in enumerate(table["image_id"].to_pylist())}
         places = [i for i, name in enumerate(image_ids) if name in known]
         table = table.take(pa.array([known[image_ids[i]] for i in places], pa.int64()))
-        lists = [table[name].to_pylist() for name in ("positive", "difficult")]
+        lists = [[entry or [] for entry in table[n].to_pylist()] for n in ("positive", "difficult")]
         truth, counted = truth_table(*lists, len(classes), difficult)
         return cls(np.array(places, dtype=int), truth, counted)
 
@@ -247,6 +247,19 @@ class Trainer:
         self.step = state["step"]
 
 
+def _identity(settings: Training, labels: Path, max_pixels: int) -> str:
+    """Digest of all that a training depends on, its images aside."""
+    weights = Path(settings.weights or "")
+    parts = [
+        settings.model_dump_json(),
+        digest(labels),
+        digest(weights) if weights.is_file() else "",
+        str(max_pixels),
+        source_digest(__name__),
+    ]
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
+
+
 def _load_checkpoint(path: Path, identity: str) -> dict[str, Any] | None:
     """The checkpoint, if it is one of this very training."""
     if not path.is_file():
@@ -290,9 +303,7 @@ def train_classifier(
     table, classes, scores = read_scores(labels)
     if len(classes) == 1 and settings.loss == "kl_classes":
         raise UserError("training: a softmax over one class learns nothing; use the loss 'kl'")
-    identity = hashlib.blake2b(
-        (settings.model_dump_json() + digest(labels)).encode(), digest_size=16
-    ).hexdigest()
+    identity = _identity(settings, labels, max_pixels)
     checkpoint = output / "checkpoint.pt"
 
     torch.manual_seed(settings.seed)
