@@ -128,13 +128,14 @@ def train_clip(output: Path, *, seed: int = 0, steps: int = 4000) -> None:
     The loss is CLIP's, symmetric cross-entropy over captions and pictures, taken within groups of
     one picture a class: over a whole batch most "wrong" captions would be right, the classes being
     few. The files are `open_clip_model.safetensors` (float16) and then `open_clip_config.json`;
-    `open_clip.create_model_and_transforms("local-dir:<output>")` loads them. The same seed, steps,
-    machine and number of threads give the same bytes. Progress goes to stderr.
+    `open_clip.create_model_and_transforms("local-dir:<output>")` loads them. The same seed, steps
+    and machine give the same bytes, for which torch is kept to one thread. Progress goes to stderr.
 
     Raises UserError for fewer than one step.
     """
     if steps < 1:
         raise UserError(f"cannot train a CLIP for {steps} steps: give 1 or more")
+    torch.set_num_threads(1)
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     model = open_clip.CLIP(**MODEL_CFG).to(memory_format=torch.channels_last)

@@ -127,26 +127,27 @@ def encode_shard(
         f"encode: {model} in {precision} on {target}, loaded in {time.monotonic() - start:.1f} s; "
         f"{len(images)} images x {boxes.shape[1]} views, batches of {batch_size}"
     )
+    shard, shard_size = facts["shard"], facts["shard_size"]
+    places = images["row"].to_numpy() - shard * shard_size
     rows, outcome, seconds = _encode_images(
-        encoder, images, boxes, facts["shard_size"], batch_size, workers, max_pixels
+        encoder, images["path"], boxes, places, shard_size, batch_size, workers, max_pixels
     )
-    write_shard(store, facts["shard"], rows, facts["shard_size"])
+    write_shard(store, shard, rows, shard_size)
     failed = sum(status != "ok" for status, _, _ in outcome)
     views = (len(images) - failed) * boxes.shape[1]
-    status, error, decode_seconds = zip(*outcome, strict=True)
     result = pa.table(
         {
             "image_id": images["image_id"],
             "row": images["row"],
-            "status": pa.array(status),
-            "error": pa.array(error),
-            "seconds": pa.array(decode_seconds, pa.float32()),
+            "status": pa.array([status for status, _, _ in outcome], pa.string()),
+            "error": pa.array([error for _, error, _ in outcome], pa.string()),
+            "seconds": pa.array([seconds for _, _, seconds in outcome], pa.float32()),
         }
     )
     described = describe(
         result,
         "encode",
-        shard=facts["shard"],
+        shard=shard,
         model=model,
         pretrained=pretrained,
         precision=precision,
@@ -156,7 +157,7 @@ def encode_shard(
         seconds=round(seconds, 3),
         images_per_second=round(len(images) / seconds, 2),
         views_per_second=round(views / seconds, 2),
-        digest=digest(shard_file(store, facts["shard"])),
+        digest=digest(shard_file(store, shard)),
         software=versions(*SOFTWARE),
     )
     write_table(described, table)
@@ -167,27 +168,26 @@ def encode_shard(
 
 def _encode_images(
     encoder: ImageEncoder,
-    images: pa.Table,
+    paths: pa.ChunkedArray,
     boxes: np.ndarray,
+    places: np.ndarray,
     shard_size: int,
     batch_size: int,
     workers: int,
     max_pixels: int,
 ) -> tuple[np.ndarray, list[tuple[str, str, float]], float]:
     """Rows of the shard, `(status, error, seconds)` an image, and the seconds it all took."""
-    dataset = ShardImages(images["path"].combine_chunks(), boxes, encoder.preprocess, max_pixels)
+    dataset = ShardImages(paths.combine_chunks(), boxes, encoder.preprocess, max_pixels)
     loader = DataLoader(
         dataset,
         batch_size=None,
         num_workers=workers,
         prefetch_factor=8 if workers else None,
     )
-    first_row = int(images["row"][0].as_py()) // shard_size * shard_size
-    places = images["row"].to_numpy() - first_row
     blank = encoder.preprocess.view(Image.new("RGB", (8, 8)), (0, 0, 8, 8))
     dimension = encoder(torch.from_numpy(blank[None])).shape[1]
-    rows = np.full((places.max() + 1, boxes.shape[1], dimension), np.nan, np.float16)
-    outcome: list[tuple[str, str, float]] = [("", "", 0.0)] * len(images)
+    rows = np.full((shard_size, boxes.shape[1], dimension), np.nan, np.float16)
+    outcome: list[tuple[str, str, float]] = [("", "", 0.0)] * len(paths)
     waiting: dict[int, np.ndarray] = {}
     start = time.monotonic()
 
@@ -204,12 +204,12 @@ def _encode_images(
                 outcome[index] = ("not_finite", text, outcome[index][2])
         waiting.clear()
 
-    with Progress("encode", len(images), "images") as progress:
+    with Progress("encode", len(paths), "images") as progress:
         for index, views, status, error, seconds in loader:
             outcome[index] = (status, error, seconds)
             if views is not None:
                 waiting[index] = np.asarray(views)
-            if (len(waiting) + 1) * boxes.shape[1] > batch_size and waiting:
+            if waiting and (len(waiting) + 1) * boxes.shape[1] > max(batch_size, GATHERED):
                 flush()
             progress.update()
         if waiting:
