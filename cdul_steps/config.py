@@ -162,11 +162,15 @@ class Alignment(Section):
 
     enabled: bool = Field(True, description="False keeps the labels fixed.")
     sigma: Float = Field(
-        0.2, gt=0, description="Deviation of psi: how far from 0.5 a label still moves."
+        0.4, gt=0, description="Deviation of psi: how far from 0.5 a label still moves."
     )
-    step_size: Float = Field(0.5, gt=0, description="Size of a label step (no unit: logits).")
+    step_size: Float = Field(0.2, gt=0, description="Size of a label step (no unit: logits).")
     every: int = Field(1, ge=1, description="Epochs between label steps.")
-    warmup: int = Field(2, ge=0, description="Epochs before the first label step.")
+    warmup: int = Field(
+        10,
+        ge=0,
+        description="Epochs with fixed labels first: until the network has caught up with them.",
+    )
 
 
 class Training(Section):
