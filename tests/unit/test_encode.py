@@ -244,8 +244,8 @@ def test_out_of_memory_halves_the_batch_for_good(data, clip, tmp_path, monkeypat
     rows, outcome = run(manifest, tmp_path / "small", clip, batch_size=16)
     assert set(statuses(outcome).values()) == {"ok"}
     assert cosines(rows, expected).min() >= 0.99999
-    # 3 images of 5 views: 15, then 8 and 4 at a time, and from then on never more than 2.
-    assert [n for n in SmallDevice.sizes if n > 2] == [15, 8, 4]
+    # An image of 5 views: at once in batches of 16 and 8, then 4, and from then on never over 2.
+    assert [n for n in SmallDevice.sizes if n > 2] == [5, 5, 4]
     assert capsys.readouterr().err.count("out of GPU memory") == 3
 
 
