@@ -6,7 +6,7 @@ import shutil
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import SMALL_TRAINING
+from copies import SMALL_TRAINING
 
 from cdul_steps.demo.scenes import CLASSES, write_scenes
 
