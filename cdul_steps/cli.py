@@ -28,7 +28,9 @@ Model = Annotated[str, Option(help="open_clip model name, or local-dir:FOLDER.")
 Pretrained = Annotated[str | None, Option(help="open_clip tag or checkpoint file.")]
 MaxPixels = Annotated[int, Option(help="Images of more pixels are refused.")]
 Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1, ...")]
-Workers = Annotated[int, Option(help="Processes that decode images; -1 chooses by the device.")]
+Workers = Annotated[
+    int, Option(help="Processes that decode images (on a CPU: and encode them); -1 chooses.")
+]
 Threads = Annotated[int, Option(help="CPU threads of the model; 0: all.")]
 Zeta = Annotated[float, Option(help="Snippet score from which a class takes its maximum (0..1).")]
 Lambda = Annotated[

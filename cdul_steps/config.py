@@ -232,7 +232,9 @@ class Runtime(Section):
         0, ge=0, description="Views a forward pass of the encoder; 0 chooses by the device."
     )
     workers: int = Field(
-        -1, ge=-1, description="Processes that decode images; -1: one a thread of the job."
+        -1,
+        ge=-1,
+        description="Processes that decode images (on a CPU: and encode them); -1 chooses.",
     )
 
 

@@ -17,3 +17,18 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {name!r} cannot be used here: {first_line(error)}") from error
     return device
+
+
+def set_up(
+    device: str, threads: int, workers: int, *, cpu_workers: int
+) -> tuple[torch.device, int]:
+    """Choose a job's device and its decoding processes, and limit torch to `threads` (0: all).
+
+    `workers` -1 chooses: one a thread with a GPU, `cpu_workers` (0: one a thread) without.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    target = choose_device(device)
+    if workers < 0:
+        workers = cpu_workers if target.type == "cpu" and cpu_workers else torch.get_num_threads()
+    return target, workers

@@ -17,7 +17,7 @@ from cdul_steps.data.stores import shard_file, write_shard
 from cdul_steps.data.tables import describe, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.similarity import class_embedding, unit
-from cdul_steps.models.device import choose_device
+from cdul_steps.models.device import set_up
 from cdul_steps.models.encoder import (
     ImageEncoder,
     Preprocess,
@@ -126,9 +126,7 @@ def encode_shard(
     chooses too. Raises UserError where the model cannot be loaded.
     """
     facts, images, boxes = read_shard(manifest)
-    if threads:
-        torch.set_num_threads(threads)
-    target = choose_device(device)
+    target, workers = set_up(device, threads, workers, cpu_workers=0)
     start = time.monotonic()
     network = load_clip(
         model, pretrained, precision=precision, resize_mode=resize_mode, device=target
@@ -136,8 +134,6 @@ def encode_shard(
     encoder = ImageEncoder(network, precision, target)
     # Large batches fill a GPU; on a CPU small ones stay in its cache and are up to twice as fast.
     encode = BatchedEncoder(encoder, batch_size or (256 if target.type == "cuda" else 5))
-    if workers < 0:
-        workers = torch.get_num_threads()
     note(
         f"encode: {model} in {precision} on {target}, loaded in {time.monotonic() - start:.1f} s; "
         f"{len(images)} images x {boxes.shape[1]} views, batches of "

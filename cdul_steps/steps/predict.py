@@ -16,7 +16,7 @@ from cdul_steps.data.readers import read_folder
 from cdul_steps.data.tables import describe, score_table, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.models.classifier import WEIGHTS, Card, load_classifier
-from cdul_steps.models.device import choose_device
+from cdul_steps.models.device import set_up
 from cdul_steps.progress import Progress, note
 from cdul_steps.provenance import versions
 
@@ -79,11 +79,7 @@ def predict_images(
     """
     if output.suffix not in FORMATS:
         raise UserError(f"{output}: the name must end in {', '.join(FORMATS)}")
-    if threads:
-        torch.set_num_threads(threads)
-    target = choose_device(device)
-    if workers < 0:
-        workers = torch.get_num_threads() if target.type == "cuda" else 1
+    target, workers = set_up(device, threads, workers, cpu_workers=1)
     network, card = load_classifier(model, target)
     table = read_split(images, split, ["image_id", "path"]) if images else _listed(inputs)
     loader = DataLoader(

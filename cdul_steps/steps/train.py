@@ -23,7 +23,7 @@ from cdul_steps.errors import UserError, first_line
 from cdul_steps.method import gradient_alignment as alignment
 from cdul_steps.method.metrics import Difficult, mean_average_precision, truth_table
 from cdul_steps.models.classifier import Card, new_classifier, save_classifier
-from cdul_steps.models.device import DTYPES, choose_device
+from cdul_steps.models.device import DTYPES, set_up
 from cdul_steps.progress import Progress, note
 from cdul_steps.provenance import source_digest, versions
 
@@ -295,11 +295,7 @@ def train_classifier(
     while it runs, `checkpoint.pt`, from which a killed training goes on. The final epoch is what
     counts. Raises UserError for input that does not fit and for a loss that is not finite.
     """
-    if threads:
-        torch.set_num_threads(threads)
-    target = choose_device(device)
-    if workers < 0:
-        workers = torch.get_num_threads() if target.type == "cuda" else 1
+    target, workers = set_up(device, threads, workers, cpu_workers=1)
     table, classes, scores = read_scores(labels)
     if len(classes) == 1 and settings.loss == "kl_classes":
         raise UserError("training: a softmax over one class learns nothing; use the loss 'kl'")
