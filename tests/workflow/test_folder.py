@@ -132,7 +132,8 @@ def test_too_many_failures_name_the_first(photos):
         ("datasets.photos.shard_sise", 3, ["shard_sise", "'shard_size'"]),
         ("datasets.photos.classes", "twice.txt", ["twice.txt", "listed twice"]),
         ("run.labels", ["fnal"], ["fnal", "'final'"]),
-        ("encoders.tiny-clip.model", "local-dir:nowhere", ["nowhere"]),
+        ("encoders.tiny-clip.model", "local-dir:nowhere", ["encoders.tiny-clip", "nowhere"]),
+        ("trainings.small.weights", "nowhere.pt", ["trainings.small.weights", "nowhere.pt"]),
     ],
 )
 def test_mistakes_are_one_line(photos, path, value, parts):

@@ -145,11 +145,36 @@ def shard_manifest(wildcards):
     return str(path)
 
 
-def weights(wildcards):
+def content(place, what):
+    """Digest of a file or folder that a config names; an error before anything runs without it."""
+    if not Path(place).exists():
+        raise UserError(f"{what}: {place}: no such file or folder")
+    return digest(Path(place))
+
+
+@one_line
+def encoder_weights(wildcards):
     """Digest of an encoder's own files; a tag of open_clip always means the same weights."""
     encoder = CONFIG.encoders[wildcards.encoder]
-    place = Path(encoder.pretrained or encoder.model.removeprefix("local-dir:"))
-    return digest(place) if place.exists() else "hub"
+    what = f"encoders.{wildcards.encoder}"
+    if encoder.model.startswith("local-dir:"):
+        return content(encoder.model.removeprefix("local-dir:"), what)
+    file = Path(encoder.pretrained or "")
+    if (
+        file.suffix in (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+        or file.is_file()
+    ):
+        return content(file, what)
+    return "hub"
+
+
+@one_line
+def start_weights(wildcards):
+    """Digest of the file that a training starts from."""
+    weights = CONFIG.trainings[wildcards.training].weights
+    if weights in (None, "timm"):
+        return weights
+    return content(weights, f"trainings.{wildcards.training}.weights")
 
 
 @one_line

@@ -11,7 +11,7 @@ rule encode_text:
         templates=option("--template", encoder_key("templates")),
         classes=dataset_key("classes"),
         table=class_table,
-        weights=weights,
+        weights=encoder_weights,
         code=code("encode"),
     shell:
         "cdul encode-text --classes {params.classes:q} --model {params.model:q} "
@@ -41,7 +41,7 @@ rule encode:
         precision=encoder_key("precision"),
         resize_mode=option("--resize-mode", encoder_key("resize_mode")),
         max_pixels=dataset_key("max_pixels"),
-        weights=weights,
+        weights=encoder_weights,
         code=code("encode"),
     shell:
         "cdul encode --manifest {input:q} --store {params.store:q} --table {output.table:q} "

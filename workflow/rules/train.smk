@@ -21,6 +21,7 @@ rule train:
         settings=lambda wildcards: CONFIG.trainings[
             wildcards.training
         ].model_dump_json(by_alias=True),
+        weights=start_weights,
         difficult=CONFIG.evaluate.difficult,
         max_pixels=dataset_key("max_pixels"),
         code=code("train"),
