@@ -13,7 +13,8 @@ EPSILON = 1e-6
 
 def to_latent(labels: Tensor) -> Tensor:
     """Latents `u = logit(y)` of labels in 0..1, clamped by EPSILON; same shape."""
-    return torch.logit(labels.float(), eps=EPSILON)
+    # In double precision, since 1 - EPSILON is coarse in single.
+    return torch.logit(labels.double(), eps=EPSILON).float()
 
 
 def to_label(latents: Tensor) -> Tensor:

@@ -25,8 +25,8 @@ def voc(project, tmp_path):
         (cut / "ImageSets/Main" / listing.name).write_text("".join(lines[:count]))
     project.config = yaml.safe_load((Path(__file__).parent / "voc2007.yaml").read_text())
     project.config["datasets"]["voc2007"] |= {"root": str(cut), "shard_size": 25}
-    project.config["run"]["trainings"] = ["aligned"]
-    project.config["trainings"]["aligned"] |= {
+    project.config["run"]["trainings"] = ["finetuned"]
+    project.config["trainings"]["finetuned"] |= {
         "epochs": 2,
         "image_size": 64,
         "alignment": {"warmup": 0},
@@ -40,6 +40,6 @@ def test_photographs_run_whole(voc):
     quality = json.loads((results / "quality.json").read_text())["splits"]["train"]
     assert quality["final"]["images"] == 40
     assert quality["final"]["mAP"] > quality["global"]["mAP"] > 50
-    metrics = json.loads((results / "aligned/metrics.json").read_text())
+    metrics = json.loads((results / "finetuned/metrics.json").read_text())
     assert metrics["images"] == 30 and metrics["mAP"] > 0
     assert voc.plan() == {}
