@@ -12,21 +12,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from cdul_steps.errors import UserError, first_line
 
-
-def _number(value: Any) -> Any:
-    """YAML reads 1e-5, without a point, as text."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
 MAX_PIXELS = 178_956_970
 """Where Pillow itself refuses an image as a decompression bomb."""
-
-Float = Annotated[float, BeforeValidator(_number)]
 
 
 def _expand(value: Any) -> Any:
@@ -103,7 +90,7 @@ class Dataset(Section):
         le=MAX_PIXELS,
         description="Images of more pixels (width x height) get the status `too_large`.",
     )
-    max_failed_share: Float = Field(
+    max_failed_share: float = Field(
         0.05, ge=0, le=1, description="More unusable images than this share of a split end the run."
     )
     scenes: Scenes = Field(Scenes(), description="For the reader `demo` only.")
@@ -142,13 +129,13 @@ class Labels(Section):
     construction: Literal["global", "local_mean", "local_max", "aggregate", "final"] = Field(
         "final", description="Which scores: see docs/method.md."
     )
-    tau: Float | None = Field(
+    tau: float | None = Field(
         None, gt=0, description="Temperature of the softmax; default: 1/logit_scale of the model."
     )
-    zeta: Float = Field(
+    zeta: float = Field(
         0.3, ge=0, le=1, description="Best snippet score from which a class takes its maximum."
     )
-    lambda_: Float = Field(
+    lambda_: float = Field(
         0.0,
         alias="lambda",
         ge=-1,
@@ -161,10 +148,10 @@ class Alignment(Section):
     """The refinement of the pseudo-labels during training."""
 
     enabled: bool = Field(True, description="False keeps the labels fixed.")
-    sigma: Float = Field(
+    sigma: float = Field(
         0.4, gt=0, description="Deviation of psi: how far from 0.5 a label still moves."
     )
-    step_size: Float = Field(0.2, gt=0, description="Size of a label step (no unit: logits).")
+    step_size: float = Field(0.2, gt=0, description="Size of a label step (no unit: logits).")
     every: int = Field(1, ge=1, description="Epochs between label steps.")
     warmup: int = Field(
         10,
@@ -186,8 +173,8 @@ class Training(Section):
     image_size: int = Field(448, ge=32, description="Width and height of the input in pixels.")
     epochs: int = Field(20, ge=1, description="Passes over the train split.")
     batch_size: int = Field(8, ge=1, description="Images a step of the optimiser.")
-    learning_rate: Float = Field(1e-5, gt=0, description="Peak learning rate.")
-    weight_decay: Float = Field(0.0, ge=0, description="Decoupled weight decay.")
+    learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="SGD has momentum 0.9.")
     schedule: Literal["constant", "cosine"] = Field(
         "constant", description="Learning rate over the epochs; cosine falls to 0."
@@ -198,7 +185,7 @@ class Training(Section):
         description="`kl`: KL(label || network) of a Bernoulli a class. `kl_reverse`: the other "
         "way round. `kl_classes`: one softmax over all classes.",
     )
-    crop_scale: Float = Field(
+    crop_scale: float = Field(
         1.0,
         gt=0,
         le=1,
@@ -209,7 +196,7 @@ class Training(Section):
         "fp32", description="Arithmetic of the forward pass; less than fp32 is for GPUs."
     )
     alignment: Alignment = Field(Alignment(), description="Refinement of the labels.")
-    threshold: Float = Field(
+    threshold: float = Field(
         0.5, gt=0, lt=1, description="Probability from which `predict` names a label."
     )
     seed: int = Field(0, ge=0, description="Seed of weights, order and augmentation.")

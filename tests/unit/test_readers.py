@@ -4,6 +4,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from messages import message_of
 
 from cdul_steps.data.classes import load_classes
 from cdul_steps.data.readers import (
@@ -14,7 +15,6 @@ from cdul_steps.data.readers import (
     read_table,
     read_voc,
 )
-from cdul_steps.errors import UserError
 
 CLASSES = ("cat", "dog", "train")
 BOTH = {"train": "trainval", "test": "test"}
@@ -24,14 +24,6 @@ def write(path: Path, text: str = "") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return path
-
-
-def message_of(function, *arguments) -> str:
-    with pytest.raises(UserError) as caught:
-        function(*arguments)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 @pytest.fixture

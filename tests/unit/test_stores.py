@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import zarr
+from messages import message_of
 
 from cdul_steps.data.stores import (
     new_store,
@@ -14,7 +15,6 @@ from cdul_steps.data.stores import (
     write_metadata,
     write_shard,
 )
-from cdul_steps.errors import UserError
 
 SHARD = 4
 VIEWS, VALUES = 3, 5
@@ -37,14 +37,6 @@ def make_store(path, rows, written, attributes=None):
 
 def read(path):
     return np.concatenate([rows for _, rows in read_blocks(path, open_store(path))])
-
-
-def message_of(function, *arguments):
-    with pytest.raises(UserError) as caught:
-        function(*arguments)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from messages import message_of
 
 from cdul_steps.data.tables import (
     KEY,
@@ -16,7 +17,6 @@ from cdul_steps.data.tables import (
     to_bytes,
     write_table,
 )
-from cdul_steps.errors import UserError
 
 CLASSES = ["dog", "cat", "naïve café"]
 
@@ -30,14 +30,6 @@ def scored(scores, classes=CLASSES):
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "table.parquet"
-
-
-def message_of(function, *arguments):
-    with pytest.raises(UserError) as caught:
-        function(*arguments)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 def test_the_same_table_gives_the_same_bytes(path):

@@ -1,6 +1,6 @@
 import shlex
 import sys
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 
 # The package lies beside the Snakefile.
@@ -145,6 +145,7 @@ def shard_manifest(wildcards):
     return str(path)
 
 
+@cache
 def content(place, what):
     """Digest of a file or folder that a config names; an error before anything runs without it."""
     if not Path(place).exists():
