@@ -101,37 +101,42 @@ def _formatted(root: Path, own: str, classes: Sequence[str]) -> _Rows:
 
 
 def _listed(root: Path, splits: Mapping[str, str], classes: Sequence[str]) -> dict[str, list]:
-    index = {name: number for number, name in enumerate(classes)}
     by_split: dict[str, list] = {split: [] for split in splits}
-    seen: set[str] = set()
+    owns, labels = set(), set()
     with table_errors(root):
         header = table_header(root)
-    if len(header) != 3 or header[1] != "label":
+    if not len(header) == len(set(header)) == 3 or header[1] != "label":
         raise UserError(
             f"{root}: expected the columns path, label and split, found {', '.join(header)}"
         )
     for place, row in table_rows(root, header):
-        image_id, labels, own = row.values()
-        seen.add(own)
-        try:
-            positive = tuple(sorted({index[name] for name in ast.literal_eval(labels)}))
-        except KeyError as error:
-            name = error.args[0]
-            raise UserError(
-                f"{root}, {place}: the label {name!r} is no class{nearest(str(name), classes)}"
-            ) from error
-        except (ValueError, SyntaxError, TypeError) as error:
-            raise UserError(
-                f"{root}, {place}: expected a list such as ['clouds', 'sky'] as label, "
-                f"found {labels!r}"
-            ) from error
+        image_id, text, own = row.values()
+        shown = _labels(text, f"{root}, {place}")
+        owns.add(own)
+        labels |= shown
+        positive = tuple(index for index, name in enumerate(classes) if name in shown)
         for split, asked in splits.items():
             if asked == own:
                 by_split[split].append((_slashes(image_id), positive))
     for asked in splits.values():
-        if asked not in seen:
-            raise UserError(f"{root}: no split is called {asked!r}{nearest(asked, seen)}")
+        if asked not in owns:
+            raise UserError(f"{root}: no split is called {asked!r}{nearest(asked, owns)}")
+    # A small part of the set may show no image of a class, but then has no unknown label either.
+    unknown = labels - set(classes)
+    for name in classes:
+        if unknown and name not in labels:
+            raise UserError(f"{root}: no image has the label {name!r}{nearest(name, unknown)}")
     return by_split
+
+
+def _labels(text: str, where: str) -> set[str]:
+    try:
+        labels = ast.literal_eval(text)
+        if isinstance(labels, list):
+            return set(labels)
+    except (ValueError, SyntaxError, TypeError):
+        pass
+    raise UserError(f"{where}: expected a label such as ['clouds', 'sky'], found {text!r}")
 
 
 def _positive(labels: np.ndarray) -> Iterator[tuple[int, ...]]:
