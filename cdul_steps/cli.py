@@ -63,8 +63,8 @@ def _pairs(option: str, values: list[str]) -> dict[str, str]:
 
 @app.command()
 def manifest(
-    reader: Annotated[str, Option(help="voc, folder or table.")],
-    root: Annotated[Path, Option(help="Folder (for table, the file) of the data set.")],
+    reader: Annotated[str, Option(help="voc, coco, nuswide, folder or table.")],
+    root: Annotated[Path, Option(help="Folder or file of the data set (docs/datasets.md).")],
     classes: Classes,
     output: Output,
     split: Annotated[
@@ -73,22 +73,27 @@ def manifest(
     grid: Annotated[tuple[int, int], Option(help="Rows and columns of snippets.")] = (3, 3),
     shard_size: Annotated[int, Option(help="Images a shard.")] = 1000,
     max_pixels: MaxPixels = MAX_PIXELS,
+    labelled_only: Annotated[
+        bool, Option(help="Leave out images without any positive label.")
+    ] = False,
 ) -> None:
     """Find the images, give each a row and a shard, and cut each into views.
 
     Writes images.parquet at OUTPUT, and SPLIT/SHARD.parquet beside it (a row a view, corners in
     pixels). Where OUTPUT exists, its images keep their rows.
     """
+    from cdul_steps.data.readers import READERS
     from cdul_steps.steps.manifest import make_manifest
 
     make_manifest(
-        reader=_choose("--reader", reader, ("voc", "folder", "table")),
+        reader=_choose("--reader", reader, tuple(READERS)),
         root=root,
         classes=classes,
         splits=_pairs("--split", split),
         grid=grid,
         shard_size=shard_size,
         max_pixels=max_pixels,
+        labelled_only=labelled_only,
         output=output,
     )
 
@@ -138,12 +143,18 @@ def encode_text(
     template: Annotated[
         list[str], Option(help="Prompt, {} being the class name; several are averaged.")
     ] = ["a photo of a {}"],  # noqa: B006
+    aliases: Annotated[bool, Option(help="Use all names of a class, or only its first.")] = True,
 ) -> None:
     """Embed the class names with the model's text tower."""
     from cdul_steps.steps.encode import encode_text
 
     encode_text(
-        classes=classes, output=output, model=model, pretrained=pretrained, templates=template
+        classes=classes,
+        output=output,
+        model=model,
+        pretrained=pretrained,
+        templates=template,
+        aliases=aliases,
     )
 
 

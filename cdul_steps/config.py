@@ -1,6 +1,5 @@
 """The workflow's configuration: typed, documented, and checked before anything runs."""
 
-import difflib
 import json
 import os
 import re
@@ -10,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from cdul_steps.errors import UserError, first_line
+from cdul_steps.errors import UserError, first_line, nearest
 
 MAX_PIXELS = 178_956_970
 """Where Pillow itself refuses an image as a decompression bomb."""
@@ -58,15 +57,17 @@ class Scenes(Section):
 class Dataset(Section):
     """Where the images are, what the classes are called, and how images are cut."""
 
-    reader: Literal["demo", "voc", "folder", "table"] = Field(
+    reader: Literal["demo", "voc", "coco", "nuswide", "folder", "table"] = Field(
         description="`demo`: generated scenes. `voc`: a year's folder of the PASCAL VOC devkit. "
-        "`folder`: all images below a folder, no labels needed. `table`: a CSV or Parquet file "
-        "with `path`, optionally `image_id`, `split` and a 1/0 column a class."
+        "`coco`: a year of COCO with its `instances` files. `nuswide`: NUS-WIDE. `folder`: all "
+        "images below a folder, no labels needed. `table`: a CSV or Parquet file with `path`, "
+        "optionally `image_id`, `split` and a 1/0 column a class. docs/datasets.md has the layouts."
     )
     root: Place | None = Field(
         None,
-        description="Folder (for `table`, the file) of the data set, relative to the working "
-        "directory. Not for `demo`, whose images are generated below the results.",
+        description="Folder of the data set (for `table` the file, for `nuswide` the folder or "
+        "`nus_wid_data.csv`), relative to the working directory. Not for `demo`, whose images are "
+        "generated below the results.",
     )
     classes: Place = Field(
         description="File with the class names in order: a YAML list (entries are names, or "
@@ -75,8 +76,18 @@ class Dataset(Section):
     splits: dict[Literal["train", "test"], str] = Field(
         {"train": "train"},
         description="What the data set calls the images to learn from (`train`) and, optionally, "
-        "to measure on (`test`): a VOC image set, a folder below `root` (`.` for all), or a value "
-        "of the table's `split` column.",
+        "to measure on (`test`): an image set of VOC (`trainval`), COCO (`train2014`) or NUS-WIDE "
+        "(`Train`), a folder below `root` (`.` for all), or a value of the table's `split` column.",
+    )
+    labelled_only: bool = Field(
+        False,
+        description="Leave out images without any positive label, as results on COCO and NUS-WIDE "
+        "are reported. It looks at the ground truth, which nothing else does before measuring.",
+    )
+    expected_images: dict[Literal["train", "test"], Annotated[int, Field(ge=1)]] | None = Field(
+        None,
+        description="Images of each split in the whole set; another number ends the run before it "
+        "starts. `null` to use a part of a set.",
     )
     grid: tuple[Annotated[int, Field(ge=1, le=8)], Annotated[int, Field(ge=1, le=8)]] = Field(
         (3, 3), description="Snippets of an image: rows, columns."
@@ -112,6 +123,11 @@ class Encoder(Section):
         ["a photo of a {}"],
         min_length=1,
         description="Prompts, `{}` being the class name; several are averaged.",
+    )
+    aliases: bool = Field(
+        True,
+        description="Use all names that the class file lists for a class, averaged; false: only "
+        "the first.",
     )
     precision: Literal["fp32", "fp16", "bf16"] = Field(
         "fp32", description="Arithmetic of the image tower. fp32 is what a CPU should use."
@@ -246,11 +262,6 @@ TAKEN = {
 """Names of sections that would collide with the workflow's own folders of results."""
 
 
-def _nearest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
-
-
 def _section(model: Any, keys: list[Any]) -> Any:
     """The section class at a path of keys."""
     for key in keys:
@@ -270,7 +281,7 @@ def _explain(error: dict[str, Any]) -> str:
         for key in parents:
             section = _section(section, [key])
         known = [f.alias or n for n, f in section.model_fields.items()]
-        return f"config: unknown key {where!r}{_nearest(place[-1], known)}"
+        return f"config: unknown key {where!r}{nearest(place[-1], known)}"
     if error["type"] == "missing":
         return f"config: {where!r} is missing"
     if error["type"] == "string_pattern_mismatch" and place[-1] == "[key]":
@@ -298,7 +309,7 @@ def load(values: dict[str, Any], *, check_run: bool = True) -> Config:
             if name not in sections:
                 raise UserError(
                     f"config: run.{kind} names {name!r}, which is not under {kind!r}"
-                    + _nearest(name, list(sections))
+                    + nearest(name, sections)
                 )
     for kind, taken in TAKEN.items():
         for name in taken & set(getattr(config, kind)):

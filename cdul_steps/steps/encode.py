@@ -244,28 +244,31 @@ def encode_text(
     model: str,
     pretrained: str | None,
     templates: list[str],
+    aliases: bool = True,
 ) -> None:
-    """Embed the class table: `output` gets a row a class, `class` and `embedding` (float32, D).
+    """Embed the class table: `output` gets a row a class, `class`, the `aliases` that its prompts
+    used, and `embedding` (float32, D).
 
-    Always fp32 and on the CPU: it is a few hundred prompts. The model's `logit_scale`
-    goes into the table's facts.
+    Without `aliases` the prompts use only the first name of a class. Always fp32 and on the CPU:
+    it is a few hundred prompts. The model's `logit_scale` goes into the table's facts.
     """
     table = load_classes(classes)
+    prompted = table.aliases if aliases else [names[:1] for names in table.aliases]
     network = load_clip(model, pretrained)
     vectors = [
         class_embedding(
             embed_prompts(
-                network, model, [t.replace("{}", alias) for t in templates for alias in aliases]
+                network, model, [t.replace("{}", name) for t in templates for name in names]
             )
         )
-        for aliases in table.aliases
+        for names in prompted
     ]
     if not np.isfinite(vectors).all():
         raise UserError(f"encoder {model}: its text embeddings are not finite; wrong weights?")
     result = pa.table(
         {
             "class": pa.array(table.names),
-            "aliases": pa.array([list(a) for a in table.aliases]),
+            "aliases": pa.array([list(names) for names in prompted]),
             "embedding": pa.array([v.tolist() for v in vectors], pa.list_(pa.float32())),
         }
     )

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from cdul_steps.data.files import digest, replacing
 from cdul_steps.data.images import ImageError, decode
 from cdul_steps.data.manifest import read_split
-from cdul_steps.data.readers import read_folder
+from cdul_steps.data.readers.folder import read_folder
 from cdul_steps.data.tables import describe, score_table, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.models.classifier import WEIGHTS, Card, load_classifier

@@ -5,7 +5,13 @@ import pytest
 from cdul_steps.data.classes import ClassTable, load_classes
 from cdul_steps.errors import UserError
 
-VOC = Path(__file__).parents[2] / "config" / "classes" / "voc.yaml"
+CLASSES = Path(__file__).parents[2] / "config" / "classes"
+WORDS = {
+    "diningtable": "dining table",
+    "pottedplant": "potted plant",
+    "tvmonitor": "tv monitor",
+}
+"""Class names that are written without their spaces."""
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -15,14 +21,40 @@ def write(folder: Path, name: str, text: str) -> Path:
 
 
 def test_voc_has_the_official_order():
-    table = load_classes(VOC)
+    table = load_classes(CLASSES / "voc.yaml")
     assert " ".join(table.names) == (
         "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike "
         "person pottedplant sheep sofa train tvmonitor"
     )
-    assert all(len(aliases) == 1 for aliases in table.aliases)
-    assert table.aliases[0] == ("aeroplane",)
+    assert table.aliases[0] == ("aeroplane", "airplane")
     assert table.aliases[10] == ("dining table",)
+
+
+def test_coco_has_the_order_of_its_ids():
+    names = load_classes(CLASSES / "coco.yaml").names
+    assert len(names) == 80
+    assert [names[i] for i in (0, 1, 10, 11, 79)] == [
+        "person",
+        "bicycle",
+        "fire hydrant",
+        "stop sign",
+        "toothbrush",
+    ]
+
+
+def test_nuswide_has_the_order_of_its_list():
+    names = load_classes(CLASSES / "nuswide.yaml").names
+    assert (len(names), names[0], names[-1]) == (81, "airport", "zebra")
+    assert list(names) == sorted(names)
+
+
+@pytest.mark.parametrize("name", ["voc", "coco", "nuswide"])
+def test_the_first_alias_is_the_plain_name(name):
+    table = load_classes(CLASSES / f"{name}.yaml")
+    for plain, aliases in zip(table.names, table.aliases, strict=True):
+        assert aliases[0] == WORDS.get(plain, plain)
+    everything = [alias for aliases in table.aliases for alias in aliases]
+    assert len(set(everything)) == len(everything)
 
 
 def test_yaml_names_and_aliases(tmp_path):

@@ -54,6 +54,18 @@ def test_every_overlay_loads_over_the_base(name):
     config = load(laid_over(BASE, overlay))
     for dataset in config.datasets.values():
         assert dataset.reader == "demo" or dataset.root
+    if "paper" in config.run.labels:
+        (encoder,) = config.run.encoders
+        clip, labels = config.encoders[encoder], config.labels["paper"]
+        training = config.trainings["paper"]
+        assert (clip.model, clip.pretrained, clip.aliases) == ("RN50x64", "openai", False)
+        assert (labels.construction, labels.zeta, labels.lambda_) == ("final", 0.5, 0)
+        assert (training.model, training.weights, training.image_size) == ("resnet101", "timm", 448)
+        assert (training.epochs, training.learning_rate) == (20, 1e-5)
+        assert training.batch_size == (8 if name.startswith("voc") else 16)
+        for key in config.datasets.keys() - {"demo"}:
+            dataset = config.datasets[key]
+            assert set(dataset.expected_images) == set(dataset.splits) == {"train", "test"}
 
 
 @pytest.mark.parametrize(
@@ -104,6 +116,10 @@ def test_numbers_without_a_point(text):
         ("datasets/demo/grid", [0, 3]),
         ("datasets/demo/max_failed_share", "nan"),
         ("datasets/demo/splits", {"val": "val"}),
+        ("datasets/demo/expected_images", {"train": 0}),
+        ("datasets/demo/expected_images", {"val": 3}),
+        ("datasets/demo/labelled_only", "perhaps"),
+        ("datasets/demo/reader", "imagenet"),
         ("encoders/tiny-clip/templates", []),
         ("encoders/tiny-clip/templates", ["a photo"]),
         ("encoders/tiny-clip/precision", "fp8"),

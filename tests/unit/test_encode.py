@@ -298,6 +298,23 @@ def test_text(clip, tmp_path):
         np.testing.assert_allclose(found.as_py(), expected, atol=1e-6)
 
 
+def test_text_of_first_names(clip, tmp_path):
+    found = []
+    for aliases in ("a cat, kitten", "a cat"):
+        (tmp_path / "classes.yaml").write_text(f"- {{name: cat, aliases: [{aliases}]}}\n")
+        encode_text(
+            classes=tmp_path / "classes.yaml",
+            output=tmp_path / "text.parquet",
+            model=clip,
+            pretrained=None,
+            templates=["{}"],
+            aliases=False,
+        )
+        found.append(pq.read_table(tmp_path / "text.parquet"))
+    assert found[0].equals(found[1])
+    assert found[0]["aliases"].to_pylist() == [["a cat"]]
+
+
 def test_text_that_is_not_finite(tmp_path):
     def broken(network: torch.nn.Module) -> None:
         network.text_projection.data.fill_(torch.nan)

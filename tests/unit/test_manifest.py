@@ -250,6 +250,71 @@ def test_truth_is_lists_of_class_indices(tmp_path):
         read_truth(folder.output, ["cat", "dog"])
 
 
+def table_of(folder, text):
+    """Images a.png, b.png and c.png, and a table of their truth."""
+    folder.draw("a", "b", "c")
+    for name in "abc":
+        os.utime(folder.images / f"{name}.png", ns=(5, 5))
+    table = folder.images / "table.csv"
+    table.write_text(text)
+    return {"reader": "table", "root": table}
+
+
+def test_truth_does_not_reach_the_shards(tmp_path):
+    shards = []
+    for truth in ("1,0", "0,1", ","):
+        folder = Folder(tmp_path)
+        folder.output = tmp_path / truth / "images.parquet"
+        rows = "".join(f"{name}.png,{truth}\n" for name in "abc")
+        folder.make(**table_of(folder, "path,dog,cat\n" + rows))
+        shards.append([path.read_bytes() for path in folder.shards()])
+    assert len(shards[0]) == 2
+    assert shards[0] == shards[1] == shards[2]
+
+
+def test_labelled_only(tmp_path):
+    folder = Folder(tmp_path)
+    source = table_of(folder, "path,dog,cat\na.png,1,0\nb.png,0,0\nc.png,,\n")
+    folder.make(**source)
+    assert list(folder.rows()) == ["a.png", "b.png", "c.png"]
+    folder.make(**source, labelled_only=True)
+    assert list(folder.rows()) == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "unseen"),
+    [
+        ("a.png,1,0\nb.png,0,1\nc.png,0,0\n", None),
+        ("a.png,1,0\nb.png,,\nc.png,1,0\n", "cat"),
+        ("a.png,0,0\nb.png,0,0\nc.png,0,0\n", "dog, cat"),
+        ("a.png,,\nb.png,,\nc.png,,\n", None),
+    ],
+)
+def test_classes_that_no_image_shows_are_noted(tmp_path, capsys, rows, unseen):
+    folder = Folder(tmp_path)
+    folder.make(**table_of(folder, "path,dog,cat\n" + rows))
+    lines = [line for line in capsys.readouterr().err.splitlines() if "no image shows" in line]
+    expected = f"manifest: no image shows {unseen}; check the spelling of the classes"
+    assert lines == ([expected] if unseen else [])
+
+
+def test_image_files_that_are_not_there(tmp_path, capsys):
+    folder = Folder(tmp_path)
+    source = table_of(folder, "path\na.png\nb.png\nc.png\n")
+    folder.make(**source)
+    assert "not there" not in capsys.readouterr().err
+    (folder.images / "b.png").unlink()
+    folder.make(**source)
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "not there" in x]
+    assert "train: 1 of 3 image files are not there" in line
+    assert str(folder.images / "b.png") in line
+    assert list(folder.rows()) == ["a.png", "b.png", "c.png"]
+    for name in "ac":
+        (folder.images / f"{name}.png").unlink()
+    with pytest.raises(UserError, match=r"3 of 3 image files are not there.*a\.png; check 'root'"):
+        folder.make(**source)
+
+
 def test_read_shard_refuses_other_tables(folder):
     with pytest.raises(UserError, match="not the manifest of a shard"):
         read_shard(folder.output)

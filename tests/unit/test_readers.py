@@ -1,14 +1,21 @@
 import os
 from pathlib import Path
+from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from layouts import write, write_voc
 from messages import message_of
 
+from cdul_steps.config import Dataset
 from cdul_steps.data.classes import load_classes
 from cdul_steps.data.readers import (
+    READERS,
     ImageRecord,
+    check_counts,
     fingerprint,
     read_dataset,
     read_folder,
@@ -18,12 +25,6 @@ from cdul_steps.data.readers import (
 
 CLASSES = ("cat", "dog", "train")
 BOTH = {"train": "trainval", "test": "test"}
-
-
-def write(path: Path, text: str = "") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    return path
 
 
 @pytest.fixture
@@ -136,6 +137,23 @@ def test_voc_missing_parts(voc, tmp_path):
 def test_voc_bad_annotation_is_named(voc, text):
     path = write(without_lists(voc) / "Annotations" / "000003.xml", text)
     assert str(path) in message_of(read_voc, voc, BOTH, CLASSES)
+
+
+@given(
+    images=st.dictionaries(
+        st.from_regex("[0-9]{6}", fullmatch=True),
+        st.lists(st.sampled_from(CLASSES), unique=True),
+        min_size=1,
+    ),
+    classes=st.permutations(CLASSES),
+)
+def test_voc_as_written(tmp_path_factory, images, classes):
+    root = tmp_path_factory.mktemp("voc")
+    paths = write_voc(root, {"trainval": images}, CLASSES)
+    records = read_dataset("voc", root, {"train": "trainval"}, classes)
+    assert [r.path for r in records] == [p.as_posix() for p in paths]
+    for record, shown in zip(records, images.values(), strict=True):
+        assert {classes[c] for c in record.positive} == set(shown)
 
 
 def test_folder_finds_images_recursively_sorted_by_id(tmp_path):
@@ -288,6 +306,37 @@ def test_dataset_uses_the_named_reader(voc, tmp_path):
     write(tmp_path / "images" / "x.jpg")
     assert len(read_dataset("folder", tmp_path / "images", {"train": "."}, CLASSES)) == 1
     assert len(read_dataset("table", table(tmp_path, "path\nx\n"), {"train": "."}, CLASSES)) == 1
+
+
+def test_config_knows_the_readers():
+    named = get_args(Dataset.model_fields["reader"].annotation)
+    assert set(named) == {"demo", *READERS}
+
+
+def test_labelled_only_keeps_difficult_and_leaves_out_unknown(voc):
+    (without_lists(voc) / "Annotations" / "000001.xml").unlink()
+    write(
+        voc / "Annotations" / "000003.xml",
+        "<annotation><object><name>dog</name><difficult>1</difficult></object></annotation>",
+    )
+    write(voc / "ImageSets" / "Main" / "trainval.txt", "000001\n000003\n000012\n")
+    splits = {"train": "trainval"}
+    kept = read_dataset("voc", voc, splits, CLASSES, labelled_only=True)
+    assert [r.image_id for r in kept] == ["000003", "000012"]
+    message = message_of(
+        lambda: read_dataset("voc", voc, {"test": "test"}, CLASSES, labelled_only=True)
+    )
+    assert "has no labelled images" in message
+
+
+def test_counts():
+    records = [ImageRecord(str(i), "train", f"{i}.jpg", None) for i in range(3)]
+    root = Path("data/coco2014")
+    check_counts(records, {}, root)
+    check_counts(records, {"train": 3, "test": 7}, root)
+    message = message_of(check_counts, records, {"train": 82081}, root)
+    for part in ("data/coco2014: ", "'train' has 3 images, not 82081", "expected_images: null"):
+        assert part in message
 
 
 def test_dataset_with_an_empty_split(tmp_path):

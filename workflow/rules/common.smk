@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(workflow.basedir)))
 from cdul_steps.config import load
 from cdul_steps.data.classes import load_classes
 from cdul_steps.data.files import digest
-from cdul_steps.data.readers import fingerprint, read_dataset
+from cdul_steps.data.readers import check_counts, fingerprint, read_dataset
 from cdul_steps.data.tables import read_facts
 from cdul_steps.errors import UserError
 from cdul_steps.provenance import source_digest
@@ -86,6 +86,11 @@ def option(name, value):
     return words
 
 
+def flag(name, value):
+    """A function from wildcards to `--name` where the value is true, else `--no-name`."""
+    return lambda wildcards: f"--{name}" if value(wildcards) else f"--no-{name}"
+
+
 def code(step):
     """Digest of a step's code: Snakemake does not look inside an imported package."""
     return source_digest(f"cdul_steps.steps.{step}")
@@ -111,10 +116,12 @@ def dataset_content(wildcards):
     dataset = CONFIG.datasets[wildcards.dataset]
     if dataset.reader == "demo":
         return "scenes"
-    names = load_classes(Path(dataset.classes)).names
-    return fingerprint(
-        read_dataset(dataset.reader, Path(dataset.root), dataset.splits, names)
+    root, names = Path(dataset.root), load_classes(Path(dataset.classes)).names
+    records = read_dataset(
+        dataset.reader, root, dataset.splits, names, labelled_only=dataset.labelled_only
     )
+    check_counts(records, dataset.expected_images or {}, root)
+    return fingerprint(records)
 
 
 @one_line
@@ -180,9 +187,12 @@ def start_weights(wildcards):
 
 @one_line
 def class_table(wildcards):
-    """Class names with their aliases."""
+    """Class names with the aliases that the prompts use."""
     table = load_classes(Path(CONFIG.datasets[wildcards.dataset].classes))
-    return [f"{name}: {aliases}" for name, aliases in zip(table.names, table.aliases)]
+    used = None if CONFIG.encoders[wildcards.encoder].aliases else 1
+    return [
+        f"{name}: {aliases[:used]}" for name, aliases in zip(table.names, table.aliases)
+    ]
 
 
 def encoded(pattern):

@@ -9,13 +9,14 @@ rule encode_text:
         model=encoder_key("model"),
         pretrained=option("--pretrained", encoder_key("pretrained")),
         templates=option("--template", encoder_key("templates")),
+        aliases=flag("aliases", encoder_key("aliases")),
         classes=dataset_key("classes"),
         table=class_table,
         weights=encoder_weights,
         code=code("encode"),
     shell:
         "cdul encode-text --classes {params.classes:q} --model {params.model:q} "
-        "{params.pretrained:q} {params.templates:q} --output {output:q} 2> {log:q}"
+        "{params.pretrained:q} {params.templates:q} {params.aliases} --output {output:q} 2> {log:q}"
 
 
 rule encode:

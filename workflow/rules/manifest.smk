@@ -41,6 +41,7 @@ checkpoint manifest:
         grid=dataset_key("grid"),
         shard_size=dataset_key("shard_size"),
         max_pixels=dataset_key("max_pixels"),
+        labelled_only=flag("labelled-only", dataset_key("labelled_only")),
         names=class_names,
         content=dataset_content,
         code=code("manifest"),
@@ -48,4 +49,5 @@ checkpoint manifest:
         "cdul manifest --reader {params.reader} --root {params.root:q} "
         "--classes {params.classes:q} {params.splits:q} --grid {params.grid} "
         "--shard-size {params.shard_size} --max-pixels {params.max_pixels} "
+        "{params.labelled_only} "
         "--output {output:q} 2> {log:q}"

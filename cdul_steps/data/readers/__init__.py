@@ -1,0 +1,91 @@
+"""Data set readers: which images a data set has, in which split, and what is known of them."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+from cdul_steps.data.readers.coco import read_coco
+from cdul_steps.data.readers.folder import read_folder
+from cdul_steps.data.readers.nuswide import read_nuswide
+from cdul_steps.data.readers.record import ImageRecord
+from cdul_steps.data.readers.table import read_table
+from cdul_steps.data.readers.voc import read_voc
+from cdul_steps.errors import UserError
+
+READERS = {
+    "voc": read_voc,
+    "coco": read_coco,
+    "nuswide": read_nuswide,
+    "folder": read_folder,
+    "table": read_table,
+}
+
+
+def read_dataset(
+    reader: str,
+    root: Path,
+    splits: Mapping[str, str],
+    classes: Sequence[str],
+    *,
+    labelled_only: bool = False,
+) -> list[ImageRecord]:
+    """Read a data set with a reader of READERS.
+
+    splits: our names of the splits and, for each, the data set's own.
+    labelled_only: leave out images of which no class is known to be present.
+
+    Raises UserError where the data set is not as its reader expects it, a split has no images, or
+    two images have one id.
+    """
+    records = READERS[reader](root, splits, classes)
+    if labelled_only:
+        records = [r for r in records if r.positive or r.difficult]
+    filled = {record.split for record in records}
+    for split, own in splits.items():
+        if split not in filled:
+            raise UserError(
+                f"{root}: split '{split}' ('{own}') has no {'labelled ' * labelled_only}images; "
+                "check the names under 'splits', or leave this split out"
+            )
+    by_id: dict[str, ImageRecord] = {}
+    for record in records:
+        other = by_id.setdefault(record.image_id, record)
+        if other is not record:
+            raise UserError(
+                f"{root}: image id '{record.image_id}' is used twice: {other.path} "
+                f"({other.split}) and {record.path} ({record.split}); ids must be unique in a "
+                "data set and an image belongs to one split"
+            )
+    return records
+
+
+def check_counts(records: Iterable[ImageRecord], expected: Mapping[str, int], root: Path) -> None:
+    """Raise UserError where a split has another number of images than `expected` says."""
+    counts = Counter(record.split for record in records)
+    off = [
+        f"split '{split}' has {counts[split]} images, not {number}"
+        for split, number in expected.items()
+        if split in counts and counts[split] != number
+    ]
+    if off:
+        raise UserError(
+            f"{root}: {', '.join(off)} as 'expected_images' says of the whole set; "
+            "for a part of it, write 'expected_images: null' into the config"
+        )
+
+
+def fingerprint(records: Iterable[ImageRecord]) -> str:
+    """32 hex digits that change with any field of any record, their order, and the size or
+    modification time of any image file. A file that cannot be looked at counts as missing.
+    """
+    digest = blake2b(digest_size=16)
+    for record in records:
+        try:
+            status = Path(record.path).stat()
+            state = (status.st_size, status.st_mtime_ns)
+        except (OSError, ValueError):
+            state = None
+        fields = (record.image_id, record.split, record.path, record.positive, record.difficult)
+        digest.update(repr((fields, state)).encode())
+    return digest.hexdigest()

@@ -1,0 +1,171 @@
+"""NUS-WIDE: the official lists, and the two re-crawled sets that papers use instead."""
+
+import ast
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cdul_steps.data.readers.record import ImageRecord
+from cdul_steps.data.readers.table import table_errors, table_header, table_rows
+from cdul_steps.errors import UserError, first_line, nearest
+
+OFFICIAL = ("Train", "Test")
+
+_Rows = Iterator[tuple[str, tuple[int, ...]]]
+
+
+def read_nuswide(
+    root: Path, splits: Mapping[str, str], classes: Sequence[str]
+) -> list[ImageRecord]:
+    """Read NUS-WIDE in one of three forms.
+
+    - Official: `root` is the folder, the value of a split `Train` or `Test`. Images are those of
+      `ImageList/{value}Imagelist.txt`, below `Flickr`; the truth is in
+      `Groundtruth/TrainTestLabels/Labels_{concept}_{value}.txt`, a 0 or 1 a line, in that order.
+    - Formatted (of "Multi-Label Learning from Single Positive Labels"): `root` is the folder, the
+      value such as `formatted_train`. `{value}_images.npy` has the paths below `Flickr`,
+      `{value}_labels.npy` a row an image and a column a concept, in the order of `Concepts81.txt`
+      (in `root` or in `ConceptsList`).
+    - Listed (of ASL): `root` is the file, `nus_wid_data.csv`, with the columns path (relative to
+      the file's folder), label (a list such as "['clouds', 'sky']") and split, in this order.
+
+    The id is the path that the set itself uses, with forward slashes. Image files are not looked
+    for.
+
+    Raises UserError.
+    """
+    if root.suffix.lower() == ".csv":
+        top, by_split = root.parent, _listed(root, splits, classes)
+    else:
+        top = root / "Flickr"
+        if not top.is_dir():
+            raise UserError(
+                f"{top}: no such folder; 'root' must be the folder with Flickr in it, or the "
+                "file nus_wid_data.csv"
+            )
+        by_split = {
+            split: (_official if own in OFFICIAL else _formatted)(root, own, classes)
+            for split, own in splits.items()
+        }
+    return [
+        ImageRecord(image_id, split, (top / image_id).as_posix(), positive)
+        for split, rows in by_split.items()
+        for image_id, positive in rows
+    ]
+
+
+def _official(root: Path, own: str, classes: Sequence[str]) -> _Rows:
+    listing = root / "ImageList" / f"{own}Imagelist.txt"
+    images = [_slashes(line) for line in _text(listing).splitlines() if line.strip()]
+    labels = np.zeros((len(images), len(classes)), bool)
+    folder = root / "Groundtruth" / "TrainTestLabels"
+    known = [
+        p.name.removeprefix("Labels_").removesuffix(f"_{own}.txt")
+        for p in folder.glob(f"Labels_*_{own}.txt")
+    ]
+    for column, name in enumerate(classes):
+        path = folder / f"Labels_{name}_{own}.txt"
+        if known and name not in known:
+            raise UserError(f"{path}: no such file{nearest(name, known)}")
+        values = np.frombuffer(_text(path).encode(), np.uint8)
+        values = values[values > ord(" ")]
+        if len(values) != len(images) or not np.isin(values, (ord("0"), ord("1"))).all():
+            raise UserError(
+                f"{path}: expected a 0 or 1 for each of the {len(images)} images of {listing}, "
+                f"found {len(values)} characters; correct it"
+            )
+        labels[:, column] = values == ord("1")
+    return zip(images, _positive(labels), strict=True)
+
+
+def _formatted(root: Path, own: str, classes: Sequence[str]) -> _Rows:
+    images, labels = _array(root, f"{own}_images.npy"), _array(root, f"{own}_labels.npy")
+    concepts = root / "Concepts81.txt"
+    if not concepts.is_file():
+        concepts = root / "ConceptsList" / "Concepts81.txt"
+    names = _text(concepts).split()
+    if (images.dtype.kind, images.ndim) != ("U", 1) or labels.shape != (len(images), len(names)):
+        raise UserError(
+            f"{root / own}_images.npy is {images.dtype} {images.shape} and {own}_labels.npy "
+            f"{labels.dtype} {labels.shape}; expected N paths, and N rows with a column for each "
+            f"of the {len(names)} names of {concepts}"
+        )
+    if not ((labels == 0) | (labels == 1)).all():
+        raise UserError(f"{root / own}_labels.npy: a label is neither 0 nor 1")
+    for name in classes:
+        if name not in names:
+            raise UserError(f"{concepts}: no concept is called {name!r}{nearest(name, names)}")
+    columns = [names.index(name) for name in classes]
+    return zip(map(_slashes, images.tolist()), _positive(labels[:, columns]), strict=True)
+
+
+def _listed(root: Path, splits: Mapping[str, str], classes: Sequence[str]) -> dict[str, list]:
+    by_split: dict[str, list] = {split: [] for split in splits}
+    owns, labels = set(), set()
+    with table_errors(root):
+        header = table_header(root)
+    if not len(header) == len(set(header)) == 3 or header[1] != "label":
+        raise UserError(
+            f"{root}: expected the columns path, label and split, found {', '.join(header)}"
+        )
+    for place, row in table_rows(root, header):
+        image_id, text, own = row.values()
+        shown = _labels(text, f"{root}, {place}")
+        owns.add(own)
+        labels |= shown
+        positive = tuple(index for index, name in enumerate(classes) if name in shown)
+        for split, asked in splits.items():
+            if asked == own:
+                by_split[split].append((_slashes(image_id), positive))
+    for asked in splits.values():
+        if asked not in owns:
+            raise UserError(f"{root}: no split is called {asked!r}{nearest(asked, owns)}")
+    # A small part of the set may show no image of a class, but then has no unknown label either.
+    unknown = labels - set(classes)
+    for name in classes:
+        if unknown and name not in labels:
+            raise UserError(f"{root}: no image has the label {name!r}{nearest(name, unknown)}")
+    return by_split
+
+
+def _labels(text: str, where: str) -> set[str]:
+    try:
+        labels = ast.literal_eval(text)
+        if isinstance(labels, list):
+            return set(labels)
+    except (ValueError, SyntaxError, TypeError):
+        pass
+    raise UserError(f"{where}: expected a label such as ['clouds', 'sky'], found {text!r}")
+
+
+def _positive(labels: np.ndarray) -> Iterator[tuple[int, ...]]:
+    return (tuple(np.flatnonzero(row).tolist()) for row in labels)
+
+
+def _slashes(path: str) -> str:
+    """The lists were written on Windows."""
+    return path.strip().replace("\\", "/")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path}: cannot be read: {first_line(error)}; docs/datasets.md says where it is from"
+        ) from error
+
+
+def _array(root: Path, name: str) -> np.ndarray:
+    path = root / name
+    try:
+        return np.load(path, allow_pickle=False)
+    except FileNotFoundError as error:
+        known = [own for own in OFFICIAL if (root / f"ImageList/{own}Imagelist.txt").is_file()]
+        known += sorted(p.name.removesuffix("_images.npy") for p in root.glob("*_images.npy"))
+        raise UserError(
+            f"{path}: no such file; the splits there are: {', '.join(known) or 'none'}"
+        ) from error
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: cannot be read as an array: {first_line(error)}") from error

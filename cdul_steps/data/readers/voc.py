@@ -1,0 +1,137 @@
+"""PASCAL VOC: one year's folder of the devkit."""
+
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cdul_steps.data.readers.record import ImageRecord
+from cdul_steps.errors import UserError, first_line
+
+
+def read_voc(root: Path, splits: Mapping[str, str], classes: Sequence[str]) -> list[ImageRecord]:
+    """Read a data set in the layout of PASCAL VOC.
+
+    root: the folder of one year, with `JPEGImages`, `ImageSets/Main` and perhaps `Annotations`.
+    splits: the value is the name of an image list, `ImageSets/Main/{value}.txt`.
+
+    The truth comes from the lists `ImageSets/Main/{class}_{value}.txt` (1 present, 0 only difficult
+    objects, -1 absent) if there are any, else from `Annotations/{id}.xml`; of an image without
+    either it is unknown. Image files are not looked for.
+
+    Raises UserError.
+    """
+    lists = root / "ImageSets" / "Main"
+    for folder in (root / "JPEGImages", lists):
+        if not folder.is_dir():
+            raise UserError(
+                f"{folder} is not a folder; 'root' must be the folder of one VOC year, with "
+                "JPEGImages and ImageSets/Main in it, such as VOCdevkit/VOC2007"
+            )
+    records = []
+    for split, own in splits.items():
+        ids = {}  # id: line number; a dict keeps the order
+        for number, fields in _read_list(lists / f"{own}.txt", columns=1):
+            if fields[0] in ids:
+                raise UserError(
+                    f"{lists / own}.txt, line {number}: image id '{fields[0]}' is used twice, "
+                    f"first in line {ids[fields[0]]}; remove one"
+                )
+            ids[fields[0]] = number
+        truth = _truth_of_lists(lists, own, ids, classes)
+        for image_id in ids:
+            if truth is None:
+                annotation = root / "Annotations" / f"{image_id}.xml"
+                positive, difficult = _truth_of_annotation(annotation, classes)
+            else:
+                positive, difficult = (tuple(found) for found in truth[image_id])
+            path = (root / "JPEGImages" / f"{image_id}.jpg").as_posix()
+            records.append(ImageRecord(image_id, split, path, positive, difficult))
+    return records
+
+
+def _read_list(path: Path, columns: int) -> list[tuple[int, list[str]]]:
+    """The lines of a VOC list that are not blank: number, and fields."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError as error:
+        known = sorted(p.stem for p in path.parent.glob("*.txt") if "_" not in p.stem)
+        raise UserError(
+            f"{path}: no such image list; the splits there are: {', '.join(known) or 'none'}"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {first_line(error)}") from error
+    rows = [(number, line.split()) for number, line in enumerate(lines, 1) if line.strip()]
+    for number, fields in rows:
+        if len(fields) != columns:
+            expected = "an image id" if columns == 1 else "an image id and 1, 0 or -1"
+            raise UserError(
+                f"{path}, line {number}: expected {expected}, found '{' '.join(fields)}'"
+            )
+    return rows
+
+
+def _truth_of_lists(
+    lists: Path, own: str, ids: Mapping[str, int], classes: Sequence[str]
+) -> dict[str, tuple[list[int], list[int]]] | None:
+    """For each id the classes present and those with difficult objects only; None: no lists."""
+    paths = [lists / f"{name}_{own}.txt" for name in classes]
+    missing = [path for path in paths if not path.is_file()]
+    if len(missing) == len(paths):
+        return None
+    if missing:
+        raise UserError(
+            f"{missing[0]}: no such class list, while other classes have one; "
+            "add it, or check the spelling of the class"
+        )
+    truth: dict[str, tuple[list[int], list[int]]] = {image_id: ([], []) for image_id in ids}
+    for index, path in enumerate(paths):
+        seen = set()
+        for number, (image_id, value) in _read_list(path, columns=2):
+            if image_id not in ids:
+                problem = f"image id '{image_id}' is not in {own}.txt"
+            elif image_id in seen:
+                problem = f"image id '{image_id}' is listed twice"
+            elif value not in ("1", "0", "-1"):
+                problem = f"expected 1, 0 or -1, found '{value}'"
+            else:
+                problem = None
+            if problem:
+                raise UserError(f"{path}, line {number}: {problem}; correct the list")
+            seen.add(image_id)
+            if value != "-1":
+                truth[image_id][0 if value == "1" else 1].append(index)
+        for image_id, number in ids.items():
+            if image_id not in seen:
+                raise UserError(
+                    f"{path}: image id '{image_id}' of {own}.txt, line {number}, is missing here; "
+                    "correct the list"
+                )
+    return truth
+
+
+def _truth_of_annotation(
+    path: Path, classes: Sequence[str]
+) -> tuple[tuple[int, ...] | None, tuple[int, ...]]:
+    try:
+        objects = ET.parse(path).getroot().findall("object")
+    except FileNotFoundError:
+        return None, ()
+    except (OSError, ET.ParseError, ValueError, LookupError) as error:
+        raise UserError(
+            f"{path}: cannot be read as an annotation: {first_line(error)}; "
+            "repair the file, or remove it if the truth is unknown"
+        ) from error
+    easy, difficult = set(), set()
+    for item in objects:
+        name = (item.findtext("name") or "").strip()
+        flag = (item.findtext("difficult") or "0").strip()
+        if not name or flag not in ("0", "1"):
+            raise UserError(
+                f"{path}: an object needs a name, and 0 or 1 as difficult; "
+                f"found name '{name}', difficult '{flag}'"
+            )
+        (difficult if flag == "1" else easy).add(name)
+    return (
+        tuple(index for index, name in enumerate(classes) if name in easy),
+        tuple(index for index, name in enumerate(classes) if name in difficult - easy),
+    )
