@@ -5,9 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-
 ROUNDING = 1e-6
-"""Deviation of cosines that may be none: above float32's rounding, below any that means anything."""
+"""A deviation of cosines up to which it may be none: far below any that means anything."""
 
 
 class ClassStatistics(NamedTuple):
@@ -41,8 +40,8 @@ def standardise(cosines: np.ndarray, statistics: ClassStatistics) -> np.ndarray:
     `p'[i,v,c] = (p[i,v,c] - mean[k,c]) * mean_c(deviation[k,c]) / deviation[k,c]`, `k` being the
     kind of view, whole image or snippet. A class whose name is close to every image no longer
     outdoes the others. The mean deviation over the classes keeps the unit, so that `tau` means
-    what it meant. A class that is the same everywhere, but for rounding, becomes 0. After SPARC (Miller et al., CVPR 2025), which
-    standardises scores per class over the images.
+    what it meant. A class that is the same everywhere, but for rounding, becomes 0. After SPARC
+    (Miller et al., CVPR 2025), which standardises scores per class over the images.
     """
     mean, deviation = (np.asarray(s, dtype=np.float64) for s in statistics)
     scale = np.zeros_like(deviation)
@@ -63,8 +62,8 @@ def shift(labels: np.ndarray, bias: float) -> np.ndarray:
     turns labels that share one object out among the classes into labels of their own, exactly.
     The order of the images within a class stays. Written as odds, so that 0 and 1 stay too.
     """
-    odds = np.float32(np.exp(bias))
-    return labels * odds / (1 + labels * (odds - 1))
+    present = labels * np.float32(np.exp(bias))
+    return present / (1 - labels + present)
 
 
 def find_bias(labels: np.ndarray, positives: float) -> float:
