@@ -71,11 +71,8 @@ def mean_average_precision(
     ap: Callable[[np.ndarray, np.ndarray], float] = average_precision,
 ) -> float | None:
     """mAP in percent over the classes with a positive, three tables (N, C); None without any."""
-    values = [
-        ap(truth[here, c], scores[here, c])
-        for c, here in enumerate(counted.T)
-        if truth[here, c].any()
-    ]
+    columns = zip(truth.T, scores.T, counted.T, strict=True)
+    values = [ap(shown[here], said[here]) for shown, said, here in columns if shown[here].any()]
     return 100 * float(np.mean(values)) if values else None
 
 

@@ -147,37 +147,46 @@ def _read_truth(
         difficult,
     )
     places = np.array([rows[t["image_id"]] for t in known], np.int64)
-    # Class by class, as they are read.
-    return places, *(np.asfortranarray(t) for t in tables)
+    return places, *tables
 
 
 class _Measured:
-    """mAP and mean sum of the labels (N, C) that a construction makes of a split."""
+    """mAP and mean sum of the labels that a construction makes of a split."""
 
     def __init__(
         self, built: dict[str, np.ndarray], truth: np.ndarray, counted: np.ndarray, ap: str
     ) -> None:
         usable = np.isfinite(built["global"]).all(axis=1)
-        if not usable.all():
-            built = {name: values[usable] for name, values in built.items()}
-            truth, counted = truth[usable], counted[usable]
-        self.truth, self.counted, self.ap = truth, counted, AP[ap]
-        self.local_mean = built["local_mean"]
+        self.ap = AP[ap]
+
+        def by_class(table: np.ndarray) -> np.ndarray:
+            """(N, C) to (C, N): one class after the other stays in the cache."""
+            return np.ascontiguousarray(table[usable].T)
+
+        self.truth, self.counted = by_class(truth), by_class(counted)
+        self.local_mean = by_class(built["local_mean"])
         # To the other constructions, the best and the worst snippet are as good as all.
-        views = [built[name].T for name in ("global", "local_max", "aggregate")]
-        self.views = np.stack(views).transpose(2, 0, 1)
+        names = ("global", "local_max", "aggregate")
+        self.views = np.stack([by_class(built[name]) for name in names], axis=1)
 
     def __call__(self, combination: tuple[str, float | None, float | None]) -> dict[str, Any]:
         construction, zeta, lam = combination
-        labels = (
-            self.local_mean
-            if construction == "local_mean"
-            else CONSTRUCTIONS[construction](self.views, zeta, lam)
-        )
+        total, values = 0.0, []
+        for c, views in enumerate(self.views):
+            if construction == "local_mean":
+                labels = self.local_mean[c]
+            else:
+                # Of one class, with the images where the classes are: along them NumPy is fast.
+                labels = CONSTRUCTIONS[construction](views[None], zeta, lam)[0]
+            total += labels.sum(dtype=np.float64)
+            tables = (table[:, None] for table in (self.truth[c], self.counted[c], labels))
+            values.append(metrics.mean_average_precision(*tables, self.ap))
+        values = [value for value in values if value is not None]
+        images = self.truth.shape[1]
         return {
-            "mAP": metrics.mean_average_precision(self.truth, self.counted, labels, self.ap),
-            "positives": float(labels.sum(dtype=np.float64) / max(1, len(labels))),
-            "images": len(labels),
+            "mAP": float(np.mean(values)) if values else None,
+            "positives": total / max(1, images),
+            "images": images,
         }
 
 
