@@ -37,6 +37,10 @@ Lambda = Annotated[
     float, Option("--lambda", help="0: mean of global and local, 1: the larger, -1: the smaller.")
 ]
 Tau = Annotated[float | None, Option(help="Softmax temperature; default: 1/logit_scale.")]
+LabelGrid = Annotated[
+    tuple[int, int] | None,
+    Option(help="Use only the snippets of this one of the manifest's grids; default: all."),
+]
 Difficult = Annotated[
     str,
     Option(
@@ -61,6 +65,13 @@ def _pairs(option: str, values: list[str]) -> dict[str, str]:
     return pairs
 
 
+def _grid(option: str, text: str) -> tuple[int, int]:
+    rows, _, columns = text.partition("x")
+    if not (rows.isdecimal() and columns.isdecimal() and int(rows) and int(columns)):
+        raise typer.BadParameter(f"{text!r} is not ROWSxCOLUMNS", param_hint=option)
+    return int(rows), int(columns)
+
+
 @app.command()
 def manifest(
     reader: Annotated[str, Option(help="voc, coco, nuswide, folder or table.")],
@@ -71,6 +82,13 @@ def manifest(
         list[str], Option(help="OURS=THEIRS, for example train=trainval; once a split.")
     ] = ["train=train"],  # noqa: B006
     grid: Annotated[tuple[int, int], Option(help="Rows and columns of snippets.")] = (3, 3),
+    further_grid: Annotated[
+        list[str], Option(help="Snippets of a further grid, ROWSxCOLUMNS; once a grid.")
+    ] = [],  # noqa: B006
+    overlap: Annotated[
+        float,
+        Option(min=0, max=0.9, help="Share of its side by which a snippet overlaps the next."),
+    ] = 0.0,
     shard_size: Annotated[int, Option(help="Images a shard.")] = 1000,
     max_pixels: MaxPixels = MAX_PIXELS,
     labelled_only: Annotated[
@@ -85,12 +103,15 @@ def manifest(
     from cdul_steps.data.readers import READERS
     from cdul_steps.steps.manifest import make_manifest
 
+    if min(grid) < 1:
+        raise typer.BadParameter("rows and columns must be above 0", param_hint="--grid")
     make_manifest(
         reader=_choose("--reader", reader, tuple(READERS)),
         root=root,
         classes=classes,
         splits=_pairs("--split", split),
-        grid=grid,
+        grid=[grid, *(_grid("--further-grid", text) for text in further_grid)],
+        overlap=overlap,
         shard_size=shard_size,
         max_pixels=max_pixels,
         labelled_only=labelled_only,
@@ -209,11 +230,28 @@ def label(
     construction: Annotated[
         str, Option(help="global, local_mean, local_max, aggregate or final.")
     ] = "final",
+    grid: LabelGrid = None,
+    standardise: Annotated[
+        bool, Option("--standardise", help="Give all classes' cosines the same mean and deviation.")
+    ] = False,
+    positives: Annotated[
+        float | None,
+        Option(min=0, help="What the labels of an image sum to, on the mean; default: as is."),
+    ] = None,
+    threshold: Annotated[
+        float | None, Option(min=0, max=1, help="Make labels of at least this 1 and all others 0.")
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        Option(min=1, help="Make so many of the largest labels of an image 1, all others 0."),
+    ] = None,
 ) -> None:
     """Turn cosines into pseudo-labels: image_id, path, and a float32 column a class (0..1)."""
     from cdul_steps.method.aggregation import CONSTRUCTIONS
     from cdul_steps.steps.label import make_labels
 
+    if threshold is not None and top_k is not None:
+        raise UserError("label: give --threshold or --top-k, not both")
     make_labels(
         similarity=similarity,
         images=images,
@@ -222,6 +260,11 @@ def label(
         tau=tau,
         zeta=zeta,
         lam=lam,
+        grid=grid,
+        standardise=standardise,
+        positives=positives,
+        threshold=threshold,
+        top_k=top_k,
         output=output,
     )
 
@@ -234,6 +277,11 @@ def quality(
     tau: Tau = None,
     zeta: Zeta = 0.3,
     lam: Lambda = 0.0,
+    grid: LabelGrid = None,
+    labels: Annotated[
+        Path | None,
+        Option(help="pseudo_labels.parquet: where calibrated or hardened, measured as well."),
+    ] = None,
     difficult: Difficult = "ignore",
     ap: Ap = "all",
 ) -> None:
@@ -246,9 +294,41 @@ def quality(
         tau=tau,
         zeta=zeta,
         lam=lam,
+        grid=grid,
+        labels=labels,
         difficult=_choose("--difficult", difficult, ("ignore", "negative", "positive")),
         ap=_choose("--ap", ap, tuple(AP)),
         output=output,
+    )
+
+
+@app.command()
+def sweep(
+    similarity: Annotated[list[str], Option(help="SPLIT=STORE of cosines; once a split.")],
+    images: Images,
+    output: Output,
+    settings: Annotated[
+        str, Option(help="Keys of `sweep` (config/README.md): JSON, or a YAML file.")
+    ] = "{}",
+    figure: Annotated[Path | None, Option(help="Figure to draw: .svg, .pdf or .png.")] = None,
+    difficult: Difficult = "ignore",
+    ap: Ap = "all",
+    threads: Annotated[int, Option(min=0, help="CPU threads; 0: all.")] = 0,
+) -> None:
+    """Measure every combination of label settings: mAP and the mean sum of an image's labels."""
+    from cdul_steps.config import read_sweep
+    from cdul_steps.steps.evaluate import AP
+    from cdul_steps.steps.sweep import sweep_labels
+
+    sweep_labels(
+        similarity={k: Path(v) for k, v in _pairs("--similarity", similarity).items()},
+        images=images,
+        settings=read_sweep(settings),
+        difficult=_choose("--difficult", difficult, ("ignore", "negative", "positive")),
+        ap=_choose("--ap", ap, tuple(AP)),
+        threads=threads or os.cpu_count() or 1,
+        output=output,
+        figure=figure,
     )
 
 

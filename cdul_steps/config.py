@@ -26,7 +26,16 @@ def _expand(value: Any) -> Any:
     return expanded
 
 
+def _several(value: Any) -> Any:
+    """One grid is a list of one."""
+    if isinstance(value, list | tuple) and not any(isinstance(v, list | tuple) for v in value):
+        return [value]
+    return value
+
+
 Place = Annotated[str, BeforeValidator(_expand)]
+Side = Annotated[int, Field(ge=1, le=8)]
+Grid = tuple[Side, Side]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
@@ -89,8 +98,20 @@ class Dataset(Section):
         description="Images of each split in the whole set; another number ends the run before it "
         "starts. `null` to use a part of a set.",
     )
-    grid: tuple[Annotated[int, Field(ge=1, le=8)], Annotated[int, Field(ge=1, le=8)]] = Field(
-        (3, 3), description="Snippets of an image: rows, columns."
+    grid: Annotated[
+        list[Grid], BeforeValidator(_several, json_schema_input_type=Grid | list[Grid])
+    ] = Field(
+        (3, 3),
+        min_length=1,
+        validate_default=True,
+        description="Snippets of an image: rows, columns (1 to 8). Several grids, as in "
+        "`[[2, 2], [3, 3]]`, give the snippets of all.",
+    )
+    overlap: float = Field(
+        0.0,
+        ge=0,
+        le=0.9,
+        description="Share of a snippet's side by which it overlaps the next.",
     )
     shard_size: int = Field(
         1000, ge=1, description="Images a shard: one encode job, one file of the Zarr store."
@@ -139,12 +160,24 @@ class Encoder(Section):
     )
 
 
+Construction = Literal["global", "local_mean", "local_max", "aggregate", "final"]
+
+
+class Harden(Section):
+    """Hard pseudo-labels, 0 or 1; by default they stay soft."""
+
+    threshold: float | None = Field(
+        None, gt=0, le=1, description="Labels of at least this become 1, all others 0."
+    )
+    top_k: int | None = Field(
+        None, ge=1, description="So many of the largest labels of an image become 1, all others 0."
+    )
+
+
 class Labels(Section):
     """How scores become pseudo-labels."""
 
-    construction: Literal["global", "local_mean", "local_max", "aggregate", "final"] = Field(
-        "final", description="Which scores: see docs/method.md."
-    )
+    construction: Construction = Field("final", description="Which scores: see docs/method.md.")
     tau: float | None = Field(
         None, gt=0, description="Temperature of the softmax; default: 1/logit_scale of the model."
     )
@@ -158,6 +191,22 @@ class Labels(Section):
         le=1,
         description="Joins global and local: 0 their mean, 1 the larger, -1 the smaller.",
     )
+    grid: Grid | None = Field(
+        None,
+        description="Only the snippets of this one of the data set's grids; default: those of all.",
+    )
+    standardise: bool = Field(
+        False,
+        description="Give all classes' cosines the same mean and deviation over the train split, "
+        "before the softmax.",
+    )
+    positives: float | None = Field(
+        None,
+        gt=0,
+        description="What the labels of an image sum to, on the mean over the train split: about "
+        "as many objects as images show. Default: as they come, near 1 with a cold softmax.",
+    )
+    harden: Harden = Field(Harden(), description="Hard labels.")
 
 
 class Alignment(Section):
@@ -227,6 +276,31 @@ class Evaluate(Section):
     ap: Literal["all", "voc07"] = Field("all", description="AP over all points, or VOC2007's 11.")
 
 
+class Sweep(Section):
+    """Which labels `snakemake sweep` measures: every combination, on every split with truth.
+
+    `positives` and `harden` of labels are not among them: the one changes no mAP, the other is
+    no ranking."""
+
+    constructions: list[Construction] = Field(
+        list(get_args(Construction)), min_length=1, description="As `labels.NAME.construction`."
+    )
+    tau: list[Annotated[float, Field(gt=0)]] = Field(
+        [0.5, 1, 2, 3, 5, 10],
+        min_length=1,
+        description="Temperatures as multiples of the model's own, 1/logit_scale.",
+    )
+    zeta: list[Annotated[float, Field(ge=0, le=1)]] = Field(
+        [0, 0.05, 0.1, 0.3, 0.5], min_length=1, description="As `labels.NAME.zeta`."
+    )
+    lambda_: list[Annotated[float, Field(ge=-1, le=1)]] = Field(
+        [-1, 0, 1], alias="lambda", min_length=1, description="As `labels.NAME.lambda`."
+    )
+    standardise: list[bool] = Field(
+        [False, True], min_length=1, description="As `labels.NAME.standardise`."
+    )
+
+
 class Runtime(Section):
     """How fast, not what: changing these re-runs nothing."""
 
@@ -251,13 +325,14 @@ class Config(Section):
     labels: dict[Name, Labels] = Field({}, description="Pseudo-labels by a name of your choice.")
     trainings: dict[Name, Training] = Field({}, description="Trainings by a name of your choice.")
     evaluate: Evaluate = Field(Evaluate(), description="Measuring.")
+    sweep: Sweep = Field(Sweep(), description="Comparing label settings.")
     runtime: Runtime = Field(Runtime(), description="Speed.")
 
 
 TAKEN = {
     "datasets": {"logs"},
     "encoders": {"manifest", "scenes"},
-    "labels": {"embeddings", "encode", "similarity"},
+    "labels": {"embeddings", "encode", "similarity", "sweep"},
 }
 """Names of sections that would collide with the workflow's own folders of results."""
 
@@ -323,23 +398,41 @@ def load(values: dict[str, Any], *, check_run: bool = True) -> Config:
             raise UserError(f"config: datasets.{name}: reader {dataset.reader!r} {problem}")
         if "train" not in dataset.splits:
             raise UserError(f"config: datasets.{name}.splits: 'train' is missing")
+    for name, labels in config.labels.items():
+        if None not in (labels.harden.threshold, labels.harden.top_k):
+            raise UserError(f"config: labels.{name}.harden: give 'threshold' or 'top_k', not both")
+    for name in config.run.labels if check_run else ():
+        for dataset in config.run.datasets:
+            grids = config.datasets[dataset].grid
+            if config.labels[name].grid not in (None, *grids):
+                raise UserError(
+                    f"config: labels.{name}.grid is {list(config.labels[name].grid)}, and "
+                    f"datasets.{dataset}.grid has only {', '.join(str(list(g)) for g in grids)}"
+                )
     return config
 
 
 def read_training(text: str) -> Training:
     """Settings of a training from JSON, or from a YAML file. Raises UserError as `load` does."""
+    values = {"run": {}, "trainings": {"settings": _read_settings(text)}}
+    return load(values, check_run=False).trainings["settings"]
+
+
+def read_sweep(text: str) -> Sweep:
+    """Settings of a sweep from JSON, or from a YAML file. Raises UserError as `load` does."""
+    return load({"run": {}, "sweep": _read_settings(text)}, check_run=False).sweep
+
+
+def _read_settings(text: str) -> dict[str, Any]:
     path = Path(text)
     if not text.lstrip().startswith("{"):
         if not path.is_file():
             raise UserError(f"--settings {text}: neither JSON nor a file")
         text = path.read_text(encoding="utf-8")
     try:
-        values = yaml.safe_load(text)
+        return yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         raise UserError(f"--settings: not readable as YAML or JSON: {first_line(error)}") from error
-    return load({"run": {}, "trainings": {"settings": values or {}}}, check_run=False).trainings[
-        "settings"
-    ]
 
 
 def schema() -> str:
@@ -379,9 +472,11 @@ def reference() -> str:
         ("datasets.NAME.scenes", Scenes),
         ("encoders.NAME", Encoder),
         ("labels.NAME", Labels),
+        ("labels.NAME.harden", Harden),
         ("trainings.NAME", Training),
         ("trainings.NAME.alignment", Alignment),
         ("evaluate", Evaluate),
+        ("sweep", Sweep),
         ("runtime", Runtime),
     ]
     for heading, section in headings:

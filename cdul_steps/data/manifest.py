@@ -58,7 +58,7 @@ def read_shard(manifest: Path) -> tuple[dict[str, Any], pa.Table, np.ndarray]:
     if facts.get("kind") != SHARD_KIND:
         raise UserError(f"{manifest}: not the manifest of a shard; make it with 'cdul manifest'")
     table = read_table(manifest, ["image_id", "path", "row", *CORNERS])
-    views = 1 + facts["grid"][0] * facts["grid"][1]
+    views = facts["views"]
     boxes = np.stack([table[c].to_numpy() for c in CORNERS], axis=1).reshape(-1, views, 4)
     first_views = pa.array(np.arange(0, len(table), views))
     return facts, table.select(["image_id", "path", "row"]).take(first_views), boxes

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -137,16 +138,25 @@ def read_blocks(path: Path, array: zarr.Array) -> Iterator[tuple[int, np.ndarray
     A missing shard reads as NaN. Raises UserError naming the shard that cannot be read.
     """
     block = _block_rows(array)
-    for first in range(0, array.shape[0], block):
+
+    def read(first: int) -> np.ndarray:
         try:
-            rows = _read_rows(path, array, first, block)
+            return _read_rows(path, array, first, block)
         except Exception as error:
             shard = _torn_shard(path, array, first, block)
             raise UserError(
                 f"{shard_file(path, shard)}: torn or foreign shard; "
                 f"delete it and run again ({first_line(error)})"
             ) from error
-        yield first, rows
+
+    # One block ahead, while the caller works on the last.
+    with ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(read, 0)
+        for first in range(0, array.shape[0], block):
+            rows = ahead.result()
+            if first + block < array.shape[0]:
+                ahead = reader.submit(read, first + block)
+            yield first, rows
 
 
 def _read_rows(path: Path, array: zarr.Array, first: int, count: int) -> np.ndarray:

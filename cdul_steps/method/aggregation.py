@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from cdul_steps.method.calibration import ClassStatistics, pieces, shift, standardise
+from cdul_steps.method.metrics import top_k as top_k_of
 from cdul_steps.method.similarity import scores as scores_of
 
 
@@ -61,15 +63,43 @@ def build_labels(
     tau: float,
     zeta: float,
     lam: float,
+    statistics: ClassStatistics | None = None,
 ) -> dict[str, np.ndarray]:
-    """Labels by each of the named constructions, float32 of `shape` (N, C).
+    """Labels by each of the named constructions, float32 of `shape` (N, C), column by column.
 
     `blocks` gives `(first image, cosines (n, 1+S, C))`, so that a whole data set need not be in
-    memory. Images whose cosines are NaN get NaN.
+    memory. With `statistics` the cosines are standardised first. Images whose cosines are NaN get
+    NaN.
     """
-    labels = {name: np.full(shape, np.nan, np.float32) for name in constructions}
+    labels = {name: np.full(shape[::-1], np.nan, np.float32).T for name in constructions}
     for first, cosines in blocks:
-        scores = scores_of(cosines, tau)
-        for name, table in labels.items():
-            table[first : first + len(scores)] = CONSTRUCTIONS[name](scores, zeta, lam)
+        for piece in pieces(cosines):
+            scores = scores_of(standardise(piece, statistics) if statistics else piece, tau)
+            for name, table in labels.items():
+                table[first : first + len(scores)] = CONSTRUCTIONS[name](scores, zeta, lam)
+            first += len(scores)
     return labels
+
+
+def harden(
+    labels: np.ndarray, *, threshold: float | None = None, top_k: int | None = None
+) -> np.ndarray:
+    """Hard labels, 0 or 1: where a label (N, C) is at least `threshold`, or one of the `top_k`
+    largest of its image (ties go to the first class). Float32 (N, C)."""
+    hard = labels >= np.float32(threshold) if top_k is None else top_k_of(labels, top_k)
+    return hard.astype(np.float32)
+
+
+def finish(
+    labels: np.ndarray,
+    *,
+    bias: float | None = None,
+    threshold: float | None = None,
+    top_k: int | None = None,
+) -> None:
+    """Shift finite labels (N, C) by `bias`, then harden them, in place: what is not None."""
+    for piece in pieces(labels):
+        if bias is not None:
+            piece[:] = shift(piece, bias)
+        if threshold is not None or top_k is not None:
+            piece[:] = harden(piece, threshold=threshold, top_k=top_k)

@@ -1,10 +1,10 @@
 """Measures of multi-label scores against the truth."""
 
+from collections.abc import Callable
 from itertools import chain
 from typing import Literal
 
 import numpy as np
-from sklearn.metrics import average_precision_score, precision_recall_curve
 
 Difficult = Literal["ignore", "negative", "positive"]
 
@@ -34,33 +34,45 @@ def truth_table(
     return truth, counted
 
 
+def _precision_recall(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Precision and recall at the score of each positive, from the lowest score up: (P,), (P,).
+
+    Only there does recall step, and between two steps precision only falls. Images of the same
+    score are predicted together.
+    """
+    every, positive = np.sort(scores), np.sort(scores[truth])
+    said = len(every) - np.searchsorted(every, positive)
+    hits = len(positive) - np.searchsorted(positive, positive)
+    return hits / said, hits / len(positive)
+
+
 def average_precision(truth: np.ndarray, scores: np.ndarray) -> float:
     """Area under the precision-recall curve over all points, without interpolation, in 0..1.
 
-    `truth` bool (N,) with at least one True, `scores` float (N,). Source: scikit-learn.
+    `truth` bool (N,) with at least one True, `scores` float (N,) without NaN. The definition is
+    scikit-learn's `average_precision_score`; every positive adds the same step of recall, so this
+    is the mean of the precision over the positives.
     """
-    return float(average_precision_score(truth, scores))
+    return float(_precision_recall(truth, scores)[0].mean())
 
 
 def average_precision_voc07(truth: np.ndarray, scores: np.ndarray) -> float:
     """Mean of the best precision at recall >= 0, 0.1, ..., 1 (VOC2007's 11 points), in 0..1."""
-    precision, recall, _ = precision_recall_curve(truth, scores)
-    # The curve's last point, precision 1 at recall 0, is none of the data's.
-    precision, recall = precision[:-1], recall[:-1]
+    precision, recall = _precision_recall(truth, scores)
     # A tenth that is met exactly must count as met in spite of rounding.
     points = np.linspace(0, 1, 11)
     return float(np.mean([precision[recall >= point - 1e-9].max() for point in points]))
 
 
 def mean_average_precision(
-    truth: np.ndarray, counted: np.ndarray, scores: np.ndarray
+    truth: np.ndarray,
+    counted: np.ndarray,
+    scores: np.ndarray,
+    ap: Callable[[np.ndarray, np.ndarray], float] = average_precision,
 ) -> float | None:
     """mAP in percent over the classes with a positive, three tables (N, C); None without any."""
-    values = [
-        average_precision(truth[here, c], scores[here, c])
-        for c, here in enumerate(counted.T)
-        if truth[here, c].any()
-    ]
+    columns = zip(truth.T, scores.T, counted.T, strict=True)
+    values = [ap(shown[here], said[here]) for shown, said, here in columns if shown[here].any()]
     return 100 * float(np.mean(values)) if values else None
 
 

@@ -1,22 +1,64 @@
 """Views of an image: the whole and its snippets."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
+Grid = tuple[int, int]
 
-def view_boxes(width: int, height: int, rows: int = 3, columns: int = 3) -> np.ndarray:
+
+def as_grids(grid: Grid | Sequence[Grid]) -> list[Grid]:
+    """One grid, `(rows, columns)`, or several, as a list of grids."""
+    return [tuple(one) for one in ([grid] if isinstance(grid[0], int) else grid)]
+
+
+def _spans(length: int, count: int, overlap: float) -> tuple[np.ndarray, np.ndarray]:
+    """Starts and ends of `count` equal spans over `length` pixels, whole numbers.
+
+    Spans of side `s` follow each other at `(1 - overlap) * s`, and the last ends at `length`:
+    `s = length / (count - (count - 1) * overlap)`.
+    """
+    index = np.arange(count)
+    sides = count - (count - 1) * overlap
+    # Far above the rounding of doubles at any size of image, far below a pixel's share of it.
+    start = np.floor(index * (1 - overlap) * length / sides + 1e-6).astype(np.int64)
+    end = np.floor((index * (1 - overlap) + 1) * length / sides + 1e-6).astype(np.int64)
+    return start, np.maximum(end, start + 1)
+
+
+def view_boxes(
+    width: int, height: int, grid: Grid | Sequence[Grid] = (3, 3), overlap: float = 0.0
+) -> np.ndarray:
     """Cut an image of `width` x `height` pixels into its views.
 
-    Returns int32 of shape (1 + rows * columns, 4): `x0, y0, x1, y1` in pixels, half open.
-    View 0 is the whole image, the others are the snippets row by row (CDUL, section 3.1). Snippet
-    corners are `column * width // columns`, so the snippets tile the image and no pixel is lost.
-    Where the image has fewer pixels than the grid has cells, snippets of one pixel overlap.
-    Raises ValueError for a size or a grid below 1.
+    Returns int32 of shape (1 + S, 4): `x0, y0, x1, y1` in pixels, half open. View 0 is the whole
+    image, the others are the snippets row by row (CDUL, section 3.1), one `grid` of (rows, columns)
+    after the other. `overlap` is the share (0 <= overlap < 1) of a snippet's side that it has in
+    common with the next. Without it corners are `column * width // columns`, so the snippets of a
+    grid tile the image; with it they cover it. No pixel is lost. Where the image has fewer pixels
+    than the grid has cells, snippets of one pixel overlap.
+    Raises ValueError for a size or a grid below 1, or an overlap outside 0..1.
     """
-    if min(width, height, rows, columns) < 1:
-        raise ValueError(f"an image of {width} x {height} has no {rows} x {columns} grid")
-    x = np.arange(columns + 1) * width // columns
-    y = np.arange(rows + 1) * height // rows
-    y0, x0 = (a.ravel() for a in np.meshgrid(y[:-1], x[:-1], indexing="ij"))
-    y1, x1 = (a.ravel() for a in np.meshgrid(y[1:], x[1:], indexing="ij"))
-    snippets = np.stack([x0, y0, np.maximum(x1, x0 + 1), np.maximum(y1, y0 + 1)], axis=1)
-    return np.concatenate([[[0, 0, width, height]], snippets]).astype(np.int32)
+    grids = as_grids(grid)
+    if min(width, height, *(side for one in grids for side in one)) < 1:
+        raise ValueError(f"an image of {width} x {height} has no snippets by {grids}")
+    if not 0 <= overlap < 1:
+        raise ValueError(f"snippets cannot overlap by {overlap:g} of their side")
+    boxes = [[[0, 0, width, height]]]
+    for rows, columns in grids:
+        left, right = _spans(width, columns, overlap)
+        top, bottom = _spans(height, rows, overlap)
+        x0, y0 = np.meshgrid(left, top)
+        x1, y1 = np.meshgrid(right, bottom)
+        boxes.append(np.stack([x0, y0, x1, y1], axis=-1).reshape(-1, 4))
+    return np.concatenate(boxes).astype(np.int32)
+
+
+def grid_views(grids: Sequence[Grid], chosen: Grid) -> np.ndarray:
+    """Which of an image's views a single grid uses: 0, the whole image, and its own snippets.
+
+    Returns int64 (1 + rows * columns,). Raises ValueError where `chosen` is not one of `grids`.
+    """
+    place = as_grids(grids).index(tuple(chosen))
+    first = 1 + sum(rows * columns for rows, columns in grids[:place])
+    return np.concatenate([[0], first + np.arange(chosen[0] * chosen[1])])

@@ -1,21 +1,27 @@
 """Stage evaluate: scores against the truth."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import zarr
 
 from cdul_steps.data.files import write_text
 from cdul_steps.data.manifest import read_split, read_truth
-from cdul_steps.data.stores import open_similarity, read_blocks
+from cdul_steps.data.stores import open_similarity
 from cdul_steps.data.tables import read_facts, read_scores
 from cdul_steps.errors import UserError
 from cdul_steps.method import metrics
-from cdul_steps.method.aggregation import CONSTRUCTIONS, build_labels
+from cdul_steps.method.aggregation import CONSTRUCTIONS, build_labels, finish
+from cdul_steps.method.calibration import ClassStatistics
 from cdul_steps.method.similarity import temperature
+from cdul_steps.method.snippets import Grid
 from cdul_steps.provenance import versions
+from cdul_steps.steps.label import read_views, views_of
 
 AP = {"all": metrics.average_precision, "voc07": metrics.average_precision_voc07}
 TOP_K = 3
@@ -112,7 +118,7 @@ def evaluate_scores(
         "settings": {
             k: v for k, v in read_facts(scores).items() if k not in ("classes", "software")
         },
-        "software": versions("numpy", "scikit-learn"),
+        "software": versions("numpy"),
     }
     if output:
         write_json(output, result)
@@ -151,6 +157,8 @@ def evaluate_labels(
     tau: float | None,
     zeta: float,
     lam: float,
+    grid: Grid | None = None,
+    labels: Path | None = None,
     difficult: metrics.Difficult,
     ap: str,
     output: Path,
@@ -158,28 +166,60 @@ def evaluate_labels(
     """Measure every label construction on each split: `quality.json`.
 
     `similarity` maps splits to their stores. Result: split, construction, then as `measure`.
+    Where the table `labels` was calibrated or hardened, labels made in its way are there too, as
+    `pseudo_labels`: on every split with the statistics and the bias that the table has.
     """
+    own = read_facts(labels) if labels else {}
+    finishing = {key: own.get(key) for key in ("bias", "threshold", "top_k")}
+    calibrated = own.get("statistics") or any(v is not None for v in finishing.values())
     result: dict[str, Any] = {"definition": _definition(difficult, ap), "splits": {}}
     for split, store in similarity.items():
         array, classes, scale = open_similarity(store, tau)
         used_tau = temperature(scale) if tau is None else tau
-        table = read_split(images, split, ["image_id", "row"])
         truth = read_truth(images, classes)
-        shape = (array.shape[0], len(classes))
-        labels = build_labels(
-            read_blocks(store, array), shape, list(CONSTRUCTIONS), tau=used_tau, zeta=zeta, lam=lam
-        )
-        rows = table["row"].to_numpy()
-        usable = np.isfinite(labels["global"][rows]).all(axis=1)
+        table = read_split(images, split, ["image_id", "row"])
+        table = table.filter(pc.is_in(table["image_id"], pc.unique(truth["image_id"])))
+        build = partial(_build_rows, store, array, images, table["row"].to_numpy(), len(classes))
+        found = build(list(CONSTRUCTIONS), grid, tau=used_tau, zeta=zeta, lam=lam)
+        usable = np.isfinite(found["global"]).all(axis=1)
+        if calibrated:
+            if own["classes"] != classes:
+                raise UserError(f"{labels} and {store} are not of the same class table")
+            found["pseudo_labels"] = build(
+                [own["construction"]],
+                own["grid"],
+                tau=own["tau"],
+                zeta=own["zeta"],
+                lam=own["lambda"],
+                statistics=own["statistics"] and ClassStatistics(**own["statistics"]),
+            )[own["construction"]]
+            finish(found["pseudo_labels"], **finishing)
         names = table["image_id"].filter(pa.array(usable)).to_pylist()
         result["splits"][split] = {
-            name: _measure_known(names, values[rows[usable]], truth, classes, difficult, ap, images)
-            for name, values in labels.items()
+            name: _measure_known(names, values[usable], truth, classes, difficult, ap, images)
+            for name, values in found.items()
         }
         result |= {"tau": used_tau, "zeta": zeta, "lambda": lam}
-    result["software"] = versions("numpy", "scikit-learn")
+    result["software"] = versions("numpy")
     write_json(output, result)
     return result
+
+
+def _build_rows(
+    store: Path,
+    array: zarr.Array,
+    images: Path,
+    rows: np.ndarray,
+    classes: int,
+    constructions: list[str],
+    grid: Grid | None,
+    **settings: Any,
+) -> dict[str, np.ndarray]:
+    """Labels (len(rows), C) of some rows of a store, by each of the constructions."""
+    blocks = read_views(store, array, views_of(images, grid)) if len(rows) else ()
+    shape = (array.shape[0] if len(rows) else 0, classes)
+    built = build_labels(blocks, shape, constructions, **settings)
+    return {name: values[rows] for name, values in built.items()}
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

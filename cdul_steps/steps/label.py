@@ -1,18 +1,63 @@
 """Stage label: cosines to pseudo-labels."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import zarr
 
 from cdul_steps.data.manifest import read_split
 from cdul_steps.data.stores import open_similarity, read_blocks
-from cdul_steps.data.tables import describe, score_table, write_table
+from cdul_steps.data.tables import describe, read_facts, score_table, write_table
 from cdul_steps.errors import UserError
-from cdul_steps.method.aggregation import build_labels
+from cdul_steps.method.aggregation import build_labels, finish
+from cdul_steps.method.calibration import ClassStatistics, class_statistics, find_bias
 from cdul_steps.method.similarity import temperature
+from cdul_steps.method.snippets import Grid, as_grids, grid_views
 from cdul_steps.progress import Progress, note
 from cdul_steps.provenance import versions
+
+
+def views_of(images: Path, grid: Grid | None) -> np.ndarray | slice:
+    """The views of a single grid of the manifest `images`, or without `grid` all views.
+
+    Raises UserError where the manifest has no such grid.
+    """
+    if grid is None:
+        return slice(None)
+    known = as_grids(read_facts(images)["layout"]["grid"])
+    try:
+        return grid_views(known, grid)
+    except ValueError as error:
+        names = ", ".join(f"{rows} x {columns}" for rows, columns in known)
+        raise UserError(
+            f"{images}: has no grid of {grid[0]} x {grid[1]} snippets, only {names}"
+        ) from error
+
+
+def read_views(
+    similarity: Path, array: zarr.Array, views: np.ndarray | slice
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Cosines of some views in blocks: `(first image, (n, V, C))`."""
+    return ((first, block[:, views]) for first, block in read_blocks(similarity, array))
+
+
+def learn_statistics(
+    similarity: Path, array: zarr.Array, rows: np.ndarray, views: np.ndarray | slice
+) -> ClassStatistics:
+    """Statistics of the classes over some rows of a store, in a pass over its cosines.
+
+    Raises UserError where none of them has any.
+    """
+    member = np.zeros(array.shape[0], bool)
+    member[rows] = True
+    with Progress("statistics", array.shape[0], "images") as progress:
+        blocks = progress.watch(read_views(similarity, array, views))
+        try:
+            return class_statistics(block[member[i : i + len(block)]] for i, block in blocks)
+        except ValueError as error:
+            raise UserError(f"{similarity}: {error}") from error
 
 
 def make_labels(
@@ -24,15 +69,22 @@ def make_labels(
     tau: float | None,
     zeta: float,
     lam: float,
+    grid: Grid | None = None,
+    standardise: bool = False,
+    positives: float | None = None,
+    threshold: float | None = None,
+    top_k: int | None = None,
     output: Path,
 ) -> None:
     """Write the pseudo-labels of a split: `image_id, path`, a float32 column a class.
 
-    One row an image that has an embedding, in the order of `images`. Settings and class table go
-    into the schema's metadata. Raises UserError for input that does not fit together.
+    One row an image that has an embedding, in the order of `images`. Settings, class table and
+    what was learnt from the split (the statistics of the classes, the bias) go into the schema's
+    metadata. Raises UserError for input that does not fit together.
     """
     array, classes, scale = open_similarity(similarity, tau)
     tau = temperature(scale) if tau is None else tau
+    views = views_of(images, grid)
     table = read_split(images, split, ["image_id", "path", "row"])
     rows = table["row"].to_numpy()
     beyond = rows[(rows < 0) | (rows >= array.shape[0])]
@@ -41,16 +93,29 @@ def make_labels(
             f"{images}: row {beyond[0]} of split {split!r} is beyond the {array.shape[0]} rows "
             f"of {similarity}"
         )
+    statistics = learn_statistics(similarity, array, rows, views) if standardise else None
     shape = (array.shape[0], len(classes))
     with Progress("label", shape[0], "images") as progress:
-        blocks = progress.watch(read_blocks(similarity, array))
-        labels = build_labels(blocks, shape, [construction], tau=tau, zeta=zeta, lam=lam)
-    labels = labels[construction][rows]
-    usable = np.isfinite(labels).all(axis=1)
+        blocks = progress.watch(read_views(similarity, array, views))
+        labels = build_labels(
+            blocks, shape, [construction], tau=tau, zeta=zeta, lam=lam, statistics=statistics
+        )[construction]
+    usable = np.isfinite(labels).all(axis=1)[rows]
     if not usable.any():
         raise UserError(f"{similarity}: no image of split {split!r} has a similarity")
     table = table.filter(pa.array(usable))
-    result = score_table(table["image_id"], table["path"], classes, labels[usable])
+    # Class by class, as they lie in memory and go to the file.
+    labels = np.take(labels.T, rows[usable], axis=1).T
+    bias = None
+    if positives is not None:
+        try:
+            bias = find_bias(labels, positives)
+        except ValueError as error:
+            raise UserError(
+                f"positives: no bias makes the labels of an image sum to {positives:g}: {error}"
+            ) from error
+    finish(labels, bias=bias, threshold=threshold, top_k=top_k)
+    result = score_table(table["image_id"], table["path"], classes, labels)
     described = describe(
         result,
         "scores",
@@ -60,6 +125,12 @@ def make_labels(
         tau=tau,
         zeta=zeta,
         **{"lambda": lam},
+        grid=grid,
+        statistics=statistics and {k: v.tolist() for k, v in statistics._asdict().items()},
+        positives=positives,
+        bias=bias,
+        threshold=threshold,
+        top_k=top_k,
         similarity={k: v for k, v in array.attrs.items() if k != "classes"},
         software=versions("numpy", "pyarrow", "zarr"),
     )

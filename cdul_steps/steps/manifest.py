@@ -16,7 +16,7 @@ from cdul_steps.data.manifest import CORNERS, IMAGES_KIND, SHARD_KIND
 from cdul_steps.data.readers import ImageRecord, read_dataset
 from cdul_steps.data.tables import describe, read_facts, read_table, to_bytes, write_table
 from cdul_steps.errors import UserError
-from cdul_steps.method.snippets import view_boxes
+from cdul_steps.method.snippets import Grid, as_grids, view_boxes
 from cdul_steps.progress import Progress, note
 
 # What a shard holds; a shard whose rows stay the same is not written again.
@@ -63,7 +63,8 @@ def make_manifest(
     root: Path,
     classes: Path,
     splits: dict[str, str],
-    grid: tuple[int, int],
+    grid: Grid | Sequence[Grid],
+    overlap: float = 0.0,
     shard_size: int,
     max_pixels: int,
     output: Path,
@@ -83,7 +84,9 @@ def make_manifest(
         "reader": reader,
         "root": str(root),
         "splits": splits,
-        "grid": list(grid),
+        "grid": [list(one) for one in as_grids(grid)],
+        "overlap": overlap,
+        "views": len(view_boxes(1, 1, grid)),
         "shard_size": shard_size,
         "max_pixels": max_pixels,
     }
@@ -99,7 +102,7 @@ def make_manifest(
         _check_files(table, split)
         tables.append(table)
         folder = output.parent / split
-        written = _write_shards(table, folder, used[split], grid, shard_size, bool(earlier))
+        written = _write_shards(table, folder, used[split], layout, bool(earlier))
         shards = -(-used[split] // shard_size)
         note(f"manifest: {split}: {len(members)} images, {shards} shards, {written} written")
     images = pa.concat_tables(tables)
@@ -182,12 +185,12 @@ def _image_table(
     )
 
 
-def _view_table(images: list[dict[str, Any]], grid: tuple[int, int]) -> pa.Table:
-    views = 1 + grid[0] * grid[1]
+def _view_table(images: list[dict[str, Any]], layout: dict[str, Any]) -> pa.Table:
+    views = layout["views"]
     boxes = np.zeros((len(images), views, 4), np.int32)
     for box, image in zip(boxes, images, strict=True):
         if image["width"]:
-            box[:] = view_boxes(image["width"], image["height"], *grid)
+            box[:] = view_boxes(image["width"], image["height"], layout["grid"], layout["overlap"])
     repeated = pa.array(np.repeat(np.arange(len(images)), views))
     table = pa.Table.from_pylist(images, IMAGE_SCHEMA).take(repeated)
     columns = [np.tile(np.arange(views, dtype=np.int32), len(images)), *boxes.reshape(-1, 4).T]
@@ -200,8 +203,7 @@ def _write_shards(
     table: pa.Table,
     folder: Path,
     used: int,
-    grid: tuple[int, int],
-    shard_size: int,
+    layout: dict[str, Any],
     keep: bool,
 ) -> int:
     """Write the changed shards of a split and delete those beyond the last; how many written.
@@ -209,7 +211,8 @@ def _write_shards(
     With `keep`, images that a shard held before and that the data set no longer has keep their
     rows, so that the shard's file, and with it its embeddings, stay as they are.
     """
-    by_shard: dict[int, list[dict]] = {k: [] for k in range(-(-used // shard_size))}
+    shards = -(-used // layout["shard_size"])
+    by_shard: dict[int, list[dict]] = {k: [] for k in range(shards)}
     for image in table.select([*IMAGE_COLUMNS, "shard"]).to_pylist():
         by_shard[image["shard"]].append(image)
     written = 0
@@ -217,8 +220,9 @@ def _write_shards(
         path = folder / f"{shard}.parquet"
         if keep:
             images = sorted(images + _gone(path, images), key=lambda i: i["row"])
-        facts = {"split": folder.name, "shard": shard, "shard_size": shard_size, "grid": list(grid)}
-        data = to_bytes(describe(_view_table(images, grid), SHARD_KIND, **facts))
+        facts = {"split": folder.name, "shard": shard}
+        facts |= {name: layout[name] for name in ("shard_size", "views", "grid", "overlap")}
+        data = to_bytes(describe(_view_table(images, layout), SHARD_KIND, **facts))
         written += write_if_changed(path, data)
     for path in folder.glob("*.parquet"):
         if path.stem.isdecimal() and int(path.stem) not in by_shard:

@@ -21,8 +21,7 @@ def write_store(*, images: Path, split: str, text: Path, store: Path) -> None:
     facts = read_facts(images)
     layout = facts["layout"]
     dimension = len(read_table(text, ["embedding"])["embedding"][0])
-    views = 1 + layout["grid"][0] * layout["grid"][1]
-    shape = (facts["rows"][split], views, dimension)
+    shape = (facts["rows"][split], layout["views"], dimension)
     write_metadata(store, shape, layout["shard_size"], "float16", {"kind": "embeddings"})
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from cdul_steps.errors import UserError
 
-LABEL_ROWS = ("global", "local_mean", "local_max", "aggregate", "final")
+LABEL_ROWS = ("global", "local_mean", "local_max", "aggregate", "final", "pseudo_labels")
 
 
 def _rows(results: Path) -> list[dict[str, Any]]:
@@ -15,7 +15,7 @@ def _rows(results: Path) -> list[dict[str, Any]]:
         dataset, encoder, labels = path.relative_to(results).parts[:3]
         quality = json.loads(path.read_text(encoding="utf-8"))
         for split, constructions in quality["splits"].items():
-            for name in LABEL_ROWS:
+            for name in [n for n in LABEL_ROWS if n in constructions]:
                 rows.append(
                     {
                         "dataset": dataset,

@@ -9,9 +9,12 @@ from cdul_steps.method.aggregation import (
     aggregate,
     build_labels,
     combine,
+    finish,
     global_scores,
+    harden,
     local_scores,
 )
+from cdul_steps.method.calibration import class_statistics, shift, standardise
 from cdul_steps.method.similarity import scores
 
 shapes = st.tuples(st.integers(1, 5), st.integers(2, 6), st.integers(1, 5))
@@ -143,3 +146,60 @@ def test_images_that_no_block_holds_have_nan():
     p = np.zeros((2, 3, 5), np.float32)
     labels = build_labels([(1, p)], (4, 5), ["final"], tau=0.01, zeta=0.3, lam=0)["final"]
     assert np.isnan(labels).all(axis=1).tolist() == [True, False, False, True]
+
+
+@pytest.mark.parametrize("name", sorted(CONSTRUCTIONS))
+def test_zeta_one_takes_the_maximum_only_of_a_certain_class(name):
+    s = np.array([[[0.2, 0.8], [1, 0], [0.4, 0.6]]], np.float32)
+    expected = {"aggregate": [[1, 0]], "final": [[0.6, 0.4]]}
+    result = CONSTRUCTIONS[name](s, 1.0, 0.0)
+    np.testing.assert_allclose(result, expected.get(name, CONSTRUCTIONS[name](s, 0.0, 0.0)))
+
+
+@given(cosines, st.sampled_from(sorted(CONSTRUCTIONS)))
+def test_labels_of_standardised_cosines(p, name):
+    statistics = class_statistics([p])
+    settings = {"tau": 0.05, "zeta": 0.3, "lam": 0.5}
+    shape = (len(p), p.shape[2])
+    labels = build_labels([(0, p)], shape, [name], **settings, statistics=statistics)[name]
+    np.testing.assert_array_equal(labels, labels_of(standardise(p, statistics), name, lam=0.5))
+
+
+# Hard labels
+
+tables = arrays(
+    np.float32, st.tuples(st.integers(1, 6), st.integers(1, 5)), elements=st.floats(0, 1, width=32)
+)
+
+
+@given(tables, shares)
+def test_hard_labels_at_a_threshold(labels, threshold):
+    result = harden(labels, threshold=threshold)
+    assert result.dtype == np.float32
+    expected = [[1.0 if y >= np.float32(threshold) else 0.0 for y in image] for image in labels]
+    np.testing.assert_array_equal(result, expected)
+
+
+@given(tables, st.integers(1, 6))
+def test_hard_labels_of_the_best_classes(labels, k):
+    result = harden(labels, top_k=k)
+    for image, hard in zip(labels.tolist(), result.tolist(), strict=True):
+        best = sorted(range(len(image)), key=lambda c: (-image[c], c))[:k]
+        assert hard == [float(c in best) for c in range(len(image))]
+
+
+def test_a_label_of_exactly_the_threshold_counts():
+    assert harden(np.array([[0.7, 0.69]], np.float32), threshold=0.7).tolist() == [[1, 0]]
+
+
+@given(tables, st.floats(-3, 3), st.sampled_from([{}, {"threshold": 0.5}, {"top_k": 1}]))
+def test_finish_shifts_and_then_hardens(labels, bias, hard):
+    expected = shift(labels, bias)
+    if hard:
+        expected = harden(expected, **hard)
+    result = np.asfortranarray(labels)
+    finish(result, bias=bias, **hard)
+    np.testing.assert_array_equal(result, expected)
+    untouched = labels.copy()
+    finish(untouched)
+    np.testing.assert_array_equal(untouched, labels)

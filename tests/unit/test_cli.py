@@ -4,12 +4,14 @@ import sys
 
 import pytest
 import typer
+from PIL import Image
 from typer.testing import CliRunner
 
 from cdul_steps import cli
+from cdul_steps.data.tables import read_facts
 from cdul_steps.errors import UserError
 
-STAGES = ["manifest", "encode", "similarity", "label", "train", "evaluate", "predict"]
+STAGES = ["manifest", "encode", "similarity", "label", "sweep", "train", "evaluate", "predict"]
 
 # The stages from images to metrics but for the encoder, whose output is made up here.
 PIPELINE = """
@@ -48,8 +50,11 @@ run("similarity", "--store", "e.zarr", "--text", "text.parquet", *images, "--spl
     "--table", "0.parquet", "--table", "1.parquet", "--output", "sim.zarr")
 labels = "results/data/clip/final"
 run("label", "--similarity", "sim.zarr", *images, "--split", "train", "--output",
-    f"{labels}/pseudo_labels.parquet")
-run("quality", "--similarity", "train=sim.zarr", *images, "--output", f"{labels}/quality.json")
+    f"{labels}/pseudo_labels.parquet", "--standardise", "--positives", "0.5", "--grid", "3", "3")
+run("quality", "--similarity", "train=sim.zarr", *images, "--output", f"{labels}/quality.json",
+    "--labels", f"{labels}/pseudo_labels.parquet")
+run("sweep", "--similarity", "train=sim.zarr", *images, "--output", "sweep.parquet", "--figure",
+    "sweep.svg", "--settings", '{"tau": [1], "zeta": [0.5], "lambda": [0]}')
 run("evaluate", "--scores", f"{labels}/pseudo_labels.parquet", *images, "--output",
     f"{labels}/fixed/metrics.json")
 run("summary", "results")
@@ -88,10 +93,10 @@ def test_stages_without_a_model_do_not_import_torch(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "mAP 100.00 on 3 images" in done.stdout
     table, _, rest = done.stdout.partition("\n\nmAP, CF1 and OF1")
-    for line in ("CLIP, final", "CLIP, local max", "classifier, fixed"):
+    for line in ("CLIP, final", "CLIP, local max", "CLIP, pseudo labels", "classifier, fixed"):
         assert line in table
     rows = json.loads(rest[rest.index("[") :])
-    assert len(rows) == 6
+    assert len(rows) == 7
     assert rows[-1]["scores"] == "classifier, fixed"
     assert rows[-1]["mAP"] == 100
     assert {row["dataset"] for row in rows} == {"data"}
@@ -103,6 +108,10 @@ def test_stages_without_a_model_do_not_import_torch(tmp_path):
         ("summary", "/none"),
         ("evaluate", "--scores", "/none.parquet", "--images", "/none.parquet", "--output", "/x"),
         ("predict", "--model", "m", "--output", "o.csv"),
+        (
+            *("label", "--similarity", "s", "--images", "i", "--split", "train", "--output", "o"),
+            *("--threshold", "0.5", "--top-k", "1"),
+        ),
         ("manifest", "--reader", "folder", "--root", "/x", "--classes", "/x", "--output", "o"),
     ],
     ids=lambda words: words[0],
@@ -139,6 +148,39 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(cli, "app", fail)
     with pytest.raises(ZeroDivisionError):
         cli.main()
+
+
+def test_grids_of_the_manifest(tmp_path):
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    (tmp_path / "classes.txt").write_text("dog\n")
+    words = ["manifest", "--reader", "folder", "--root", tmp_path, "--split", "train=."]
+    words += ["--classes", tmp_path / "classes.txt", "--output", tmp_path / "images.parquet"]
+
+    def make(*options):
+        return CliRunner().invoke(cli.app, [*map(str, words), *options])
+
+    for options, grid, overlap in (
+        ((), [[3, 3]], 0),
+        (("--grid", "2", "4"), [[2, 4]], 0),
+        (
+            ("--grid", "1", "2", "--further-grid", "3x2", "--further-grid", "1x1"),
+            [[1, 2], [3, 2], [1, 1]],
+            0,
+        ),
+        (("--overlap", "0.25"), [[3, 3]], 0.25),
+    ):
+        assert make(*options).exit_code == 0
+        layout = read_facts(tmp_path / "images.parquet")["layout"]
+        assert (layout["grid"], layout["overlap"]) == (grid, overlap)
+    for options in (
+        ("--further-grid", "3"),
+        ("--further-grid", "0x3"),
+        ("--grid", "0", "3"),
+        ("--overlap", "1"),
+    ):
+        result = make(*options)
+        assert result.exit_code == 2
+        assert options[0] in result.output
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cdul_steps.config import Config, Training, load, read_training, reference, schema
+from cdul_steps.config import (
+    Config,
+    Dataset,
+    Sweep,
+    Training,
+    load,
+    read_sweep,
+    read_training,
+    reference,
+    schema,
+)
 from cdul_steps.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +38,7 @@ def changed(place, value):
     *parents, last = place.split("/")
     section = values
     for key in parents:
-        section = section[key]
+        section = section.setdefault(key, {})
     section[last] = value
     return values
 
@@ -79,6 +89,8 @@ def test_every_overlay_loads_over_the_base(name):
         ("datasets/demo/scenes/sed", "datasets.demo.scenes.sed", "seed"),
         ("encoders/tiny-clip/template", "encoders.tiny-clip.template", "templates"),
         ("labels/final/lamda", "labels.final.lamda", "lambda"),
+        ("labels/final/harden/top-k", "labels.final.harden.top-k", "top_k"),
+        ("sweep/construction", "sweep.construction", "constructions"),
         ("trainings/fixed/epoch", "trainings.fixed.epoch", "epochs"),
         ("trainings/aligned/alignment/stepsize", "aligned.alignment.stepsize", "step_size"),
     ],
@@ -114,6 +126,15 @@ def test_numbers_without_a_point(text):
         ("labels/final/construction", "local_min"),
         ("datasets/demo/grid", [3]),
         ("datasets/demo/grid", [0, 3]),
+        ("datasets/demo/grid", []),
+        ("datasets/demo/grid", [[3, 3], [2, 9]]),
+        ("datasets/demo/overlap", 1),
+        ("labels/final/grid", [[3, 3]]),
+        ("labels/final/positives", 0),
+        ("labels/final/harden/threshold", 0),
+        ("labels/final/harden/top_k", 0),
+        ("sweep/tau", [1, 0]),
+        ("sweep/constructions", ["local_min"]),
         ("datasets/demo/max_failed_share", "nan"),
         ("datasets/demo/splits", {"val": "val"}),
         ("datasets/demo/expected_images", {"train": 0}),
@@ -168,6 +189,7 @@ def test_a_name_that_cannot_be_a_folder(kind, name):
         ("labels", "embeddings"),
         ("labels", "encode"),
         ("labels", "similarity"),
+        ("labels", "sweep"),
     ],
 )
 def test_a_name_of_a_folder_of_results_is_taken(kind, name):
@@ -179,6 +201,32 @@ def test_roots():
     assert "has no use for 'root'" in message_of(changed("datasets/demo/root", "/data"))
     assert "needs a 'root'" in message_of(changed("datasets/demo/reader", "folder"))
     assert "'train' is missing" in message_of(changed("datasets/demo/splits", {"test": "test"}))
+
+
+def test_one_grid_or_several():
+    assert load(BASE).datasets["demo"].grid == [(3, 3)]
+    assert load(changed("datasets/demo/grid", [2, 4])).datasets["demo"].grid == [(2, 4)]
+    several = load(changed("datasets/demo/grid", [[2, 2], [3, 3]]))
+    assert several.datasets["demo"].grid == [(2, 2), (3, 3)]
+    assert Dataset(reader="demo", classes="x").grid == [(3, 3)]
+
+
+def test_labels_of_a_grid_that_the_data_set_has_not():
+    assert load(changed("labels/final/grid", [3, 3])).labels["final"].grid == (3, 3)
+    message = message_of(changed("labels/final/grid", [2, 2]))
+    assert message == "config: labels.final.grid is [2, 2], and datasets.demo.grid has only [3, 3]"
+
+
+def test_hard_labels_are_made_in_one_way():
+    message = message_of(changed("labels/final/harden", {"threshold": 0.5, "top_k": 1}))
+    assert message == "config: labels.final.harden: give 'threshold' or 'top_k', not both"
+
+
+def test_sweep_settings():
+    assert read_sweep("{}") == Sweep()
+    assert read_sweep('{"lambda": [0.5]}').lambda_ == [0.5]
+    assert "did you mean 'tau'?" in message_of('{"taus": [1]}', read_sweep)
+    assert read_sweep(Sweep(zeta=[0]).model_dump_json(by_alias=True)) == Sweep(zeta=[0])
 
 
 def test_training_settings_from_json_and_from_a_file(tmp_path):

@@ -15,6 +15,7 @@ from sklearn.metrics import average_precision_score
 
 from cdul_steps.data.tables import describe, read_facts, write_table
 from cdul_steps.errors import UserError
+from cdul_steps.method.aggregation import CONSTRUCTIONS as BUILT
 from cdul_steps.steps.evaluate import evaluate_labels, evaluate_scores
 from cdul_steps.steps.label import make_labels
 
@@ -377,6 +378,122 @@ def test_quality_measures_each_construction_as_evaluate_does(small):
         label(small, construction=construction)
         alone = evaluate(small)
         assert measures == {name: alone[name] for name in measures}
+
+
+# Calibrated, hard, and of some views
+
+
+def quality(folder, **changes):
+    arguments = {
+        "similarity": dict.fromkeys(("train", "test"), folder / "sim.zarr"),
+        "images": folder / "images.parquet",
+        "tau": None,
+        "zeta": 0.3,
+        "lam": 0.0,
+        "labels": folder / "labels.parquet",
+        "difficult": "ignore",
+        "ap": "all",
+        "output": folder / "quality.json",
+    }
+    return evaluate_labels(**{**arguments, **changes})
+
+
+def test_positives_raise_the_labels_of_the_split_and_keep_their_order(small):
+    plain = values(label(small))
+    raised = values(label(small, positives=2.0))
+    facts = read_facts(small / "labels.parquet")
+    assert facts["positives"] == 2.0 and facts["bias"] > 0
+    assert raised.sum(axis=1).mean() == pytest.approx(2.0, rel=1e-5)
+    np.testing.assert_array_equal(np.argsort(raised, axis=0), np.argsort(plain, axis=0))
+    odds = plain / (1 - plain) * math.exp(facts["bias"])
+    np.testing.assert_allclose(raised, odds / (1 + odds), rtol=1e-4)
+
+
+def test_statistics_are_those_of_the_split(small):
+    array = zarr.open_array(small / "sim.zarr", mode="r+")
+    array[0] = 0.9  # image a is of the test split
+    array[4, 0, 0] = np.nan  # and e has no similarity
+    result = values(label(small, standardise=True, tau=0.02))
+    cosines = np.delete(array[:].astype(float), 4, axis=0)
+    expected = np.empty_like(cosines)
+    for kind, part in enumerate((slice(0, 1), slice(1, None))):
+        train = cosines[1:, part]
+        mean, deviation = train.mean(axis=(0, 1)), train.std(axis=(0, 1))
+        expected[:, part] = (cosines[:, part] - mean) / deviation * deviation.mean()
+        facts = read_facts(small / "labels.parquet")["statistics"]
+        np.testing.assert_allclose(facts["mean"][kind], mean)
+        np.testing.assert_allclose(facts["deviation"][kind], deviation)
+    np.testing.assert_allclose(
+        result, [final_label(expected[row], 0.02, 0.3) for row in (4, 3, 2, 1)], rtol=1e-3
+    )
+
+
+def test_hard_labels(small):
+    plain = values(label(small))
+    np.testing.assert_array_equal(values(label(small, threshold=0.4)), plain >= np.float32(0.4))
+    hard = values(label(small, top_k=2))
+    assert (hard.sum(axis=1) == 2).all()
+    assert (np.where(hard, plain, 1).min(axis=1) >= np.where(hard, 0, plain).max(axis=1)).all()
+    both = values(label(small, positives=2.0, threshold=0.5))
+    np.testing.assert_array_equal(both, values(label(small, positives=2.0)) >= 0.5)
+
+
+def test_labels_of_one_of_several_grids(small):
+    rewrite_images(small, lambda t: describe(t, "images", layout={"grid": [[1, 2], [1, 1]]}))
+    cosines = zarr.open_array(small / "sim.zarr", mode="r")[:].astype(float)
+    for grid, views in (((1, 2), [0, 1, 2]), ((1, 1), [0, 3]), (None, [0, 1, 2, 3])):
+        result = values(label(small, grid=grid, tau=0.02))
+        expected = [final_label(cosines[row][views], 0.02, 0.3) for row in (5, 4, 3, 2, 1)]
+        np.testing.assert_allclose(result, expected, rtol=1e-4)
+        measures = quality(small, grid=grid, tau=0.02)["splits"]["train"]["final"]
+        assert measures["mAP"] == evaluate(small)["mAP"]
+    with pytest.raises(UserError, match="no grid of 2 x 2 snippets, only 1 x 2, 1 x 1"):
+        label(small, grid=(2, 2))
+
+
+def test_a_sum_that_labels_cannot_have(small):
+    with pytest.raises(UserError, match="sum to 3"):
+        label(small, positives=3.0)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"positives": 2.0}, {"standardise": True}, {"top_k": 1}, {"threshold": 0.4}]
+)
+def test_quality_measures_calibrated_labels_too(settings, small):
+    settings = {"construction": "local_mean", "lam": 1.0, **settings}
+    label(small, **settings)
+    splits = quality(small)["splits"]
+    alone = evaluate(small)
+    assert splits["train"]["pseudo_labels"] == {
+        name: alone[name] for name in splits["train"]["pseudo_labels"]
+    }
+    assert list(splits["train"])[:5] == list(splits["test"])[:5] == list(BUILT)
+    label(small, construction="local_mean")
+    assert "pseudo_labels" not in quality(small)["splits"]["train"]
+
+
+def test_quality_takes_statistics_and_bias_of_the_train_split_to_the_test_split(small):
+    label(small, standardise=True, positives=2.0)
+    facts = read_facts(small / "labels.parquet")
+    mean, deviation = (np.array(v)[[0, 1, 1, 1]] for v in facts["statistics"].values())
+    cosines = zarr.open_array(small / "sim.zarr", mode="r")[0].astype(float)
+    unit = deviation.mean(axis=1, keepdims=True)
+    expected = final_label((cosines - mean) / deviation * unit, 1 / 20, 0.3)
+    odds = expected / (1 - expected) * math.exp(facts["bias"])
+    splits = quality(small)["splits"]
+    said = odds / (1 + odds) >= 0.5  # the one image of the test split shows a dog
+    hits = {"OP": 100 * said[0] / max(1, said.sum()), "OR": 100 * said[0]}
+    found = splits["test"]["pseudo_labels"]["at_threshold"]
+    assert {name: found[name] for name in hits} == pytest.approx(hits)
+
+
+def test_without_truth_quality_reads_no_cosines(small):
+    rewrite_images(small, lambda table: table.drop_columns(["positive", "difficult"]))
+    label(small, positives=2.0)
+    (chunk,) = (path for path in (small / "sim.zarr/c").rglob("*") if path.is_file())
+    chunk.write_bytes(b"torn")
+    splits = quality(small)["splits"]
+    assert all(m["mAP"] is None and m["images"] == 0 for m in splits["train"].values())
 
 
 # One line an error

@@ -187,9 +187,20 @@ def test_another_layout_lays_all_anew(folder, changes):
     assert [int(path.stem) for path in folder.shards()] == list(range(-(-4 // size)))
     for path in folder.shards():
         facts, images, boxes = read_shard(path)
-        assert (facts["grid"], facts["shard_size"]) == (list(grid), size)
+        assert (facts["grid"], facts["shard_size"]) == ([list(grid)], size)
         assert boxes.shape == (len(images), 1 + grid[0] * grid[1], 4)
     assert folder.remade(**changes) == []
+
+
+def test_several_overlapping_grids(folder):
+    grids = [(2, 2), (3, 1)]
+    folder.make(grid=grids, overlap=0.5)
+    facts, _, boxes = read_shard(folder.shards()[0])
+    assert (facts["grid"], facts["overlap"], facts["views"]) == ([[2, 2], [3, 1]], 0.5, 8)
+    np.testing.assert_array_equal(boxes, 2 * [view_boxes(8, 6, grids, 0.5)])
+    assert read_facts(folder.output)["layout"]["views"] == 8
+    assert folder.remade(grid=grids, overlap=0.5) == []
+    assert folder.remade(grid=grids, overlap=0.25) == [0, 1, 2]
 
 
 def test_a_class_list_does_not_touch_the_shards(folder):

@@ -46,7 +46,18 @@ def test_average_precision_equals_the_formula(example):
         expected += (hits - earlier) / truth.sum() * hits / said
         earlier = hits
     assert average_precision(truth, scores) == pytest.approx(expected)
-    assert average_precision(truth, scores) == average_precision_score(truth, scores)
+    library = average_precision_score(truth, scores)
+    assert average_precision(truth, scores) == pytest.approx(library, rel=1e-12)
+
+
+@given(st.integers(1, 300), st.integers(1, 1000), st.integers(0, 2**31))
+def test_average_precision_equals_scikit_learn_with_and_without_ties(size, values, seed):
+    random = np.random.default_rng(seed)
+    truth = random.random(size) < random.random()
+    truth[random.integers(size)] = True
+    scores = (random.integers(values, size=size) / values).astype(np.float32)
+    library = average_precision_score(truth, scores)
+    assert average_precision(truth, scores) == pytest.approx(library, rel=1e-12)
 
 
 @given(ranked())

@@ -18,7 +18,7 @@ def encoded(tmp_path):
     """Five images in three shards as the encoder leaves them; c could not be read."""
     random = np.random.default_rng(0)
     images = pa.table({"image_id": list("abcde"), "split": ["train"] * 5, "row": range(5)})
-    layout = {"grid": [2, 2], "shard_size": SHARD}
+    layout = {"grid": [[2, 2]], "views": VIEWS, "shard_size": SHARD}
     write_table(
         describe(images, "images", rows={"train": 5}, layout=layout), tmp_path / "images.parquet"
     )

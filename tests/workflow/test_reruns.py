@@ -56,6 +56,54 @@ def test_zeta_reruns_labels_only(demo):
     assert demo.set("labels.final.zeta", 0.1).plan() == AFTER_LABELS
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("standardise", True),
+        ("positives", 2),
+        ("harden", {"top_k": 1}),
+        ("grid", [3, 3]),
+        ("construction", "local_max"),
+    ],
+)
+def test_label_settings_rerun_labels_only(demo, key, value):
+    assert demo.set(f"labels.final.{key}", value).plan() == AFTER_LABELS
+
+
+def test_label_variants_share_one_encoding(demo):
+    variants = {
+        "hard": {"harden": {"threshold": 0.5}},
+        "raised": {"tau": 0.2, "positives": 2.8, "standardise": True},
+        "cells": {"grid": [3, 3], "construction": "local_mean"},
+    }
+    project = demo.set("run.labels", list(variants)).set("labels", variants)
+    assert project.plan() == {rule: 3 * jobs for rule, jobs in AFTER_LABELS.items()}
+
+
+@pytest.mark.parametrize(("key", "value"), [("grid", [[2, 2], [3, 3]]), ("overlap", 0.25)])
+def test_other_snippets_make_the_manifest_anew(demo, key, value):
+    # What follows is planned once the new manifest says which shards there are.
+    assert demo.set(f"datasets.demo.{key}", value).plan()["manifest"] == 1
+
+
+def test_sweep(demo):
+    project = demo.set("sweep", {"tau": [1, 2], "zeta": [0.3], "lambda": [0]})
+    assert project.plan("sweep") == {"sweep": 1, "sweep_labels": 1}
+    project.snakemake("sweep")
+    folder = demo.results / "demo/tiny-clip/sweep"
+    rows = pq.read_table(folder / "sweep.parquet").to_pandas()
+    assert rows.groupby("split").size().to_dict() == {"train": 2 * 2 * 5, "test": 2 * 2 * 5}
+    assert (folder / "sweep.svg").stat().st_size
+    quality = json.loads((demo.results / "demo/tiny-clip/final/quality.json").read_text())
+    for split, constructions in quality["splits"].items():
+        plain = rows[(rows.split == split) & ~rows.standardise & (rows.tau_multiple == 1)]
+        for name, value in zip(plain.construction, plain.mAP, strict=True):
+            assert value == pytest.approx(constructions[name]["mAP"])
+    assert project.plan("sweep") == {}
+    assert project.set("sweep.tau", [1]).plan("sweep") == {"sweep": 1, "sweep_labels": 1}
+    assert demo.plan() == {}
+
+
 def test_prompts_rerun_no_encode(demo):
     jobs = demo.set("encoders.tiny-clip.templates", ["a drawing of a {}"]).plan()
     assert jobs["encode_text"] == 1 and "encode" not in jobs and jobs["train"] == 1

@@ -45,6 +45,7 @@ TEXT = f"{ENCODER}/text.parquet"
 EMBEDDINGS = f"{ENCODER}/embeddings/{{split}}.zarr"
 ENCODED = f"{ENCODER}/encode/{{split}}/{{shard}}.parquet"
 SIMILARITY = f"{ENCODER}/similarity/{{split}}.zarr"
+SWEEP = f"{ENCODER}/sweep"
 LABELS = f"{ENCODER}/{{labels}}"
 TRAINING = f"{LABELS}/{{training}}"
 
@@ -135,6 +136,36 @@ def scenes_key(key):
     return lambda wildcards: getattr(CONFIG.datasets[wildcards.dataset].scenes, key)
 
 
+def grid_options(wildcards):
+    """Command line words for the grids of a data set."""
+    (rows, columns), *further = CONFIG.datasets[wildcards.dataset].grid
+    return [
+        f"--grid {rows} {columns}",
+        *(f"--further-grid {rows}x{columns}" for rows, columns in further),
+    ]
+
+
+def label_options(wildcards):
+    """Command line words for which views, and what is done to the labels, where it is anything."""
+    labels = CONFIG.labels[wildcards.labels]
+    given = {
+        "--positives": labels.positives,
+        "--threshold": labels.harden.threshold,
+        "--top-k": labels.harden.top_k,
+    }
+    return [
+        *view_options(wildcards),
+        *(["--standardise"] if labels.standardise else []),
+        *(f"{name}={value}" for name, value in given.items() if value is not None),
+    ]
+
+
+def view_options(wildcards):
+    """Command line words for the one grid whose snippets labels use, where it is not all."""
+    grid = CONFIG.labels[wildcards.labels].grid
+    return [] if grid is None else ["--grid", *map(str, grid)]
+
+
 def shards(wildcards):
     """The shards of a split, known once the manifest is made."""
     images = checkpoints.manifest.get(dataset=wildcards.dataset).output[0]
@@ -200,6 +231,17 @@ def encoded(pattern):
     return lambda wildcards: expand(
         pattern, shard=shards(wildcards), allow_missing=True
     )
+
+
+def similarities(wildcards):
+    """The similarity stores of all splits."""
+    splits = CONFIG.datasets[wildcards.dataset].splits
+    return expand(SIMILARITY, split=splits, allow_missing=True)
+
+
+def similarity_options(wildcards, input):
+    """Command line words that say which similarity store is which split's."""
+    return [f"--similarity={Path(store).stem}={store}" for store in input.similarity]
 
 
 def measured_split(wildcards):

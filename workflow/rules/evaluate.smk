@@ -1,11 +1,8 @@
 rule quality:
     input:
         images=IMAGES,
-        similarity=lambda wildcards: expand(
-            SIMILARITY,
-            split=CONFIG.datasets[wildcards.dataset].splits,
-            allow_missing=True,
-        ),
+        similarity=similarities,
+        labels=f"{LABELS}/pseudo_labels.parquet",
     output:
         f"{LABELS}/quality.json",
     log:
@@ -13,19 +10,18 @@ rule quality:
     conda:
         "../../environment.yml"
     params:
-        similarity=lambda wildcards, input: [
-            f"--similarity={Path(store).stem}={store}" for store in input.similarity
-        ],
+        similarity=similarity_options,
         tau=option("--tau", labels_key("tau")),
         zeta=labels_key("zeta"),
         lam=labels_key("lambda_"),
+        views=view_options,
         difficult=CONFIG.evaluate.difficult,
         ap=CONFIG.evaluate.ap,
         code=code("evaluate"),
     shell:
         "cdul quality {params.similarity:q} --images {input.images:q} {params.tau} "
-        "--zeta {params.zeta} --lambda={params.lam} --difficult {params.difficult} "
-        "--ap {params.ap} --output {output:q} 2> {log:q}"
+        "--zeta {params.zeta} --lambda={params.lam} {params.views} --labels {input.labels:q} "
+        "--difficult {params.difficult} --ap {params.ap} --output {output:q} 2> {log:q}"
 
 
 rule evaluate:

@@ -38,7 +38,8 @@ checkpoint manifest:
             f"--split={ours}={theirs}"
             for ours, theirs in CONFIG.datasets[wildcards.dataset].splits.items()
         ],
-        grid=dataset_key("grid"),
+        grid=grid_options,
+        overlap=dataset_key("overlap"),
         shard_size=dataset_key("shard_size"),
         max_pixels=dataset_key("max_pixels"),
         labelled_only=flag("labelled-only", dataset_key("labelled_only")),
@@ -47,7 +48,7 @@ checkpoint manifest:
         code=code("manifest"),
     shell:
         "cdul manifest --reader {params.reader} --root {params.root:q} "
-        "--classes {params.classes:q} {params.splits:q} --grid {params.grid} "
-        "--shard-size {params.shard_size} --max-pixels {params.max_pixels} "
+        "--classes {params.classes:q} {params.splits:q} {params.grid} "
+        "--overlap {params.overlap} --shard-size {params.shard_size} --max-pixels {params.max_pixels} "
         "{params.labelled_only} "
         "--output {output:q} 2> {log:q}"

@@ -1,0 +1,92 @@
+"""Label-free calibration: comparable classes, and labels that say how many objects there are."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+ROUNDING = 1e-6
+"""A deviation of cosines up to which it may be none: far below any that means anything."""
+
+
+class ClassStatistics(NamedTuple):
+    """Mean and deviation of every class's cosines, float64 (2, C): of whole images, of snippets."""
+
+    mean: np.ndarray
+    deviation: np.ndarray
+
+
+def class_statistics(blocks: Iterable[np.ndarray]) -> ClassStatistics:
+    """Statistics of cosines given in blocks (n, 1+S, C); images with a NaN are left out.
+
+    Raises ValueError where no image is left.
+    """
+    count, total, squares = 0, 0.0, 0.0
+    for piece in (piece for block in blocks for piece in pieces(block)):
+        known = piece[np.isfinite(piece).all(axis=(1, 2))].astype(np.float64)
+        views = [known[:, :1], known[:, 1:]]
+        count = count + np.array([[v.shape[0] * v.shape[1]] for v in views])
+        total = total + np.stack([v.sum(axis=(0, 1)) for v in views])
+        squares = squares + np.stack([np.einsum("ivc,ivc->c", v, v) for v in views])
+    if not np.all(count):
+        raise ValueError("no image has cosines")
+    mean = total / count
+    return ClassStatistics(mean, np.sqrt(np.maximum(squares / count - mean**2, 0)))
+
+
+def standardise(cosines: np.ndarray, statistics: ClassStatistics) -> np.ndarray:
+    """Give all classes the same mean and deviation: cosines (N, 1+S, C) to float32 (N, 1+S, C).
+
+    `p'[i,v,c] = (p[i,v,c] - mean[k,c]) * mean_c(deviation[k,c]) / deviation[k,c]`, `k` being the
+    kind of view, whole image or snippet. A class whose name is close to every image no longer
+    outdoes the others. The mean deviation over the classes keeps the unit, so that `tau` means
+    what it meant. A class that is the same everywhere, but for rounding, becomes 0. After SPARC
+    (Miller et al., CVPR 2025), which standardises scores per class over the images.
+    """
+    mean, deviation = (np.asarray(s, dtype=np.float64) for s in statistics)
+    scale = np.zeros_like(deviation)
+    unit = deviation.mean(axis=1, keepdims=True)
+    np.divide(unit, deviation, out=scale, where=deviation > ROUNDING)
+    result = np.empty(cosines.shape, np.float32)
+    for kind, views in enumerate((slice(0, 1), slice(1, None))):
+        part = result[:, views]
+        np.subtract(cosines[:, views], mean[kind].astype(np.float32), out=part)
+        part *= scale[kind].astype(np.float32)
+    return result
+
+
+def shift(labels: np.ndarray, bias: float) -> np.ndarray:
+    """Add `bias` to the logit of each label: `sigmoid(logit(y) + bias)`, float32 (N, C).
+
+    A softmax is a sigmoid already: `S[c] = sigmoid(l[c] - log(sum_{j != c} exp(l[j])))`, so this
+    turns labels that share one object out among the classes into labels of their own, exactly.
+    The order of the images within a class stays. Written as odds, so that 0 and 1 stay too.
+    """
+    present = labels * np.float32(np.exp(bias))
+    return present / (1 - labels + present)
+
+
+def find_bias(labels: np.ndarray, positives: float) -> float:
+    """The `bias` for which shifted labels (N, C) sum to `positives` an image, on the mean.
+
+    By bisection in -50..50. Raises ValueError where no bias can: where `positives` is not above
+    the number of labels an image that are 1 and below that of those that are not 0.
+    """
+    lowest, highest = (labels == 1).sum() / len(labels), (labels > 0).sum() / len(labels)
+    if not lowest < positives < highest:
+        raise ValueError(f"{positives:g} is not in {lowest:g}..{highest:g}")
+    low, high = -50.0, 50.0
+    for _ in range(40):
+        bias = (low + high) / 2
+        mean = sum(shift(piece, bias).sum(dtype=np.float64) for piece in pieces(labels))
+        low, high = (bias, high) if mean < positives * len(labels) else (low, bias)
+    return (low + high) / 2
+
+
+def pieces(array: np.ndarray, size: int = 1 << 20) -> Iterable[np.ndarray]:
+    """Cut an array along its first axis into views of about `size` bytes, which fit into a cache.
+
+    NumPy goes through its input once an operation; in small pieces that costs no memory access.
+    """
+    rows = max(1, size // max(1, array[:1].nbytes))
+    return (array[first : first + rows] for first in range(0, len(array), rows))

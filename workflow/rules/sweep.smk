@@ -1,0 +1,27 @@
+rule sweep:
+    input:
+        expand(f"{SWEEP}/sweep.parquet", dataset=RUN.datasets, encoder=RUN.encoders),
+
+
+rule sweep_labels:
+    input:
+        images=IMAGES,
+        similarity=similarities,
+    output:
+        table=f"{SWEEP}/sweep.parquet",
+        figure=f"{SWEEP}/sweep.svg",
+    log:
+        f"{LOGS}/sweep/{{dataset}}/{{encoder}}.log",
+    conda:
+        "../../environment.yml"
+    threads: 8
+    params:
+        similarity=similarity_options,
+        settings=CONFIG.sweep.model_dump_json(by_alias=True),
+        difficult=CONFIG.evaluate.difficult,
+        ap=CONFIG.evaluate.ap,
+        code=code("sweep"),
+    shell:
+        "cdul sweep {params.similarity:q} --images {input.images:q} "
+        "--settings {params.settings:q} --difficult {params.difficult} --ap {params.ap} "
+        "--threads {threads} --output {output.table:q} --figure {output.figure:q} 2> {log:q}"
