@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from cdul_steps.data.files import write_text
-from cdul_steps.data.manifest import read_split, read_truth
+from cdul_steps.data.manifest import read_split
 from cdul_steps.data.stores import open_similarity, read_blocks
 from cdul_steps.data.tables import read_facts, read_scores
 from cdul_steps.errors import UserError
@@ -16,6 +16,7 @@ from cdul_steps.method import metrics
 from cdul_steps.method.aggregation import CONSTRUCTIONS, build_labels
 from cdul_steps.method.similarity import temperature
 from cdul_steps.provenance import versions
+from cdul_steps.steps.truth import Truth
 
 AP = {"all": metrics.average_precision, "voc07": metrics.average_precision_voc07}
 TOP_K = 3
@@ -33,43 +34,31 @@ DEFINITION = {
 }
 
 
-def measure(
-    scores: np.ndarray,
-    positive: list,
-    difficult: list,
-    classes: list[str],
-    convention: metrics.Difficult,
-    ap: str,
-) -> dict[str, Any]:
-    """All measures of scores (N, C) against lists of class indices; values in percent.
+def measure(scores: np.ndarray, truth: Truth, classes: list[str], ap: str) -> dict[str, Any]:
+    """All measures of scores (N, C) of the images whose truth is known; values in percent.
 
     A class without positives has AP null, is listed and left out of the mean.
     """
-    try:
-        truth, counted = metrics.truth_table(positive, difficult, len(classes), convention)
-    except IndexError as error:
-        raise UserError(
-            f"the ground truth names a class beyond the {len(classes)} scored: {error}"
-        ) from error
+    scores, present, counted = scores[truth.places], truth.present, truth.counted
     per_class = {}
     for c, name in enumerate(classes):
         here = counted[:, c]
-        positives = int(truth[here, c].sum())
-        value = AP[ap](truth[here, c], scores[here, c]) if positives else None
+        positives = int(present[here, c].sum())
+        value = AP[ap](present[here, c], scores[here, c]) if positives else None
         per_class[name] = {
             "AP": None if value is None else 100 * value,
             "positives": positives,
             "images": int(here.sum()),
         }
     values = [c["AP"] for c in per_class.values() if c["AP"] is not None]
-    at_threshold = metrics.precision_recall_f1(truth, counted, scores >= THRESHOLD)
-    at_top_k = metrics.precision_recall_f1(truth, counted, metrics.top_k(scores, TOP_K))
+    at_threshold = metrics.precision_recall_f1(present, counted, scores >= THRESHOLD)
+    at_top_k = metrics.precision_recall_f1(present, counted, metrics.top_k(scores, TOP_K))
     return {
         "mAP": float(np.mean(values)) if values else None,
         "at_threshold": _percent(at_threshold),
         "top_k": _percent(at_top_k),
         "images": len(scores),
-        "positives": int((truth & counted).sum()),
+        "positives": int((present & counted).sum()),
         "classes_without_positives": [n for n, c in per_class.items() if not c["positives"]],
         "per_class": per_class,
     }
@@ -101,14 +90,15 @@ def evaluate_scores(
     Images are matched by `image_id`; those without known truth are left out. Raises UserError
     where classes differ or an image is named twice.
     """
-    ids, classes, values = read_scores(scores)
-    truth = read_truth(images, classes)
+    table, classes, values = read_scores(scores)
+    image_ids = table["image_id"].to_pylist()
+    if len(set(image_ids)) != len(image_ids):
+        raise UserError(f"{scores}: an image_id stands in more than one row")
+    truth = Truth.of(images, image_ids, classes, difficult)
     result = {
         "scores": str(scores),
         "definition": _definition(difficult, ap),
-        **_measure_known(
-            ids["image_id"].to_pylist(), values, truth, classes, difficult, ap, scores
-        ),
+        **measure(values, truth, classes, ap),
         "settings": {
             k: v for k, v in read_facts(scores).items() if k not in ("classes", "software")
         },
@@ -117,31 +107,6 @@ def evaluate_scores(
     if output:
         write_json(output, result)
     return result
-
-
-def _measure_known(
-    image_ids: list[str],
-    values: np.ndarray,
-    truth: pa.Table,
-    classes: list[str],
-    difficult: metrics.Difficult,
-    ap: str,
-    origin: Path,
-) -> dict[str, Any]:
-    place = {image_id: i for i, image_id in enumerate(truth["image_id"].to_pylist())}
-    if len(set(image_ids)) != len(image_ids):
-        raise UserError(f"{origin}: an image_id stands in more than one row")
-    pairs = [(i, place[name]) for i, name in enumerate(image_ids) if name in place]
-    mine = [i for i, _ in pairs]
-    theirs = truth.take(pa.array([j for _, j in pairs], pa.int64()))
-    return measure(
-        values[mine],
-        theirs["positive"].to_pylist(),
-        [entry or [] for entry in theirs["difficult"].to_pylist()],
-        classes,
-        difficult,
-        ap,
-    )
 
 
 def evaluate_labels(
@@ -164,7 +129,6 @@ def evaluate_labels(
         array, classes, scale = open_similarity(store, tau)
         used_tau = temperature(scale) if tau is None else tau
         table = read_split(images, split, ["image_id", "row"])
-        truth = read_truth(images, classes)
         shape = (array.shape[0], len(classes))
         labels = build_labels(
             read_blocks(store, array), shape, list(CONSTRUCTIONS), tau=used_tau, zeta=zeta, lam=lam
@@ -172,8 +136,9 @@ def evaluate_labels(
         rows = table["row"].to_numpy()
         usable = np.isfinite(labels["global"][rows]).all(axis=1)
         names = table["image_id"].filter(pa.array(usable)).to_pylist()
+        truth = Truth.of(images, names, classes, difficult)
         result["splits"][split] = {
-            name: _measure_known(names, values[rows[usable]], truth, classes, difficult, ap, images)
+            name: measure(values[rows[usable]], truth, classes, ap)
             for name, values in labels.items()
         }
         result |= {"tau": used_tau, "zeta": zeta, "lambda": lam}

@@ -28,7 +28,7 @@ def changed(place, value):
     *parents, last = place.split("/")
     section = values
     for key in parents:
-        section = section[key]
+        section = section.setdefault(key, {})
     section[last] = value
     return values
 
@@ -69,6 +69,8 @@ def test_every_overlay_loads_over_the_base(name):
         ("labels/final/lamda", "labels.final.lamda", "lambda"),
         ("trainings/fixed/epoch", "trainings.fixed.epoch", "epochs"),
         ("trainings/aligned/alignment/stepsize", "aligned.alignment.stepsize", "step_size"),
+        ("trainings/aligned/smoothing/negativ", "aligned.smoothing.negativ", "negative"),
+        ("ablation/seed", "ablation.seed", "seeds"),
     ],
 )
 def test_an_unknown_key_names_the_nearest(place, unknown, nearest):
@@ -96,6 +98,9 @@ def test_numbers_without_a_point(text):
         ("trainings/aligned/epochs", 0),
         ("trainings/aligned/loss", "mse"),
         ("trainings/aligned/alignment/sigma", 0),
+        ("trainings/aligned/positives", "top2"),
+        ("trainings/aligned/expected_positives", 0),
+        ("ablation/seeds", []),
         ("labels/final/zeta", 1.5),
         ("labels/final/lambda", 2),
         ("labels/final/tau", 0),
@@ -149,9 +154,11 @@ def test_a_name_that_cannot_be_a_folder(kind, name):
         ("datasets", "logs"),
         ("encoders", "manifest"),
         ("encoders", "scenes"),
+        ("labels", "ablation"),
         ("labels", "embeddings"),
         ("labels", "encode"),
         ("labels", "similarity"),
+        ("trainings", "ablation"),
     ],
 )
 def test_a_name_of_a_folder_of_results_is_taken(kind, name):
@@ -163,6 +170,23 @@ def test_roots():
     assert "has no use for 'root'" in message_of(changed("datasets/demo/root", "/data"))
     assert "needs a 'root'" in message_of(changed("datasets/demo/reader", "folder"))
     assert "'train' is missing" in message_of(changed("datasets/demo/splits", {"test": "test"}))
+
+
+@pytest.mark.parametrize("loss", ["wan", "epr", "role"])
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [
+        ({}, "'positives: top1'"),
+        ({"positives": "top1"}, "'alignment: {enabled: false}'"),
+        ({"alignment": {"enabled": False}}, "'positives: top1'"),
+    ],
+)
+def test_single_positive_losses_need_hard_positives_that_stay(loss, settings, remedy):
+    message = message_of(changed("trainings/x", {"loss": loss, **settings}))
+    assert message.startswith(f"config: trainings.x: loss '{loss}'")
+    assert message.endswith(f"set {remedy}")
+    right = {"loss": loss, "positives": "threshold", "alignment": {"enabled": False}}
+    assert load(changed("trainings/x", right)).trainings["x"].loss == loss
 
 
 def test_training_settings_from_json_and_from_a_file(tmp_path):
