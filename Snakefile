@@ -16,6 +16,7 @@ include: "workflow/rules/label.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/predict.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/ablation.smk"
 
 
 rule all:
@@ -45,4 +46,13 @@ rule all:
             dataset=RUN.datasets,
             encoder=RUN.encoders,
             labels=RUN.labels,
+        ),
+
+
+rule ablation:
+    input:
+        expand(
+            f"{ENCODER}/ablation/ablation.md",
+            dataset=RUN.datasets,
+            encoder=RUN.encoders,
         ),

@@ -28,7 +28,9 @@ def _expand(value: Any) -> Any:
 
 
 Place = Annotated[str, BeforeValidator(_expand)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""What can name a folder."""
+Name = Annotated[str, Field(pattern=NAME)]
 
 
 class Section(BaseModel):
@@ -316,7 +318,8 @@ TAKEN = {
 """Names of sections that would collide with the workflow's own folders of results."""
 
 
-def _nearest(word: str, known: list[str]) -> str:
+def nearest(word: str, known: list[str]) -> str:
+    """The end of a message on an unknown word: the one that was meant, or all there are."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
 
@@ -340,7 +343,7 @@ def _explain(error: dict[str, Any]) -> str:
         for key in parents:
             section = _section(section, [key])
         known = [f.alias or n for n, f in section.model_fields.items()]
-        return f"config: unknown key {where!r}{_nearest(place[-1], known)}"
+        return f"config: unknown key {where!r}{nearest(place[-1], known)}"
     if error["type"] == "missing":
         return f"config: {where!r} is missing"
     if error["type"] == "string_pattern_mismatch" and place[-1] == "[key]":
@@ -368,7 +371,7 @@ def load(values: dict[str, Any], *, check_run: bool = True) -> Config:
             if name not in sections:
                 raise UserError(
                     f"config: run.{kind} names {name!r}, which is not under {kind!r}"
-                    + _nearest(name, list(sections))
+                    + nearest(name, list(sections))
                 )
     for kind, taken in TAKEN.items():
         for name in taken & set(getattr(config, kind)):
