@@ -17,6 +17,7 @@ include: "workflow/rules/train.smk"
 include: "workflow/rules/predict.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/sweep.smk"
+include: "workflow/rules/ablation.smk"
 
 
 rule all:
@@ -46,4 +47,13 @@ rule all:
             dataset=RUN.datasets,
             encoder=RUN.encoders,
             labels=RUN.labels,
+        ),
+
+
+rule ablation:
+    input:
+        expand(
+            f"{ENCODER}/ablation/ablation.md",
+            dataset=RUN.datasets,
+            encoder=RUN.encoders,
         ),

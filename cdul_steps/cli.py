@@ -346,7 +346,7 @@ def train(
     workers: Workers = -1,
     threads: Threads = 0,
 ) -> None:
-    """Train the classifier by gradient alignment; goes on from OUTPUT/checkpoint.pt."""
+    """Train the classifier and refine its labels; goes on from OUTPUT/checkpoint.pt."""
     from cdul_steps.config import read_training
     from cdul_steps.steps.train import train_classifier
 
@@ -424,6 +424,33 @@ def evaluate(
         f"mAP {value:.2f} on {result['images']} images, written to {output}"
         if value is not None
         else f"no image with known truth; written to {output}"
+    )
+
+
+@app.command()
+def ablation(
+    table: Annotated[Path, Option(help="Table of the variants, .tsv or .csv: docs/ablation.md.")],
+    training: Annotated[
+        list[str],
+        Option(help="VARIANT=FOLDER of a measured training, below its labels'; once a training."),
+    ],
+    images: Images,
+    output: Annotated[Path, Option(help="Folder for ablation.parquet and ablation.md.")],
+    difficult: Difficult = "ignore",
+    ap: Ap = "all",
+) -> None:
+    """Compare variants of a training: mAP of classifiers and labels, mean over seeds (percent)."""
+    from cdul_steps.steps.ablation import compare_variants
+    from cdul_steps.steps.evaluate import AP
+
+    pairs = [entry.partition("=")[::2] for entry in training]
+    compare_variants(
+        table=table,
+        trainings=[(name, Path(folder)) for name, folder in pairs],
+        images=images,
+        difficult=_choose("--difficult", difficult, ("ignore", "negative", "positive")),
+        ap=_choose("--ap", ap, tuple(AP)),
+        output=output,
     )
 
 

@@ -36,7 +36,9 @@ def _several(value: Any) -> Any:
 Place = Annotated[str, BeforeValidator(_expand)]
 Side = Annotated[int, Field(ge=1, le=8)]
 Grid = tuple[Side, Side]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""What can name a folder."""
+Name = Annotated[str, Field(pattern=NAME)]
 
 
 class Section(BaseModel):
@@ -225,6 +227,35 @@ class Alignment(Section):
     )
 
 
+class Asl(Section):
+    """The asymmetric loss; the defaults are its authors' for MS-COCO."""
+
+    gamma_positive: float = Field(
+        0.0, ge=0, description="Focus on the positives that the network misses."
+    )
+    gamma_negative: float = Field(
+        4.0, ge=0, description="Focus on the negatives that the network takes for positives."
+    )
+    margin: float = Field(
+        0.05, ge=0, lt=1, description="Probability up to which a negative counts nothing."
+    )
+
+
+class Role(Section):
+    """The label estimates of ROLE."""
+
+    learning_rate_scale: float = Field(
+        10.0, gt=0, description="Their learning rate, as a multiple of the network's."
+    )
+
+
+class Smoothing(Section):
+    """Label smoothing, after `positives`: 0.1 in both is the rivals' usual."""
+
+    positive: float = Field(0.0, ge=0, lt=1, description="A label of 1 becomes 1 less this.")
+    negative: float = Field(0.0, ge=0, lt=1, description="A label of 0 becomes this.")
+
+
 class Training(Section):
     """The classifier and how it learns. `config/voc2012.yaml` has the paper's settings."""
 
@@ -245,11 +276,30 @@ class Training(Section):
         "constant", description="Learning rate over the epochs; cosine falls to 0."
     )
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up of the learning rate.")
-    loss: Literal["kl", "kl_reverse", "kl_classes"] = Field(
+    loss: Literal["kl", "kl_reverse", "kl_classes", "bce", "asl", "wan", "epr", "role"] = Field(
         "kl",
         description="`kl`: KL(label || network) of a Bernoulli a class. `kl_reverse`: the other "
-        "way round. `kl_classes`: one softmax over all classes.",
+        "way round. `kl_classes`: one softmax over all classes, and so are the classifier's "
+        "probabilities: they sum to 1, for which `threshold` should be lower. `bce`: binary "
+        "cross-entropy. `asl`: asymmetric loss. `wan`, `epr`, `role`: weak assume-negative, "
+        "expected-positive regularisation and online label estimation of single-positive "
+        "learning; they need hard `positives` and no `alignment`.",
     )
+    asl: Asl = Field(Asl(), description="For the loss `asl` only.")
+    expected_positives: float = Field(
+        1.5,
+        gt=0,
+        description="For the losses `epr` and `role` only: your guess how many classes an image "
+        "shows on the average. The default is PASCAL VOC's.",
+    )
+    role: Role = Field(Role(), description="For the loss `role` only.")
+    positives: Literal["soft", "top1", "threshold"] = Field(
+        "soft",
+        description="What becomes of the pseudo-labels first. `soft`: they stay as they are. "
+        "`top1`: the best class of each image becomes its one positive, 1, and the others 0. "
+        "`threshold`: classes from `threshold` on become 1, the others 0.",
+    )
+    smoothing: Smoothing = Field(Smoothing(), description="Softening of the labels.")
     crop_scale: float = Field(
         1.0,
         gt=0,
@@ -262,7 +312,11 @@ class Training(Section):
     )
     alignment: Alignment = Field(Alignment(), description="Refinement of the labels.")
     threshold: float = Field(
-        0.5, gt=0, lt=1, description="Probability from which `predict` names a label."
+        0.5,
+        gt=0,
+        lt=1,
+        description="Probability from which `predict` names a label, and `positives: threshold` "
+        "observes one.",
     )
     seed: int = Field(0, ge=0, description="Seed of weights, order and augmentation.")
 
@@ -301,6 +355,22 @@ class Sweep(Section):
     )
 
 
+class Ablation(Section):
+    """What `snakemake ablation` compares: variants of a training, each with several seeds."""
+
+    training: str = Field(
+        "aligned", description="Name under `trainings` of the training that the variants vary."
+    )
+    table: Place = Field(
+        "config/ablation.tsv",
+        description="The variants, a row each: CSV, or TSV by its suffix; docs/ablation.md has "
+        "its columns.",
+    )
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(
+        [0, 1, 2], min_length=1, description="Seeds of the trainings, for every variant."
+    )
+
+
 class Runtime(Section):
     """How fast, not what: changing these re-runs nothing."""
 
@@ -326,13 +396,15 @@ class Config(Section):
     trainings: dict[Name, Training] = Field({}, description="Trainings by a name of your choice.")
     evaluate: Evaluate = Field(Evaluate(), description="Measuring.")
     sweep: Sweep = Field(Sweep(), description="Comparing label settings.")
+    ablation: Ablation = Field(Ablation(), description="Comparison of variants.")
     runtime: Runtime = Field(Runtime(), description="Speed.")
 
 
 TAKEN = {
     "datasets": {"logs"},
     "encoders": {"manifest", "scenes"},
-    "labels": {"embeddings", "encode", "similarity", "sweep"},
+    "labels": {"ablation", "embeddings", "encode", "similarity", "sweep"},
+    "trainings": {"ablation"},
 }
 """Names of sections that would collide with the workflow's own folders of results."""
 
@@ -409,6 +481,17 @@ def load(values: dict[str, Any], *, check_run: bool = True) -> Config:
                     f"config: labels.{name}.grid is {list(config.labels[name].grid)}, and "
                     f"datasets.{dataset}.grid has only {', '.join(str(list(g)) for g in grids)}"
                 )
+    for name, training in config.trainings.items():
+        if training.loss in ("wan", "epr", "role"):
+            for wrong, change in (
+                (training.positives == "soft", "positives: top1"),
+                (training.alignment.enabled, "alignment: {enabled: false}"),
+            ):
+                if wrong:
+                    raise UserError(
+                        f"config: trainings.{name}: loss {training.loss!r} learns from hard "
+                        f"positives, which are given; set '{change}'"
+                    )
     return config
 
 
@@ -474,9 +557,13 @@ def reference() -> str:
         ("labels.NAME", Labels),
         ("labels.NAME.harden", Harden),
         ("trainings.NAME", Training),
+        ("trainings.NAME.asl", Asl),
+        ("trainings.NAME.role", Role),
+        ("trainings.NAME.smoothing", Smoothing),
         ("trainings.NAME.alignment", Alignment),
         ("evaluate", Evaluate),
         ("sweep", Sweep),
+        ("ablation", Ablation),
         ("runtime", Runtime),
     ]
     for heading, section in headings:

@@ -1,14 +1,11 @@
 """Gradient alignment: the network and its pseudo-labels refined in turn (CDUL, section 3.2)."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax, logsigmoid
 
-EPSILON = 1e-6
-"""Labels are kept within [EPSILON, 1 - EPSILON], so that their latents stay finite."""
+from cdul_steps.method.losses import EPSILON, Loss
 
 
 def to_latent(labels: Tensor) -> Tensor:
@@ -31,50 +28,10 @@ def psi(labels: Tensor, sigma: float) -> Tensor:
     return torch.exp(-0.5 * z * z) / (sigma * math.sqrt(2 * math.pi))
 
 
-def _entropy(labels: Tensor) -> Tensor:
-    return -(torch.xlogy(labels, labels) + torch.xlogy(1 - labels, 1 - labels))
-
-
-def kl_per_class(logits: Tensor, labels: Tensor) -> Tensor:
-    """KL(y_u || y_p) of one Bernoulli a class, summed over classes: (B, C), (B, C) to (B,).
-
-    The default: each class is present or not by itself, as a multi-label head needs.
-    """
-    cross = binary_cross_entropy_with_logits(logits, labels, reduction="none")
-    return (cross - _entropy(labels)).sum(dim=1)
-
-
-def kl_per_class_reverse(logits: Tensor, labels: Tensor) -> Tensor:
-    """KL(y_p || y_u) of one Bernoulli a class, summed over classes: (B, C), (B, C) to (B,)."""
-    p = torch.sigmoid(logits)
-    labels = labels.clamp(EPSILON, 1 - EPSILON)
-    positive = p * (logsigmoid(logits) - labels.log())
-    negative = (1 - p) * (logsigmoid(-logits) - (1 - labels).log())
-    return (positive + negative).sum(dim=1)
-
-
-def kl_over_classes(logits: Tensor, labels: Tensor) -> Tensor:
-    """KL(y_u || y_p) of one distribution over the classes: (B, C), (B, C) to (B,).
-
-    The labels are scaled to sum to 1 and the network's head is a softmax. Kept for comparison:
-    several classes of one image then compete.
-    """
-    target = labels / labels.sum(dim=1, keepdim=True)
-    return (torch.xlogy(target, target) - target * log_softmax(logits, dim=1)).sum(dim=1)
-
-
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "kl": kl_per_class,
-    "kl_reverse": kl_per_class_reverse,
-    "kl_classes": kl_over_classes,
-}
-"""Losses by name: logits (B, C) and labels (B, C) to one value an image (B,)."""
-
-
 def label_step(
     latents: Tensor,
     logits: Tensor,
-    loss: Callable[[Tensor, Tensor], Tensor],
+    loss: Loss,
     *,
     sigma: float,
     step_size: float,

@@ -1,7 +1,9 @@
 """The classifier: a timm network, and the folder that holds a trained one."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,10 @@ INTERPOLATION = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "softmax": partial(torch.softmax, dim=1),
+}
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class Card:
     std: list[float]
     interpolation: str
     threshold: float
+    activation: str = "sigmoid"
     model_args: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -50,6 +57,13 @@ class Card:
         std = torch.tensor(self.std, device=images.device).view(3, 1, 1)
         images = (images.float() / 255 - mean) / std
         return images.contiguous(memory_format=torch.channels_last)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits (B, C) to probabilities, by the activation that the network was trained with.
+
+        Softmax, of `loss: kl_classes`, makes those of an image sum to 1.
+        """
+        return ACTIVATIONS[self.activation](logits)
 
 
 def new_classifier(
@@ -114,6 +128,8 @@ def load_classifier(folder: Path, device: torch.device) -> tuple[torch.nn.Module
     """
     try:
         card = Card(**json.loads((folder / CARD).read_text(encoding="utf-8")))
+        if card.activation not in ACTIVATIONS:
+            raise ValueError(f"its activation {card.activation!r} is unknown; update this software")
         network = timm.create_model(card.model, num_classes=len(card.classes), **card.model_args)
         network.load_state_dict(load_file(folder / WEIGHTS))
     except (FileNotFoundError, NotADirectoryError) as error:

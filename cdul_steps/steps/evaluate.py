@@ -22,6 +22,7 @@ from cdul_steps.method.similarity import temperature
 from cdul_steps.method.snippets import Grid
 from cdul_steps.provenance import versions
 from cdul_steps.steps.label import read_views, views_of
+from cdul_steps.steps.truth import Truth
 
 AP = {"all": metrics.average_precision, "voc07": metrics.average_precision_voc07}
 TOP_K = 3
@@ -39,43 +40,31 @@ DEFINITION = {
 }
 
 
-def measure(
-    scores: np.ndarray,
-    positive: list,
-    difficult: list,
-    classes: list[str],
-    convention: metrics.Difficult,
-    ap: str,
-) -> dict[str, Any]:
-    """All measures of scores (N, C) against lists of class indices; values in percent.
+def measure(scores: np.ndarray, truth: Truth, classes: list[str], ap: str) -> dict[str, Any]:
+    """All measures of scores (N, C) of the images whose truth is known; values in percent.
 
     A class without positives has AP null, is listed and left out of the mean.
     """
-    try:
-        truth, counted = metrics.truth_table(positive, difficult, len(classes), convention)
-    except IndexError as error:
-        raise UserError(
-            f"the ground truth names a class beyond the {len(classes)} scored: {error}"
-        ) from error
+    scores, present, counted = scores[truth.places], truth.present, truth.counted
     per_class = {}
     for c, name in enumerate(classes):
         here = counted[:, c]
-        positives = int(truth[here, c].sum())
-        value = AP[ap](truth[here, c], scores[here, c]) if positives else None
+        positives = int(present[here, c].sum())
+        value = AP[ap](present[here, c], scores[here, c]) if positives else None
         per_class[name] = {
             "AP": None if value is None else 100 * value,
             "positives": positives,
             "images": int(here.sum()),
         }
     values = [c["AP"] for c in per_class.values() if c["AP"] is not None]
-    at_threshold = metrics.precision_recall_f1(truth, counted, scores >= THRESHOLD)
-    at_top_k = metrics.precision_recall_f1(truth, counted, metrics.top_k(scores, TOP_K))
+    at_threshold = metrics.precision_recall_f1(present, counted, scores >= THRESHOLD)
+    at_top_k = metrics.precision_recall_f1(present, counted, metrics.top_k(scores, TOP_K))
     return {
         "mAP": float(np.mean(values)) if values else None,
         "at_threshold": _percent(at_threshold),
         "top_k": _percent(at_top_k),
         "images": len(scores),
-        "positives": int((truth & counted).sum()),
+        "positives": int((present & counted).sum()),
         "classes_without_positives": [n for n, c in per_class.items() if not c["positives"]],
         "per_class": per_class,
     }
@@ -107,14 +96,15 @@ def evaluate_scores(
     Images are matched by `image_id`; those without known truth are left out. Raises UserError
     where classes differ or an image is named twice.
     """
-    ids, classes, values = read_scores(scores)
-    truth = read_truth(images, classes)
+    table, classes, values = read_scores(scores)
+    image_ids = table["image_id"].to_pylist()
+    if len(set(image_ids)) != len(image_ids):
+        raise UserError(f"{scores}: an image_id stands in more than one row")
+    truth = Truth.of(images, image_ids, classes, difficult)
     result = {
         "scores": str(scores),
         "definition": _definition(difficult, ap),
-        **_measure_known(
-            ids["image_id"].to_pylist(), values, truth, classes, difficult, ap, scores
-        ),
+        **measure(values, truth, classes, ap),
         "settings": {
             k: v for k, v in read_facts(scores).items() if k not in ("classes", "software")
         },
@@ -123,31 +113,6 @@ def evaluate_scores(
     if output:
         write_json(output, result)
     return result
-
-
-def _measure_known(
-    image_ids: list[str],
-    values: np.ndarray,
-    truth: pa.Table,
-    classes: list[str],
-    difficult: metrics.Difficult,
-    ap: str,
-    origin: Path,
-) -> dict[str, Any]:
-    place = {image_id: i for i, image_id in enumerate(truth["image_id"].to_pylist())}
-    if len(set(image_ids)) != len(image_ids):
-        raise UserError(f"{origin}: an image_id stands in more than one row")
-    pairs = [(i, place[name]) for i, name in enumerate(image_ids) if name in place]
-    mine = [i for i, _ in pairs]
-    theirs = truth.take(pa.array([j for _, j in pairs], pa.int64()))
-    return measure(
-        values[mine],
-        theirs["positive"].to_pylist(),
-        [entry or [] for entry in theirs["difficult"].to_pylist()],
-        classes,
-        difficult,
-        ap,
-    )
 
 
 def evaluate_labels(
@@ -176,9 +141,9 @@ def evaluate_labels(
     for split, store in similarity.items():
         array, classes, scale = open_similarity(store, tau)
         used_tau = temperature(scale) if tau is None else tau
-        truth = read_truth(images, classes)
+        known = read_truth(images, classes)["image_id"]
         table = read_split(images, split, ["image_id", "row"])
-        table = table.filter(pc.is_in(table["image_id"], pc.unique(truth["image_id"])))
+        table = table.filter(pc.is_in(table["image_id"], pc.unique(known)))
         build = partial(_build_rows, store, array, images, table["row"].to_numpy(), len(classes))
         found = build(list(CONSTRUCTIONS), grid, tau=used_tau, zeta=zeta, lam=lam)
         usable = np.isfinite(found["global"]).all(axis=1)
@@ -195,9 +160,9 @@ def evaluate_labels(
             )[own["construction"]]
             finish(found["pseudo_labels"], **finishing)
         names = table["image_id"].filter(pa.array(usable)).to_pylist()
+        truth = Truth.of(images, names, classes, difficult)
         result["splits"][split] = {
-            name: _measure_known(names, values[usable], truth, classes, difficult, ap, images)
-            for name, values in found.items()
+            name: measure(values[usable], truth, classes, ap) for name, values in found.items()
         }
         result |= {"tau": used_tau, "zeta": zeta, "lambda": lam}
     result["software"] = versions("numpy")

@@ -98,7 +98,7 @@ def predict_images(
             if usable:
                 index, pixels = zip(*usable, strict=True)
                 batch = card.normalize(torch.from_numpy(np.stack(pixels)).to(target))
-                scores[list(index)] = torch.sigmoid(network(batch).float()).cpu().numpy()
+                scores[list(index)] = card.probabilities(network(batch).float()).cpu().numpy()
                 for place in index:
                     if not np.isfinite(scores[place]).all():
                         scores[place], status[place] = np.nan, "not_finite"

@@ -193,7 +193,13 @@ def test_weights_of_another_model(saved):
 
 @pytest.mark.parametrize(
     "change",
-    [{"classes": CLASSES[:2]}, {"model": "resnet9999"}, {"unknown": 1}, {"model_args": {"x": 1}}],
+    [
+        {"classes": CLASSES[:2]},
+        {"model": "resnet9999"},
+        {"unknown": 1},
+        {"model_args": {"x": 1}},
+        {"activation": "relu"},
+    ],
 )
 def test_card_that_does_not_fit(saved, change):
     values = json.loads((saved / "model.json").read_text())

@@ -93,6 +93,8 @@ def test_every_overlay_loads_over_the_base(name):
         ("sweep/construction", "sweep.construction", "constructions"),
         ("trainings/fixed/epoch", "trainings.fixed.epoch", "epochs"),
         ("trainings/aligned/alignment/stepsize", "aligned.alignment.stepsize", "step_size"),
+        ("trainings/aligned/smoothing/negativ", "aligned.smoothing.negativ", "negative"),
+        ("ablation/seed", "ablation.seed", "seeds"),
     ],
 )
 def test_an_unknown_key_names_the_nearest(place, unknown, nearest):
@@ -120,6 +122,9 @@ def test_numbers_without_a_point(text):
         ("trainings/aligned/epochs", 0),
         ("trainings/aligned/loss", "mse"),
         ("trainings/aligned/alignment/sigma", 0),
+        ("trainings/aligned/positives", "top2"),
+        ("trainings/aligned/expected_positives", 0),
+        ("ablation/seeds", []),
         ("labels/final/zeta", 1.5),
         ("labels/final/lambda", 2),
         ("labels/final/tau", 0),
@@ -186,10 +191,12 @@ def test_a_name_that_cannot_be_a_folder(kind, name):
         ("datasets", "logs"),
         ("encoders", "manifest"),
         ("encoders", "scenes"),
+        ("labels", "ablation"),
         ("labels", "embeddings"),
         ("labels", "encode"),
         ("labels", "similarity"),
         ("labels", "sweep"),
+        ("trainings", "ablation"),
     ],
 )
 def test_a_name_of_a_folder_of_results_is_taken(kind, name):
@@ -227,6 +234,21 @@ def test_sweep_settings():
     assert read_sweep('{"lambda": [0.5]}').lambda_ == [0.5]
     assert "did you mean 'tau'?" in message_of('{"taus": [1]}', read_sweep)
     assert read_sweep(Sweep(zeta=[0]).model_dump_json(by_alias=True)) == Sweep(zeta=[0])
+@pytest.mark.parametrize("loss", ["wan", "epr", "role"])
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [
+        ({}, "'positives: top1'"),
+        ({"positives": "top1"}, "'alignment: {enabled: false}'"),
+        ({"alignment": {"enabled": False}}, "'positives: top1'"),
+    ],
+)
+def test_single_positive_losses_need_hard_positives_that_stay(loss, settings, remedy):
+    message = message_of(changed("trainings/x", {"loss": loss, **settings}))
+    assert message.startswith(f"config: trainings.x: loss '{loss}'")
+    assert message.endswith(f"set {remedy}")
+    right = {"loss": loss, "positives": "threshold", "alignment": {"enabled": False}}
+    assert load(changed("trainings/x", right)).trainings["x"].loss == loss
 
 
 def test_training_settings_from_json_and_from_a_file(tmp_path):

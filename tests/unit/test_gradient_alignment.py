@@ -5,111 +5,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
+from test_losses import BY_NAME, pairs
 
-from cdul_steps.method.gradient_alignment import (
-    EPSILON,
-    LOSSES,
-    kl_over_classes,
-    kl_per_class,
-    kl_per_class_reverse,
-    label_step,
-    psi,
-    to_label,
-    to_latent,
-)
+from cdul_steps.method.gradient_alignment import label_step, psi, to_label, to_latent
+from cdul_steps.method.losses import EPSILON, kl_per_class
 
-ALL_LOSSES = sorted(LOSSES)
-shapes = st.tuples(st.integers(1, 4), st.integers(2, 5))
+# Those that a label step may descend.
+ALL_LOSSES = ["kl", "kl_reverse", "kl_classes", "bce", "asl"]
+LOSSES = {name: BY_NAME[name] for name in ALL_LOSSES}
 sigmas = st.sampled_from([0.05, 0.2, 0.5])
-
-
-@st.composite
-def pairs(draw):
-    """Logits and labels of one shape, in double precision."""
-    shape = draw(shapes)
-    logits = draw(arrays(np.float64, shape, elements=st.floats(-6, 6)))
-    labels = draw(arrays(np.float64, shape, elements=st.floats(0.01, 0.99)))
-    return torch.from_numpy(logits), torch.from_numpy(labels)
 
 
 def batch(images, classes=7, seed=0):
     random = torch.Generator().manual_seed(seed)
     labels = torch.rand(images, classes, generator=random)
     return to_latent(labels), 3 * torch.randn(images, classes, generator=random)
-
-
-def sigmoid(x):
-    return 1 / (1 + math.exp(-x))
-
-
-def bernoulli_kl(p, q):
-    return p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
-
-
-def categorical_kl(logits, labels):
-    powers = [math.exp(x) for x in logits]
-    q = [power / sum(powers) for power in powers]
-    p = [y / sum(labels) for y in labels]
-    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
-
-
-BY_LOOPS = {
-    "kl": lambda x, y: sum(bernoulli_kl(b, sigmoid(a)) for a, b in zip(x, y, strict=True)),
-    "kl_reverse": lambda x, y: sum(bernoulli_kl(sigmoid(a), b) for a, b in zip(x, y, strict=True)),
-    "kl_classes": categorical_kl,
-}
-
-
-@pytest.mark.parametrize("name", ALL_LOSSES)
-@given(example=pairs())
-def test_loss_equals_the_formula_and_is_never_negative(name, example):
-    logits, labels = example
-    rows = zip(logits.tolist(), labels.tolist(), strict=True)
-    expected = [BY_LOOPS[name](x, y) for x, y in rows]
-    result = LOSSES[name](logits, labels)
-    np.testing.assert_allclose(result.numpy(), expected, rtol=1e-6, atol=1e-9)
-    assert (result >= -1e-9).all()
-
-
-def test_losses_by_name():
-    expected = {
-        "kl": kl_per_class,
-        "kl_reverse": kl_per_class_reverse,
-        "kl_classes": kl_over_classes,
-    }
-    assert expected == LOSSES
-
-
-@pytest.mark.parametrize("name", ["kl", "kl_reverse"])
-@given(example=pairs())
-def test_loss_is_zero_where_the_network_says_the_labels(name, example):
-    _, labels = example
-    np.testing.assert_allclose(LOSSES[name](torch.logit(labels), labels), 0, atol=1e-9)
-
-
-@given(example=pairs())
-def test_loss_over_classes_is_zero_where_the_network_says_the_labels(example):
-    _, labels = example
-    np.testing.assert_allclose(kl_over_classes(labels.log() + 3, labels), 0, atol=1e-9)
-
-
-@pytest.mark.parametrize("name", ALL_LOSSES)
-def test_loss_is_finite_for_decided_labels_and_large_logits(name):
-    logits = torch.tensor([[80.0, -80.0, 80.0, -80.0]], requires_grad=True)
-    labels = torch.tensor([[1.0, 0.0, 0.0, 1.0]])
-    loss = LOSSES[name](logits, labels)
-    loss.sum().backward()
-    assert torch.isfinite(loss).all()
-    assert torch.isfinite(logits.grad).all()
-
-
-@given(example=pairs())
-def test_gradient_of_kl_is_the_difference_of_logits(example):
-    logits, labels = example
-    labels.requires_grad_()
-    (gradient,) = torch.autograd.grad(kl_per_class(logits, labels).sum(), labels)
-    np.testing.assert_allclose(gradient, (torch.logit(labels) - logits).detach(), atol=1e-9)
 
 
 def test_latents_are_finite_and_undo_to_the_label():

@@ -104,6 +104,21 @@ def test_folder_and_scores(model, images, tmp_path):
     assert (facts["classes"], facts["threshold"]) == (card.classes, 0.5)
 
 
+@pytest.mark.parametrize("activation", ["softmax", None])
+def test_the_activation_is_that_of_the_card(model, images, tmp_path, activation):
+    """A card of an older version has none, and means a sigmoid."""
+    shutil.copytree(model, tmp_path / "model")
+    card = json.loads((model / "model.json").read_text())
+    assert card.pop("activation") == "sigmoid"
+    changed = {**card, "activation": activation} if activation else card
+    (tmp_path / "model/model.json").write_text(json.dumps(changed))
+    found = run(tmp_path / "model", tmp_path / "b.parquet", images)[CLASSES].to_numpy()
+    sigmoid = run(model, tmp_path / "a.parquet", images)[CLASSES].to_numpy().astype(float)
+    odds = sigmoid / (1 - sigmoid)
+    expected = odds / odds.sum(axis=1, keepdims=True) if activation else sigmoid
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_labels_are_those_above_the_threshold(model, images, tmp_path):
     scores = run(model, tmp_path / "a.parquet", images)
     assert scores[CLASSES].to_numpy().std() > 0.1

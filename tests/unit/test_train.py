@@ -17,14 +17,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from cdul_steps.config import Training
+from cdul_steps.config import Training, read_training
+from cdul_steps.data.loader import TrainImages, batches
 from cdul_steps.data.tables import describe, read_facts, read_scores, score_table, write_table
 from cdul_steps.errors import UserError
-from cdul_steps.method.gradient_alignment import EPSILON
-from cdul_steps.models.classifier import new_classifier
+from cdul_steps.method.losses import EPSILON
+from cdul_steps.models.classifier import Card, new_classifier
 from cdul_steps.steps import train
 from cdul_steps.steps.manifest import make_manifest
-from cdul_steps.steps.train import _learning_rate, batches, train_classifier
+from cdul_steps.steps.train import _learning_rate, train_classifier
 
 CLASSES = ["red", "green", "blue"]
 COLUMNS = [
@@ -47,6 +48,22 @@ SETTINGS = {
     "schedule": "cosine",
     "crop_scale": 0.5,
     "alignment": {"warmup": 1},
+}
+
+
+# Settings of every variant that has a state or a loss of its own.
+OFF = {"enabled": False}
+HARD = {"positives": "top1", "alignment": OFF}
+VARIANTS = {
+    "kl_reverse": {"loss": "kl_reverse"},
+    "kl_classes": {"loss": "kl_classes"},
+    "bce": {"loss": "bce"},
+    "asl": {"loss": "asl"},
+    "an": {"loss": "bce", **HARD},
+    "ls": {"loss": "bce", "smoothing": {"positive": 0.1, "negative": 0.1}, **HARD},
+    "wan": {"loss": "wan", **HARD},
+    "epr": {"loss": "epr", **HARD},
+    "role": {"loss": "role", **HARD},
 }
 
 
@@ -103,7 +120,7 @@ def arguments(data: Path, output: Path, **changes) -> dict:
     }
     settings = {k: v for k, v in changes.items() if k in Training.model_fields}
     values.update((k, v) for k, v in changes.items() if k not in settings)
-    return {**values, "settings": Training(**{**SETTINGS, **settings})}
+    return {**values, "settings": read_training(json.dumps({**SETTINGS, **settings}))}
 
 
 def run(data: Path, output: Path, **changes) -> Path:
@@ -256,6 +273,47 @@ def test_resume_is_the_same(data, done, tmp_path, monkeypatch, capsys, workers):
     columns = [c for c in COLUMNS if c != "images_per_second"]
     assert history(tmp_path)[columns].equals(history(done)[columns])
     assert not (tmp_path / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS, "role sgd"])
+def test_every_variant_learns_and_resumes(data, tmp_path, monkeypatch, variant):
+    name, _, optimizer = variant.partition(" ")
+    settings = {**VARIANTS[name], "optimizer": optimizer or "adamw"}
+    undisturbed = run(data, tmp_path / "undisturbed", **settings)
+    interrupt(monkeypatch, data, tmp_path / "resumed", **settings)
+    run(data, tmp_path / "resumed", **settings)
+    assert same(tmp_path / "resumed", undisturbed)
+    table = history(undisturbed)
+    assert table["loss"].iloc[-1] < table["loss"].iloc[0]
+    moves = name == "role" or VARIANTS[name].get("alignment") != OFF
+    assert (table["label_movement"].iloc[1:] > 0).tolist() == [moves] * 3
+
+
+@pytest.mark.parametrize(("variant", "ends"), [("an", (0, 1)), ("ls", (0.1, 0.9))])
+def test_refined_labels_of_hard_variants(data, tmp_path, variant, ends):
+    run(data, tmp_path, **VARIANTS[variant], epochs=1)
+    given = read_scores(data / "labels.parquet")[2]
+    best = given == given.max(axis=1, keepdims=True)
+    np.testing.assert_allclose(refined(tmp_path), np.where(best, *ends[::-1]), atol=2e-6)
+
+
+def test_refined_labels_of_role_are_its_estimates(data, tmp_path):
+    """Kept high where a positive is observed, and learnt from the network elsewhere."""
+    settings = {**VARIANTS["role"], "role": {"learning_rate_scale": 100.0}, "seed": 1}
+    run(data, tmp_path, **settings, epochs=12, expected_positives=1.5)
+    given = read_scores(data / "labels.parquet")[2]
+    best = given == given.max(axis=1, keepdims=True)
+    labels = refined(tmp_path)
+    assert labels[best].min() > 0.8
+    assert np.abs(labels[~best] - 0.5).max() > 0.15
+    assert labels.sum(axis=1).mean() == pytest.approx(1.5, abs=0.4)
+
+
+def test_softmax_of_the_loss_over_classes_is_in_the_card(data, done, tmp_path):
+    run(data, tmp_path, loss="kl_classes", epochs=1)
+    for output, activation in ((tmp_path, "softmax"), (done, "sigmoid")):
+        card = json.loads((output / "model/model.json").read_text())
+        assert card["activation"] == activation
 
 
 def alone(*positional, **changes) -> None:
@@ -439,7 +497,7 @@ def test_image_that_vanishes_later_keeps_its_label(tmp_path, monkeypatch):
     epoch, labels = train.Trainer.train_epoch, []
 
     def vanishing(self, *positional):
-        labels.append(self.latents[7].clone())
+        labels.append(self.labels.latents[7].clone())
         result = epoch(self, *positional)
         (data / "images/7.png").unlink(missing_ok=True)
         return result
@@ -468,10 +526,10 @@ def test_batch_of_which_one_image_is_left(tmp_path):
 
 def test_augmentation_depends_on_epoch_and_image(data):
     settings = Training(**{**SETTINGS, "seed": 3})
-    card = train.Card("m", CLASSES, 32, [0.5] * 3, [0.5] * 3, "bilinear", 0.5)
+    card = Card("m", CLASSES, 32, [0.5] * 3, [0.5] * 3, "bilinear", 0.5)
     paths = pq.read_table(data / "labels.parquet")["path"].combine_chunks()
-    images = train.TrainImages(paths, card, settings, 10_000)
-    again = train.TrainImages(paths, card, settings, 10_000)
+    images = TrainImages(paths, card.resize, settings, 10_000)
+    again = TrainImages(paths, card.resize, settings, 10_000)
     assert images[0, 5][0] == 5
     assert np.array_equal(images[2, 5][1], again[2, 5][1])
     assert not np.array_equal(images[2, 5][1], images[3, 5][1])
@@ -480,14 +538,14 @@ def test_augmentation_depends_on_epoch_and_image(data):
     flips = [
         np.array_equal(image[:, :, ::-1], np.asarray(plain).transpose(2, 0, 1))
         for epoch in range(40)
-        for _, image in [train.TrainImages(paths, card, Training(model="m"), 10_000)[epoch, 5]]
+        for _, image in [TrainImages(paths, card.resize, Training(model="m"), 10_000)[epoch, 5]]
     ]
     assert 10 < sum(flips) < 30
 
 
 def test_crops_lie_inside_and_keep_their_share(data):
     settings = Training(model="m", crop_scale=0.3)
-    images = train.TrainImages(None, None, settings, 10_000)
+    images = TrainImages(None, None, settings, 10_000)
     shares = []
     for seed in range(300):
         x0, y0, x1, y1 = images._crop((90, 40), np.random.default_rng(seed))
@@ -497,7 +555,7 @@ def test_crops_lie_inside_and_keep_their_share(data):
         shares.append((x1 - x0) * (y1 - y0) / 3600)
     assert min(shares) >= 0.3 - 1e-9
     assert (min(shares) < 0.35, max(shares) > 0.95) == (True, True)
-    assert train.TrainImages(None, None, Training(model="m"), 1)._crop((9, 9), None) is None
+    assert TrainImages(None, None, Training(model="m"), 1)._crop((9, 9), None) is None
 
 
 def test_start_from_weights(data, tmp_path):

@@ -6,6 +6,8 @@ from pathlib import Path
 # The package lies beside the Snakefile.
 sys.path.insert(0, str(Path(workflow.basedir)))
 
+from snakemake.utils import Paramspace
+
 from cdul_steps.config import load
 from cdul_steps.data.classes import load_classes
 from cdul_steps.data.files import digest
@@ -54,7 +56,7 @@ wildcard_constraints:
     dataset="|".join(CONFIG.datasets),
     encoder="|".join(CONFIG.encoders),
     labels="|".join(CONFIG.labels),
-    training="|".join(CONFIG.trainings),
+    training="|".join([*CONFIG.trainings, r"ablation/variant~[^/]+/seed~\d+"]),
     split="train|test",
     shard=r"\d+",
 
@@ -207,10 +209,60 @@ def encoder_weights(wildcards):
     return "hub"
 
 
+@cache
+@one_line
+def ablation_trainings():
+    """The trainings of the ablation, by the name of each's folder within that of its labels."""
+    # Pandas is slow to import, and no other target needs it.
+    from pandas import DataFrame
+
+    from cdul_steps.data.variants import read_variants
+
+    variants = read_variants(
+        CONFIG.ablation, CONFIG.trainings, CONFIG.labels, default=RUN.labels[0]
+    )
+    pairs = [(variant.name, variant.settings.seed) for variant in variants]
+    space = Paramspace(DataFrame(pairs, columns=["variant", "seed"]))
+    names = (f"ablation/{pattern}" for pattern in space.instance_patterns)
+    return dict(zip(names, variants))
+
+
+def ablation_files(file):
+    """A file of each training of the ablation."""
+    return lambda wildcards: [
+        expand(
+            f"{TRAINING}/{file}",
+            labels=variant.labels,
+            training=training,
+            allow_missing=True,
+        )[0]
+        for training, variant in ablation_trainings().items()
+    ]
+
+
+def ablation_options(wildcards, input):
+    """Command line words that name the variant of each training's folder."""
+    variants = ablation_trainings().values()
+    return [
+        f"--training={variant.name}={Path(metrics).parent}"
+        for variant, metrics in zip(variants, input.metrics)
+    ]
+
+
+@one_line
+def training(wildcards):
+    """The settings of a training, of the config or of the ablation's table."""
+    if wildcards.training in CONFIG.trainings:
+        return CONFIG.trainings[wildcards.training]
+    if wildcards.training in ablation_trainings():
+        return ablation_trainings()[wildcards.training].settings
+    raise UserError(f"{CONFIG.ablation.table}: has no {wildcards.training!r}")
+
+
 @one_line
 def start_weights(wildcards):
     """Digest of the file that a training starts from."""
-    weights = CONFIG.trainings[wildcards.training].weights
+    weights = training(wildcards).weights
     if weights in (None, "timm"):
         return weights
     return content(weights, f"trainings.{wildcards.training}.weights")

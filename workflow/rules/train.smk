@@ -18,9 +18,7 @@ rule train:
         workers=RUNTIME.workers,
     params:
         folder=subpath(output.history, parent=True),
-        settings=lambda wildcards: CONFIG.trainings[
-            wildcards.training
-        ].model_dump_json(by_alias=True),
+        settings=lambda wildcards: training(wildcards).model_dump_json(by_alias=True),
         weights=start_weights,
         difficult=CONFIG.evaluate.difficult,
         max_pixels=dataset_key("max_pixels"),

@@ -1,0 +1,43 @@
+"""From pseudo-labels to what single-positive learning starts from (Cole et al., CVPR 2021)."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Positives = Literal["soft", "top1", "threshold"]
+
+
+def harden(labels: Tensor, positives: Positives, threshold: float) -> Tensor:
+    """Labels (N, C) in 0..1 as observed positives: 1, and 0 where nothing is observed.
+
+    "top1" observes the best class of each image (the first of several), as single-positive
+    learning has it; "threshold" every class from `threshold` on, which may be none; "soft" leaves
+    the labels as they are.
+    """
+    if positives == "soft":
+        return labels
+    if positives == "threshold":
+        return (labels >= threshold).to(labels.dtype)
+    return torch.zeros_like(labels).scatter_(1, labels.argmax(dim=1, keepdim=True), 1)
+
+
+def smooth(labels: Tensor, positive: float, negative: float) -> Tensor:
+    """Label smoothing, `y (1 - positive) + (1 - y) negative`; same shape.
+
+    A label of 1 becomes `1 - positive`, one of 0 `negative`. Both equal are the label smoothing
+    of Cole et al.'s code (`loss_an_ls`), `positive` 0 its form for assumed negatives alone.
+    """
+    return labels * (1 - positive) + (1 - labels) * negative
+
+
+def first_estimates(observed: Tensor, seed: int) -> Tensor:
+    """The latents (N, C) that ROLE starts from.
+
+    Those of the labels 0.995 where a positive is observed, else drawn evenly from those of the
+    labels 0.4 to 0.6 (`LabelEstimator` of Cole et al.'s code).
+    """
+    draw = torch.rand(observed.shape, generator=torch.Generator().manual_seed(seed))
+    undecided = math.log(0.6 / 0.4) * (2 * draw.to(observed.device) - 1)
+    return torch.where(observed == 1, math.log(0.995 / 0.005), undecided)

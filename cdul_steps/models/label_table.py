@@ -1,0 +1,104 @@
+"""The labels that a training learns from: a table that gives the loss, and may move.
+
+A variant of the training is one of the classes here with one of the losses of
+`cdul_steps.method.losses`; the loop in `cdul_steps.steps.train` knows none of them.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cdul_steps.config import Alignment, Training
+from cdul_steps.method.gradient_alignment import label_step, to_label, to_latent
+from cdul_steps.method.losses import LOSSES, Loss, role
+from cdul_steps.method.single_positive import first_estimates, harden, smooth
+
+
+class FixedLabels:
+    """Labels that stay as they are; the others move them."""
+
+    def __init__(self, latents: Tensor, loss: Loss) -> None:
+        self.latents, self._loss = latents, loss
+
+    @property
+    def labels(self) -> Tensor:
+        """The labels as they are now, float32 (N, C)."""
+        return to_label(self.latents.detach())
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the network's optimiser learns besides the network; as torch.optim takes it."""
+        return []
+
+    def loss(self, logits: Tensor, index: Tensor) -> Tensor:
+        """Losses (B,) of a batch: the network's logits (B, C) of the images `index` (B,)."""
+        return self._loss(logits, to_label(self.latents[index]))
+
+    def end_epoch(self, epoch: int, logits: Tensor) -> None:
+        """Move after `epoch` (from 1), given the logits (N, C) that each image had in it.
+
+        They are NaN for an image that could not be read, whose labels stay.
+        """
+
+    def restore(self, latents: Tensor) -> None:
+        """Go on from the latents of a checkpoint."""
+        with torch.no_grad():
+            self.latents.copy_(latents)
+
+
+class AlignedLabels(FixedLabels):
+    """Gradient alignment: every so many epochs the labels move with the network held fixed."""
+
+    def __init__(self, latents: Tensor, loss: Loss, settings: Alignment) -> None:
+        super().__init__(latents, loss)
+        self._settings = settings
+
+    def end_epoch(self, epoch: int, logits: Tensor) -> None:
+        """A label step of every image, after warm-up and where its turn has come."""
+        after_warmup = epoch - self._settings.warmup
+        if after_warmup <= 0 or (after_warmup - 1) % self._settings.every:
+            return
+        seen = logits.isfinite().all(dim=1)
+        self.latents[seen] = label_step(
+            self.latents[seen],
+            logits[seen],
+            self._loss,
+            sigma=self._settings.sigma,
+            step_size=self._settings.step_size,
+        )
+
+
+class EstimatedLabels(FixedLabels):
+    """ROLE: labels estimated from the observed positives, by the optimiser of the network."""
+
+    def __init__(self, observed: Tensor, expected: float, rate: float, seed: int) -> None:
+        latents = torch.nn.Parameter(first_estimates(observed, seed))
+        super().__init__(latents, partial(role, expected=expected))
+        self._observed, self._rate = observed, rate
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The latents, without decay, at a learning rate of their own."""
+        return [{"params": [self.latents], "lr_scale": self._rate, "weight_decay": 0.0}]
+
+    def loss(self, logits: Tensor, index: Tensor) -> Tensor:
+        """Losses (B,) of a batch, with a gradient for its latents too."""
+        return self._loss(logits, self.latents[index], self._observed[index])
+
+
+def new_labels(pseudo_labels: Tensor, settings: Training) -> FixedLabels:
+    """The labels by which a training starts, from pseudo-labels float32 (N, C) in 0..1."""
+    labels = harden(pseudo_labels, settings.positives, settings.threshold)
+    if settings.loss == "role":
+        return EstimatedLabels(
+            labels, settings.expected_positives, settings.role.learning_rate_scale, settings.seed
+        )
+    options = {
+        "asl": settings.asl.model_dump(),
+        "epr": {"expected": settings.expected_positives},
+    }
+    loss = partial(LOSSES[settings.loss], **options.get(settings.loss, {}))
+    latents = to_latent(smooth(labels, **settings.smoothing.model_dump()))
+    if settings.alignment.enabled:
+        return AlignedLabels(latents, loss, settings.alignment)
+    return FixedLabels(latents, loss)
