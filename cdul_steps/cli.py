@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cdul_steps.data.limits import MAX_PIXELS
 from cdul_steps.errors import UserError
 
 app = typer.Typer(
@@ -45,7 +46,6 @@ Difficult = Annotated[
     ),
 ]
 Ap = Annotated[str, Option(help="all: AP over all points; voc07: VOC2007's 11 points.")]
-MAX_PIXELS = 178_956_970
 
 
 def _choose(option: str, value: str, known: tuple[str, ...]) -> Any:

@@ -10,10 +10,8 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from cdul_steps.data.limits import MAX_PIXELS
 from cdul_steps.errors import UserError, first_line
-
-MAX_PIXELS = 178_956_970
-"""Where Pillow itself refuses an image as a decompression bomb."""
 
 
 def _expand(value: Any) -> Any:
