@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, NoReturn
 
+from cdul_steps.data.files import as_utf8
 from cdul_steps.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -52,6 +53,7 @@ def read_dataset(
     two images have one id.
     """
     read = {"voc": read_voc, "folder": read_folder, "table": read_table}[reader]
+    as_utf8(str(root))
     records = read(root, splits, classes)
     filled = {record.split for record in records}
     for split, own in splits.items():
@@ -85,6 +87,8 @@ def read_voc(root: Path, splits: Mapping[str, str], classes: Sequence[str]) -> l
     Raises UserError.
     """
     lists = root / "ImageSets" / "Main"
+    for name in (*splits.values(), *classes):
+        _check_name(name, "split or class")
     for folder in (root / "JPEGImages", lists):
         if not folder.is_dir():
             raise UserError(
@@ -95,6 +99,7 @@ def read_voc(root: Path, splits: Mapping[str, str], classes: Sequence[str]) -> l
     for split, own in splits.items():
         ids = {}  # id: line number; a dict keeps the order
         for number, fields in _read_list(lists / f"{own}.txt", columns=1):
+            _check_name(fields[0], f"{lists / own}.txt, line {number}: image id")
             if fields[0] in ids:
                 raise UserError(
                     f"{lists / own}.txt, line {number}: image id '{fields[0]}' is used twice, "
@@ -146,7 +151,7 @@ def read_folder(root: Path, splits: Mapping[str, str], classes: Sequence[str]) -
                 if not name.startswith(".") and here / name not in tops.values()
             ]
             ids += [
-                _utf8((here / name).relative_to(root).as_posix(), root)
+                Path(as_utf8((here / name).as_posix())).relative_to(root).as_posix()
                 for name in files
                 if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
             ]
@@ -323,15 +328,10 @@ def _folder_error(error: OSError) -> NoReturn:
     ) from error
 
 
-def _utf8(name: str, root: Path) -> str:
-    """The name as it is; raises UserError if tables could not hold it."""
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{root}: the file name {os.fsencode(name)!r} is not valid UTF-8; rename the file"
-        ) from error
-    return name
+def _check_name(name: str, what: str) -> None:
+    """Raise UserError for a name that would lead to files outside the data set's own folders."""
+    if "/" in name:
+        raise UserError(f"{what} '{name}' must not hold '/': in VOC's layout it names a file")
 
 
 def _table_header(root: Path) -> list[str]:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cdul_steps.data.files import write_text
-from cdul_steps.data.manifest import read_split, read_truth
+from cdul_steps.data.files import SCHEMA_VERSION, write_text
+from cdul_steps.data.manifest import check_rows, read_split, read_truth
 from cdul_steps.data.stores import open_similarity, read_blocks
 from cdul_steps.data.tables import read_facts, read_scores
 from cdul_steps.errors import UserError
@@ -104,6 +104,7 @@ def evaluate_scores(
     ids, classes, values = read_scores(scores)
     truth = read_truth(images, classes)
     result = {
+        "schema_version": SCHEMA_VERSION,
         "scores": str(scores),
         "definition": _definition(difficult, ap),
         **_measure_known(
@@ -159,9 +160,14 @@ def evaluate_labels(
 
     `similarity` maps splits to their stores. Result: split, construction, then as `measure`.
     """
-    result: dict[str, Any] = {"definition": _definition(difficult, ap), "splits": {}}
+    result: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "definition": _definition(difficult, ap),
+        "splits": {},
+    }
     for split, store in similarity.items():
         array, classes, scale = open_similarity(store, tau)
+        check_rows(images, split, store, array.shape[0])
         used_tau = temperature(scale) if tau is None else tau
         table = read_split(images, split, ["image_id", "row"])
         truth = read_truth(images, classes)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from cdul_steps.data.manifest import read_split
+from cdul_steps.data.manifest import check_classes, check_rows, read_split
 from cdul_steps.data.stores import open_similarity, read_blocks
 from cdul_steps.data.tables import describe, score_table, write_table
 from cdul_steps.errors import UserError
@@ -32,6 +32,8 @@ def make_labels(
     into the schema's metadata. Raises UserError for input that does not fit together.
     """
     array, classes, scale = open_similarity(similarity, tau)
+    check_classes(images, classes, similarity)
+    check_rows(images, split, similarity, array.shape[0])
     tau = temperature(scale) if tau is None else tau
     table = read_split(images, split, ["image_id", "path", "row"])
     rows = table["row"].to_numpy()

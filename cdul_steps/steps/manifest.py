@@ -27,7 +27,7 @@ IMAGE_SCHEMA = pa.schema(
 def _stat(path: str) -> tuple[int, int]:
     try:
         stat = Path(path).stat()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name with a null byte
         return 0, 0
     return stat.st_size, stat.st_mtime_ns
 

@@ -1,6 +1,7 @@
 """Stage train: the classifier and its pseudo-labels, by gradient alignment."""
 
 import hashlib
+import io
 import json
 import time
 from collections.abc import Iterator
@@ -382,9 +383,11 @@ def train_classifier(
             )
         )
         if epoch + 1 < settings.epochs:
+            state = {"identity": identity, "history": json.dumps(history), **trainer.state()}
+            buffer = io.BytesIO()  # torch's own error on a full disk is not an OSError
+            torch.save(state, buffer)
             with replacing(checkpoint) as part:
-                state = {"identity": identity, "history": json.dumps(history), **trainer.state()}
-                torch.save(state, part)
+                part.write_bytes(buffer.getbuffer())
     _write_results(output, trainer, table, history)
     checkpoint.unlink(missing_ok=True)
 
