@@ -347,6 +347,17 @@ def summary(
     typer.echo(summarise(results, as_json=json))
 
 
+@app.command()
+def retry_failed(
+    results: Annotated[Path, typer.Argument(help="Folder of results.")] = Path("results"),
+) -> None:
+    """Have shards encoded again whose failed images can be read now; run where snakemake runs."""
+    from cdul_steps.steps.retry import retry_failed
+
+    if retry_failed(results):
+        typer.echo("Now run snakemake as before, with --forcerun manifest.")
+
+
 @demo.command()
 def scenes(
     output: Annotated[Path, Option(help="Folder to write: images and scenes.csv.")],

@@ -226,7 +226,10 @@ class Runtime(Section):
 class Config(Section):
     """Configuration of the CDUL workflow."""
 
-    results: Place = Field("results", description="Folder for all that is made.")
+    # Braces mark wildcards in Snakemake's file names.
+    results: Annotated[Place, Field(pattern=r"^[^{}]+$")] = Field(
+        "results", description="Folder for all that is made."
+    )
     run: Run = Field(Run(), description="What to make.")
     datasets: dict[Name, Dataset] = Field({}, description="Data sets by a name of your choice.")
     encoders: dict[Name, Encoder] = Field({}, description="Encoders by a name of your choice.")

@@ -128,7 +128,9 @@ def _image_table(
         def measure(record: ImageRecord) -> tuple[int, int, int, int]:
             stat = _stat(record.path)
             old = earlier.get(record.image_id)
-            if old and (old["path"], old["bytes"], old["modified"]) == (record.path, *stat):
+            # One that had no size before may have become readable with nothing of this changed.
+            same = old and (old["path"], old["bytes"], old["modified"]) == (record.path, *stat)
+            if same and old["width"]:
                 return *stat, old["width"], old["height"]
             return *stat, *_size(record.path, max_pixels)
 

@@ -323,8 +323,14 @@ def train_classifier(
     trainer = Trainer(network, card, settings, torch.from_numpy(scores), target)
     history: list[dict[str, Any]] = []
     if state := _load_checkpoint(checkpoint, identity):
-        trainer.restore(state)
-        history = json.loads(state["history"])
+        try:
+            trainer.restore(state)
+            history = json.loads(state["history"])
+        except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+            raise UserError(
+                f"{checkpoint}: does not fit this training ({first_line(error)}); delete it and "
+                "run again"
+            ) from error
         note(f"train: going on after epoch {len(history)} of {settings.epochs}")
 
     train_images = TrainImages(table["path"].combine_chunks(), card, settings, max_pixels)
