@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cdul_steps.errors import UserError
+from cdul_steps.data.limits import MAX_PIXELS
+from cdul_steps.errors import UserError, first_line
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -49,7 +50,6 @@ Difficult = Annotated[
     ),
 ]
 Ap = Annotated[str, Option(help="all: AP over all points; voc07: VOC2007's 11 points.")]
-MAX_PIXELS = 178_956_970
 
 
 def _choose(option: str, value: str, known: tuple[str, ...]) -> Any:
@@ -465,6 +465,17 @@ def summary(
     typer.echo(summarise(results, as_json=json))
 
 
+@app.command()
+def retry_failed(
+    results: Annotated[Path, typer.Argument(help="Folder of results.")] = Path("results"),
+) -> None:
+    """Have shards encoded again whose failed images can be read now; run where snakemake runs."""
+    from cdul_steps.steps.retry import retry_failed
+
+    if retry_failed(results):
+        typer.echo("Now run snakemake as before, with --forcerun manifest.")
+
+
 @demo.command()
 def scenes(
     output: Annotated[Path, Option(help="Folder to write: images and scenes.csv.")],
@@ -506,18 +517,37 @@ def config_schema() -> None:
     typer.echo(schema(), nl=False)
 
 
+def _explain(error: Exception) -> str | None:
+    """What to tell the user of an error; None for one that is a bug."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror or first_line(error)}{where}"
+    torch = sys.modules.get("torch")
+    if torch and isinstance(error, torch.OutOfMemoryError):
+        return "out of GPU memory; use a smaller batch_size or image_size, or --device cpu"
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return "out of memory; use fewer workers, or a smaller batch_size or max_pixels"
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+        return (
+            "a process that decodes images was killed, as it is when memory runs out; run again, "
+            "with fewer workers or a smaller max_pixels if it happens again"
+        )
+    return None
+
+
 def main() -> None:
-    """Run a command; a user's mistake is one line on stderr and exit status 1."""
+    """Run a command; what the user can put right is one line on stderr and exit status 1."""
     # Torch's threads wait for each other at every layer. Spinning while they wait, as is the
     # default, is tens of times slower as soon as a decoding process or another job needs a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
-    except UserError as error:
-        sys.exit(f"cdul: error: {' '.join(str(error).split())}")
-    except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        sys.exit(f"cdul: error: {error.strerror or error}{where}")
+    except Exception as error:
+        if line := _explain(error):
+            sys.exit(f"cdul: error: {line}")
+        raise
 
 
 if __name__ == "__main__":

@@ -9,10 +9,8 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from cdul_steps.data.limits import MAX_PIXELS
 from cdul_steps.errors import UserError, first_line, nearest
-
-MAX_PIXELS = 178_956_970
-"""Where Pillow itself refuses an image as a decompression bomb."""
 
 
 def _expand(value: Any) -> Any:
@@ -388,7 +386,10 @@ class Runtime(Section):
 class Config(Section):
     """Configuration of the CDUL workflow."""
 
-    results: Place = Field("results", description="Folder for all that is made.")
+    # Braces mark wildcards in Snakemake's file names.
+    results: Annotated[Place, Field(pattern=r"^[^{}]+$")] = Field(
+        "results", description="Folder for all that is made."
+    )
     run: Run = Field(Run(), description="What to make.")
     datasets: dict[Name, Dataset] = Field({}, description="Data sets by a name of your choice.")
     encoders: dict[Name, Encoder] = Field({}, description="Encoders by a name of your choice.")

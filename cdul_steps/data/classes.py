@@ -1,5 +1,6 @@
 """The class table: which classes there are, in which order, and how prompts name them."""
 
+import reprlib
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ def load_classes(path: Path) -> ClassTable:
 def _yaml_entries(text: str, path: Path) -> list[object]:
     try:
         entries = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
@@ -111,7 +112,7 @@ def _entry(entry: object, where: str) -> tuple[str, tuple[str, ...]]:
 def _name(value: object, where: str) -> str:
     if not isinstance(value, str):
         raise UserError(
-            f"{where}: a name must be text, found {value!r} ({_kind(value)}); "
+            f"{where}: a name must be text, found {reprlib.repr(value)} ({_kind(value)}); "
             "put the name in quotes (YAML reads a bare no, on or 1 as something else)"
         )
     name = unicodedata.normalize("NFC", value).strip()

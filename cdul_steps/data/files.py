@@ -1,21 +1,58 @@
-"""Files that are either whole or absent."""
+"""Files that are either whole or absent, and say which version of their form they have."""
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from cdul_steps.errors import UserError
+
+SCHEMA_VERSION = 1
+"""Of everything that a run leaves behind. One number: a change of any form makes all anew."""
+
+
+def check_version(path: Path, facts: dict[str, Any]) -> None:
+    """Raise UserError where a file's `facts` name another `schema_version` than this one's.
+
+    Files without any are from elsewhere, and judged by what they hold.
+    """
+    found = facts.get("schema_version", SCHEMA_VERSION)
+    if found != SCHEMA_VERSION:
+        raise UserError(
+            f"{path}: written by another version of this software (schema {found!r}, this one "
+            f"reads {SCHEMA_VERSION}); use that version, or delete the file and run snakemake"
+        )
+
+
+def as_utf8(name: str) -> str:
+    """The file name as it is; raises UserError if tables could not hold it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the file name {os.fsencode(name)!r} is not valid UTF-8; rename the file"
+        ) from error
+    return name
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; rename it over `path` when the block succeeds.
 
-    What is written may be a file or a folder. A killed writer leaves `path` as it was.
+    What is written may be a file or a folder. A killed writer leaves `path` as it was, and what it
+    leaves beside it goes away with the next one. Raises OSError that names `path` where there is
+    no room or no permission.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    left = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}")
+    for old in path.parent.iterdir():
+        if left.fullmatch(old.name):
+            shutil.rmtree(old, ignore_errors=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         part = scratch / path.name
@@ -29,6 +66,11 @@ def replacing(path: Path) -> Iterator[Path]:
             if old.exists():
                 old.rename(path)
             raise
+    except OSError as error:
+        if error.filename or not error.errno:
+            raise
+        # Libraries do not say which file they could not write.
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -7,38 +7,49 @@ How it becomes RGB, so that the pixels are those that an image viewer shows:
 - EXIF orientation 1 to 8 is applied; an orientation that cannot be read counts as upright.
 - Grey, palette, 1-bit, CMYK and YCbCr are converted; colour profiles are ignored.
 - Transparency is composited on white.
-- 16-bit integers are scaled to 8 bits; 32-bit integers and floats, which have no agreed white,
-  are stretched from their smallest to their largest finite value (a constant image is black).
+- 12-bit and 16-bit integers are scaled to 8 bits; 32-bit integers and floats, which have no agreed
+  white, are stretched from their smallest to their largest finite value (a constant image is
+  black). A TIFF whose smallest value is white is inverted.
 - Of an animation or a multi-page file the first frame is taken.
 
-A file is decoded completely or refused: no half-grey truncated images.
+A file is decoded completely or refused: no half-grey truncated images. docs/images.md has the
+policy in full.
 """
 
+import ctypes
 import errno
+import logging
 import re
 import stat
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
-# Pillow refuses larger images by itself, also where a decoder allocates memory on opening.
-MAX_PIXELS = 178_956_970
+from cdul_steps.data.limits import MAX_BYTES, MAX_PIXELS, MAX_SCANS
 
 # Pillow warns about odd metadata of images that decode well. Once at import, since
 # warnings.catch_warnings is not thread safe.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+# What Pillow and libtiff have to say of a file, without its name, is in the exception too.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+with suppress(OSError, AttributeError):
+    for _kind in ("Error", "Warning"):
+        getattr(ctypes.CDLL(Image.core.__file__), f"TIFFSet{_kind}Handler")(None)
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 _SIGNATURE = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|BM|II[*+]\0|MM\0[*+]|GIF8[79]a", re.DOTALL
 )
-_ORIENTATION_TAG = 0x0112
+_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
+_START_OF_SCAN, _END_OF_IMAGE = b"\xda", b"\xd9"
+_ORIENTATION_TAG, _BITS_TAG, _PHOTOMETRIC_TAG = 0x0112, 0x0102, 0x0106
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -83,6 +94,9 @@ def decode(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Image.
     """
     with _opened(path, max_pixels) as image:
         orientation, size = _orientation_and_size(image)
+        if isinstance(image, JpegImageFile):  # several pictures in one file have another format
+            image.fp.seek(0)
+            _check_scans(image.fp.read())
         image.load()
         rgb = _to_rgb(image)
         # Pillow turns a TIFF while loading it.
@@ -114,6 +128,10 @@ def _opened(path: str | PathLike[str], max_pixels: int) -> Iterator[ImageFile.Im
             raise ImageError(ImageStatus.UNREADABLE, "not a regular file")
         if status.st_size == 0:
             raise ImageError(ImageStatus.TRUNCATED, "the file is empty")
+        if status.st_size > MAX_BYTES:
+            raise ImageError(
+                ImageStatus.TOO_LARGE, f"{status.st_size} bytes, more than the limit of {MAX_BYTES}"
+            )
         with path.open("rb") as file:
             head = file.read(12)
             with Image.open(file, formats=_FORMATS) as image:
@@ -163,12 +181,36 @@ def _orientation_and_size(image: ImageFile.ImageFile) -> tuple[int, tuple[int, i
     return orientation, image.size
 
 
+def _check_scans(data: bytes) -> None:
+    """Raise ImageError for a JPEG of more than MAX_SCANS scans."""
+    if data.count(b"\xff" + _START_OF_SCAN) <= MAX_SCANS:  # as good as always, and fast
+        return
+    scans, place = 0, 2
+    while marker := _JPEG_MARKER.search(data, place):
+        if marker[1] == _END_OF_IMAGE:
+            return
+        scans += marker[1] == _START_OF_SCAN
+        if scans > MAX_SCANS:
+            raise ImageError(ImageStatus.TOO_LARGE, f"more than the limit of {MAX_SCANS} scans")
+        place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
+    tags = getattr(image, "tag_v2", {})
+    values = None
     if image.mode.startswith("I;16"):
+        white = 4095 if tags.get(_BITS_TAG) == (12,) else 65535
         values = np.asarray(image).astype(np.uint32)
-        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+        clear = values == image.info.get("transparency", -1)
+        values = ((values * 255 + white // 2) // white).astype(np.uint8)
+        values[clear] = 255
     elif image.mode in ("I", "F"):
-        image = Image.fromarray(_stretch(np.asarray(image).astype(np.float64)))
+        values = _stretch(np.asarray(image).astype(np.float64))
+    if values is not None:
+        # Pillow inverts 8-bit TIFFs only.
+        image = Image.fromarray(255 - values if tags.get(_PHOTOMETRIC_TAG) == 0 else values)
+    elif image.mode == "La":
+        image = image.convert("LA")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)

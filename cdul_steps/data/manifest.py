@@ -1,5 +1,6 @@
 """The manifest's tables: `images.parquet`, and the views of a shard."""
 
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cdul_steps.data.tables import read_facts, read_table
+from cdul_steps.data.tables import read_facts, read_table, require
 from cdul_steps.errors import UserError
 
 IMAGES_KIND = "images"
@@ -25,19 +26,36 @@ def read_split(images: Path, split: str, columns: list[str]) -> pa.Table:
     return found
 
 
+def check_classes(images: Path, classes: list[str], owner: object) -> None:
+    """Raise UserError where `images.parquet` has other classes, or another order of them."""
+    named = read_facts(images).get("classes", classes)
+    if named == classes:
+        return
+    place = next(i for i, pair in enumerate(zip_longest(named, classes)) if len({*pair}) > 1)
+    mine, theirs = (", ".join(names[place : place + 5]) or "none" for names in (named, classes))
+    raise UserError(
+        f"{images} has {len(named)} classes and {owner} {len(classes)}, which differ from number "
+        f"{place + 1} on: {mine}, ... and {theirs}, ...: not the same class table"
+    )
+
+
+def check_rows(images: Path, split: str, store: Path, rows: int) -> None:
+    """Raise UserError where a store has another number of rows than the manifest gave a split."""
+    expected = read_facts(images).get("rows", {}).get(split, rows)
+    if rows != expected:
+        raise UserError(
+            f"{store} has {rows} rows and {images} gives split {split!r} {expected}: they are not "
+            "of one data set, or one of them is out of date"
+        )
+
+
 def read_truth(images: Path, classes: list[str]) -> pa.Table:
     """Ground truth of the images whose truth is known: `image_id, positive, difficult`.
 
     Images without a list of positives, or marked as not `known`, are left out; `difficult` may
-    be null. Raises UserError
-    where the table's own class names are not `classes`.
+    be null. Raises UserError where the table's own class names are not `classes`.
     """
-    named = read_facts(images).get("classes", classes)
-    if named != classes:
-        raise UserError(
-            f"{images} has the classes {', '.join(named[:5])}, ... and the scores "
-            f"{', '.join(classes[:5])}, ...: not the same class table"
-        )
+    check_classes(images, classes, "the scores")
     table = read_table(images, ["image_id"], ["positive", "difficult", "known"])
     for name in ("positive", "difficult"):
         if name not in table.column_names:
@@ -57,8 +75,12 @@ def read_shard(manifest: Path) -> tuple[dict[str, Any], pa.Table, np.ndarray]:
     facts = read_facts(manifest)
     if facts.get("kind") != SHARD_KIND:
         raise UserError(f"{manifest}: not the manifest of a shard; make it with 'cdul manifest'")
+    facts = require(manifest, facts, "views", "shard", "shard_size")
     table = read_table(manifest, ["image_id", "path", "row", *CORNERS])
     views = facts["views"]
+    shards = table["row"].to_numpy() // facts["shard_size"]
+    if len(table) % views or (shards != facts["shard"]).any():
+        raise UserError(f"{manifest}: its rows are not whole images of shard {facts['shard']}")
     boxes = np.stack([table[c].to_numpy() for c in CORNERS], axis=1).reshape(-1, views, 4)
     first_views = pa.array(np.arange(0, len(table), views))
     return facts, table.select(["image_id", "path", "row"]).take(first_views), boxes

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import zarr
-import zarr.errors
 from zarr.codecs import Crc32cCodec
 
-from cdul_steps.data.files import replacing
+from cdul_steps.data.files import SCHEMA_VERSION, check_version, replacing
 from cdul_steps.errors import UserError, first_line
 
 CHUNK_BYTES = 1 << 20
@@ -42,7 +41,7 @@ def _create(
         fill_value=float("nan"),
         # Scores hardly compress; the checksum makes a torn shard an error when it is read.
         compressors=Crc32cCodec(),
-        attributes=attributes,
+        attributes={"schema_version": SCHEMA_VERSION, **attributes},
         dimension_names=("image", "view", "value"),
         config={"write_empty_chunks": write_empty},
         zarr_format=3,
@@ -84,13 +83,22 @@ def write_shard(path: Path, shard: int, rows: np.ndarray, shard_size: int) -> No
 
 
 def open_store(path: Path) -> zarr.Array:
-    """Open a store for reading; UserError where there is none, or not of three axes."""
+    """Open a store for reading.
+
+    Raises UserError where there is none, of another schema version, or not floats of three axes.
+    """
     try:
-        array = zarr.open_array(path, mode="r")
-    except (FileNotFoundError, zarr.errors.NodeNotFoundError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: no Zarr array there") from error
-    if array.ndim != 3:
-        raise UserError(f"{path}: has shape {array.shape}, expected (images, views, values)")
+        # Not format 2, among whose codecs is pickle, which runs what it reads.
+        array = zarr.open_array(path, mode="r", zarr_format=3)
+        attributes = array.attrs.asdict()
+    except Exception as error:  # whatever a foreign zarr.json makes of the library
+        raise UserError(f"{path}: no Zarr array (of format 3) there") from error
+    check_version(path, attributes)
+    if array.ndim != 3 or array.dtype.kind != "f":
+        raise UserError(
+            f"{path}: holds {array.dtype} of shape {array.shape}, expected floats (images, views, "
+            "values)"
+        )
     return array
 
 
@@ -114,10 +122,15 @@ def open_similarity(path: Path, tau: float | None) -> tuple[zarr.Array, list[str
         raise UserError(
             f"{path}: its attribute 'classes' must name its {array.shape[2]} classes in order"
         )
+    if len(classes) < 2:
+        raise UserError(
+            f"{path}: has one class, {classes[0]!r}, whose softmax is 1 for every image; give at "
+            "least two, what else the images show being the other"
+        )
     scale = array.attrs.get("logit_scale")
     if tau is None and scale is None:
         raise UserError(f"{path}: has no attribute 'logit_scale'; give --tau")
-    if tau is None and not (isinstance(scale, int | float) and scale > 0):
+    if tau is None and not (isinstance(scale, int | float) and 0 < scale < math.inf):
         raise UserError(f"{path}: its attribute 'logit_scale' is {scale!r}; give --tau")
     if array.shape[1] < 2:
         raise UserError(f"{path}: has no snippets, only the whole image")
@@ -142,6 +155,8 @@ def read_blocks(path: Path, array: zarr.Array) -> Iterator[tuple[int, np.ndarray
     def read(first: int) -> np.ndarray:
         try:
             return _read_rows(path, array, first, block)
+        except MemoryError:
+            raise
         except Exception as error:
             shard = _torn_shard(path, array, first, block)
             raise UserError(

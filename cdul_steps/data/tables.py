@@ -9,13 +9,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cdul_steps.data.files import replacing
+from cdul_steps.data.files import SCHEMA_VERSION, check_version, replacing
 from cdul_steps.errors import UserError, first_line
 
-SCHEMA_VERSION = 1
 KEY = b"cdul"
 # Scores and names hardly repeat: trying a dictionary first takes three times as long.
 PARQUET: dict[str, Any] = {"compression": "zstd", "use_dictionary": False}
+_TEXT, _WHOLE, _INDICES = pa.string(), pa.int64(), pa.list_(pa.int32())
+TYPES = {
+    **dict.fromkeys(("image_id", "path", "split", "status", "class"), _TEXT),
+    **dict.fromkeys(("row", "shard", "width", "height", "x0", "y0", "x1", "y1"), _WHOLE),
+    **dict.fromkeys(("positive", "difficult"), _INDICES),
+    "known": pa.bool_(),
+    "embedding": pa.list_(pa.float32()),
+}
+"""Columns by which tables are joined and counted; files of other software may differ in width."""
 
 
 def describe(table: pa.Table, kind: str, **facts: Any) -> pa.Table:
@@ -40,7 +48,7 @@ def write_table(table: pa.Table, path: Path) -> None:
 def read_facts(path: Path) -> dict[str, Any]:
     """The facts written by `describe`; empty for a table from elsewhere.
 
-    Raises UserError for a file that is missing, not Parquet, or of a newer schema.
+    Raises UserError for a file that is missing, not Parquet, or of another schema version.
     """
     try:
         metadata = pq.read_schema(path).metadata or {}
@@ -48,26 +56,52 @@ def read_facts(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such file") from error
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({first_line(error)})") from error
-    facts = json.loads(metadata.get(KEY, b"{}"))
-    if facts.get("schema_version", 0) > SCHEMA_VERSION:
-        raise UserError(
-            f"{path}: written by a newer version (schema {facts['schema_version']}, this one "
-            f"reads {SCHEMA_VERSION}); update this software or make the file again"
-        )
+    try:
+        facts = dict(json.loads(metadata.get(KEY, b"{}")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: its metadata {KEY.decode()!r} is no JSON mapping") from error
+    check_version(path, facts)
+    classes = facts.get("classes", [])
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise UserError(f"{path}: its metadata's 'classes' are not a list of names")
+    return facts
+
+
+def require(path: Path, facts: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The facts as they are; raises UserError for the first of `names` that is not among them."""
+    for name in names:
+        if name not in facts:
+            raise UserError(f"{path}: its metadata does not say {name!r}; make the file again")
     return facts
 
 
 def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
     """Read the named columns, and those of `optional` that are there.
 
-    Raises UserError naming the file and the first missing column.
+    Columns that this software knows get its TYPES. Raises UserError naming the file and the first
+    column that is missing, or that holds something else.
     """
     read_facts(path)
     names = pq.read_schema(path).names
     for column in columns:
         if column not in names:
             raise UserError(f"{path}: no column {column!r}; it has {', '.join(names[:8])}")
-    return pq.read_table(path, columns=[*columns, *(c for c in optional if c in names)])
+    try:
+        table = pq.read_table(path, columns=[*columns, *(c for c in optional if c in names)])
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: torn or damaged ({first_line(error)}); make it again") from error
+    for place, (name, column) in enumerate(zip(table.column_names, table.columns, strict=True)):
+        if name not in TYPES:
+            continue
+        try:
+            table = table.set_column(place, name, column.cast(TYPES[name]))
+        except (pa.ArrowException, NotImplementedError) as error:
+            raise UserError(
+                f"{path}: column {name!r} holds {column.type}, expected {TYPES[name]}"
+            ) from error
+        if name in columns and column.null_count:
+            raise UserError(f"{path}: column {name!r} has blanks")
+    return table
 
 
 def score_table(
@@ -94,10 +128,14 @@ def read_scores(path: Path) -> tuple[pa.Table, list[str], np.ndarray]:
     facts = read_facts(path)
     names = [n for n in pq.read_schema(path).names if n not in ("image_id", "path")]
     classes = facts.get("classes", names)
-    if [n for n in names if n in set(classes)] != classes or not classes:
+    if (
+        not isinstance(classes, list)
+        or not classes
+        or [n for n in names if n in classes] != classes
+    ):
         raise UserError(
             f"{path}: its class columns ({', '.join(names[:5])}, ...) are not the classes that its "
-            f"metadata lists ({', '.join(classes[:5])}, ...)"
+            f"metadata lists ({', '.join(map(str, list(classes)[:5]))}, ...)"
         )
     table = read_table(path, ["image_id", *classes], ["path"])
     try:

@@ -5,21 +5,23 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import timm
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import Field, TypeAdapter
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from cdul_steps.data.files import write_text
+from cdul_steps.data.files import SCHEMA_VERSION, check_version, replacing, write_text
 from cdul_steps.errors import UserError, first_line
 
 WEIGHTS = "model.safetensors"
 CARD = "model.json"
+# Arguments of timm.create_model that fetch or read other files than the model folder's.
+ELSEWHERE = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"}
 INTERPOLATION = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -35,15 +37,16 @@ class Card:
     """All that is needed to use a trained classifier, besides its weights."""
 
     model: str
-    classes: list[str]
-    image_size: int
-    mean: list[float]
-    std: list[float]
-    interpolation: str
-    threshold: float
-    activation: str = "sigmoid"
+    classes: Annotated[list[str], Field(min_length=1)]
+    image_size: Annotated[int, Field(ge=1)]
+    mean: Annotated[list[float], Field(min_length=3, max_length=3)]
+    std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
+    interpolation: Literal["bilinear", "bicubic"]
+    threshold: Annotated[float, Field(ge=0, le=1)]
+    activation: Literal["sigmoid", "softmax"] = "sigmoid"
     model_args: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
 
     def resize(self, image: Image.Image, box: tuple[float, ...] | None = None) -> np.ndarray:
         """Squash an RGB image, or the `box` of it, to the input size: uint8 (3, H, W)."""
@@ -114,27 +117,32 @@ def _check_loaded(network: torch.nn.Module, fresh: torch.nn.Module) -> None:
 
 def save_classifier(network: torch.nn.Module, card: Card, folder: Path) -> None:
     """Write the model folder: weights as safetensors, and last the card as JSON."""
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".{WEIGHTS}.part"
-    save_file({k: v.contiguous().cpu() for k, v in network.state_dict().items()}, part)
-    part.replace(folder / WEIGHTS)
+    with replacing(folder / WEIGHTS) as part:
+        # Not by save_file, whose error on a full disk is not an OSError.
+        part.write_bytes(save({k: v.contiguous().cpu() for k, v in network.state_dict().items()}))
     write_text(folder / CARD, json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n")
 
 
 def load_classifier(folder: Path, device: torch.device) -> tuple[torch.nn.Module, Card]:
     """Load a model folder, in evaluation mode.
 
-    Raises UserError where a file is missing or weights and card do not fit.
+    Raises UserError where a file is missing, of another schema version, or where weights and card
+    do not fit.
     """
     try:
-        card = Card(**json.loads((folder / CARD).read_text(encoding="utf-8")))
-        if card.activation not in ACTIVATIONS:
-            raise ValueError(f"its activation {card.activation!r} is unknown; update this software")
+        values = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        if isinstance(values, dict):
+            check_version(folder / CARD, values)
+        card = TypeAdapter(Card).validate_python(asdict(Card(**values)))
+        if elsewhere := ELSEWHERE & set(card.model_args):
+            raise ValueError(f"{CARD} names weights of elsewhere ({', '.join(elsewhere)})")
         network = timm.create_model(card.model, num_classes=len(card.classes), **card.model_args)
         network.load_state_dict(load_file(folder / WEIGHTS))
     except (FileNotFoundError, NotADirectoryError) as error:
         missing = next((n for n in (CARD, WEIGHTS) if not (folder / n).is_file()), "a file")
         raise UserError(f"{folder}: not a model folder, {missing} is missing") from error
-    except (ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder}: the model cannot be loaded: {first_line(error)}") from error
+    except Exception as error:  # whatever a foreign card makes of timm
+        # torch gives a line to every parameter that does not fit.
+        reason = " ".join(str(error).split())[:300] or first_line(error)
+        raise UserError(f"{folder}: the model cannot be loaded: {reason}") from error
     return network.eval().to(device, memory_format=torch.channels_last), card

@@ -1,8 +1,12 @@
 """Where and in which arithmetic a model runs."""
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 
 from cdul_steps.errors import UserError, first_line
+from cdul_steps.progress import note
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -32,3 +36,28 @@ def set_up(
     if workers < 0:
         workers = cpu_workers if target.type == "cpu" and cpu_workers else torch.get_num_threads()
     return target, workers
+
+
+class InBatches:
+    """Calls a function in batches; after running out of GPU memory, in smaller ones from then on.
+
+    `function` takes a tensor of B items to an array of B rows, which must not depend on each other.
+    """
+
+    def __init__(
+        self, function: Callable[[torch.Tensor], np.ndarray], batch_size: int, stage: str
+    ) -> None:
+        self.function, self.batch_size, self.stage = function, batch_size, stage
+
+    def __call__(self, items: np.ndarray) -> np.ndarray:
+        """All rows; raises torch.OutOfMemoryError where not even one item fits."""
+        while True:
+            try:
+                parts = torch.from_numpy(items).split(self.batch_size)
+                return np.concatenate([self.function(part) for part in parts])
+            except torch.OutOfMemoryError:
+                if self.batch_size == 1:
+                    raise
+                self.batch_size //= 2
+                torch.cuda.empty_cache()
+                note(f"{self.stage}: out of GPU memory, going on with batches of {self.batch_size}")

@@ -40,6 +40,9 @@ def load_clip(
         _check_name(model, pretrained)
     elif pretrained:
         raise UserError(f"encoder {model}: a {place} holds its own weights; drop 'pretrained'")
+    config = Path(model.removeprefix("local-dir:"), "open_clip_config.json")
+    if place == "local-dir" and config.is_file() and b"trust_remote_code" in config.read_bytes():
+        raise UserError(f"encoder {model}: {config} asks to run code of its own; it may not")
     # open_clip only warns when OpenAI's weights meet a model without their activation.
     tag = open_clip.get_pretrained_cfg(model, pretrained or "")
     try:
@@ -155,7 +158,13 @@ class ImageEncoder:
 @torch.inference_mode()
 def embed_prompts(network: torch.nn.Module, model: str, prompts: list[str]) -> np.ndarray:
     """Embed prompts with the text tower: float32 (P, D), as the tower gives them."""
-    tokens = open_clip.get_tokenizer(model)(prompts)
+    try:
+        with _quiet():
+            tokens = open_clip.get_tokenizer(model)(prompts)
+    except Exception as error:
+        raise UserError(
+            f"encoder {model}: its tokenizer cannot be used: {first_line(error)}"
+        ) from error
     return network.encode_text(tokens).float().cpu().numpy()
 
 

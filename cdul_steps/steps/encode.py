@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
@@ -17,7 +16,7 @@ from cdul_steps.data.stores import shard_file, write_shard
 from cdul_steps.data.tables import describe, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.similarity import class_embedding, unit
-from cdul_steps.models.device import set_up
+from cdul_steps.models.device import InBatches, set_up
 from cdul_steps.models.encoder import (
     ImageEncoder,
     Preprocess,
@@ -33,27 +32,16 @@ MAX_ASPECT = 100
 """Views longer than so many times their width are refused: resized, they would fill the memory."""
 
 
-class BatchedEncoder:
-    """Embeds views in batches; after running out of GPU memory, in smaller ones from then on."""
+class BatchedEncoder(InBatches):
+    """Embeds views in batches, smaller ones after running out of GPU memory."""
 
     def __init__(self, encoder: ImageEncoder, batch_size: int) -> None:
-        self.encoder, self.batch_size = encoder, batch_size
+        super().__init__(encoder, batch_size, "encode")
+        self.encoder = encoder
 
     def __call__(self, views: np.ndarray) -> np.ndarray:
         """Embed uint8 views (B, 3, H, W): float32 unit vectors (B, D), NaN where it failed."""
-        while True:
-            try:
-                vectors = [
-                    self.encoder(torch.from_numpy(views[first : first + self.batch_size]))
-                    for first in range(0, len(views), self.batch_size)
-                ]
-                return unit(np.concatenate(vectors))
-            except torch.OutOfMemoryError:
-                if self.batch_size == 1:
-                    raise
-                self.batch_size //= 2
-                torch.cuda.empty_cache()
-                note(f"encode: out of GPU memory, going on with batches of {self.batch_size}")
+        return unit(super().__call__(views))
 
 
 class ShardImages(Dataset):
@@ -98,7 +86,11 @@ class ShardImages(Dataset):
         if (sides.max(axis=1) > MAX_ASPECT * sides.min(axis=1)).any():
             text = f"{image.width}x{image.height} pixels, a side is over {MAX_ASPECT} of the other"
             return index, None, "bad_shape", text, time.perf_counter() - start
-        views = np.stack([self.preprocess.view(image, tuple(box.tolist())) for box in boxes])
+        try:
+            views = np.stack([self.preprocess.view(image, tuple(box.tolist())) for box in boxes])
+        except MemoryError:
+            text = "not enough memory to cut it into views"
+            return index, None, "too_large", text, time.perf_counter() - start
         seconds = time.perf_counter() - start
         return index, self.encode(views) if self.encode else views, "ok", "", seconds
 
@@ -164,6 +156,7 @@ def encode_shard(
         pretrained=pretrained,
         precision=precision,
         resize_mode=resize_mode,
+        logit_scale=logit_scale(network),
         device=str(target),
         batch_size=encode.batch_size,
         seconds=round(seconds, 3),
@@ -263,8 +256,12 @@ def encode_text(
         )
         for names in prompted
     ]
-    if not np.isfinite(vectors).all():
-        raise UserError(f"encoder {model}: its text embeddings are not finite; wrong weights?")
+    scale = logit_scale(network)
+    if not np.isfinite(vectors).all() or not 0 < scale < np.inf:
+        raise UserError(
+            f"encoder {model}: its text embeddings or logit_scale ({scale}) are not finite; are "
+            "these the right weights?"
+        )
     result = pa.table(
         {
             "class": pa.array(table.names),
@@ -278,7 +275,7 @@ def encode_text(
         model=model,
         pretrained=pretrained,
         templates=templates,
-        logit_scale=logit_scale(network),
+        logit_scale=scale,
         software=versions(*SOFTWARE),
     )
     write_table(described, output)

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import zarr
 
-from cdul_steps.data.files import write_text
-from cdul_steps.data.manifest import read_split, read_truth
+from cdul_steps.data.files import SCHEMA_VERSION, write_text
+from cdul_steps.data.manifest import check_rows, read_split, read_truth
 from cdul_steps.data.stores import open_similarity
 from cdul_steps.data.tables import read_facts, read_scores
 from cdul_steps.errors import UserError
@@ -102,6 +102,7 @@ def evaluate_scores(
         raise UserError(f"{scores}: an image_id stands in more than one row")
     truth = Truth.of(images, image_ids, classes, difficult)
     result = {
+        "schema_version": SCHEMA_VERSION,
         "scores": str(scores),
         "definition": _definition(difficult, ap),
         **measure(values, truth, classes, ap),
@@ -137,9 +138,14 @@ def evaluate_labels(
     own = read_facts(labels) if labels else {}
     finishing = {key: own.get(key) for key in ("bias", "threshold", "top_k")}
     calibrated = own.get("statistics") or any(v is not None for v in finishing.values())
-    result: dict[str, Any] = {"definition": _definition(difficult, ap), "splits": {}}
+    result: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "definition": _definition(difficult, ap),
+        "splits": {},
+    }
     for split, store in similarity.items():
         array, classes, scale = open_similarity(store, tau)
+        check_rows(images, split, store, array.shape[0])
         used_tau = temperature(scale) if tau is None else tau
         known = read_truth(images, classes)["image_id"]
         table = read_split(images, split, ["image_id", "row"])

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import zarr
 
-from cdul_steps.data.manifest import read_split
+from cdul_steps.data.manifest import check_classes, check_rows, read_split
 from cdul_steps.data.stores import open_similarity, read_blocks
 from cdul_steps.data.tables import describe, read_facts, score_table, write_table
 from cdul_steps.errors import UserError
@@ -83,6 +83,8 @@ def make_labels(
     metadata. Raises UserError for input that does not fit together.
     """
     array, classes, scale = open_similarity(similarity, tau)
+    check_classes(images, classes, similarity)
+    check_rows(images, split, similarity, array.shape[0])
     tau = temperature(scale) if tau is None else tau
     views = views_of(images, grid)
     table = read_split(images, split, ["image_id", "path", "row"])

@@ -29,7 +29,7 @@ IMAGE_SCHEMA = pa.schema(
 def _stat(path: str) -> tuple[int, int]:
     try:
         stat = Path(path).stat()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name with a null byte
         return 0, 0
     return stat.st_size, stat.st_mtime_ns
 
@@ -157,7 +157,9 @@ def _image_table(
         def measure(record: ImageRecord) -> tuple[int, int, int, int]:
             stat = _stat(record.path)
             old = earlier.get(record.image_id)
-            if old and (old["path"], old["bytes"], old["modified"]) == (record.path, *stat):
+            # One that had no size before may have become readable with nothing of this changed.
+            same = old and (old["path"], old["bytes"], old["modified"]) == (record.path, *stat)
+            if same and old["width"]:
                 return *stat, old["width"], old["height"]
             return *stat, *_size(record.path, max_pixels)
 

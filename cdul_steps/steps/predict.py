@@ -9,14 +9,14 @@ import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from cdul_steps.data.files import digest, replacing
+from cdul_steps.data.files import as_utf8, digest, replacing
 from cdul_steps.data.images import ImageError, decode
 from cdul_steps.data.manifest import read_split
 from cdul_steps.data.readers.folder import read_folder
 from cdul_steps.data.tables import describe, score_table, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.models.classifier import WEIGHTS, Card, load_classifier
-from cdul_steps.models.device import set_up
+from cdul_steps.models.device import InBatches, set_up
 from cdul_steps.progress import Progress, note
 from cdul_steps.provenance import versions
 
@@ -54,6 +54,8 @@ def _listed(inputs: Sequence[Path]) -> pa.Table:
             paths.append(item.as_posix())
         else:
             raise UserError(f"{item}: no such file or folder")
+    for path in paths:
+        as_utf8(path)
     return pa.table({"image_id": pa.array(paths), "path": pa.array(paths)})
 
 
@@ -88,6 +90,13 @@ def predict_images(
         num_workers=workers,
         collate_fn=list,
     )
+    score = InBatches(
+        lambda pixels: (
+            card.probabilities(network(card.normalize(pixels.to(target))).float()).cpu().numpy()
+        ),
+        batch_size,
+        "predict",
+    )
     scores = np.full((len(table), len(card.classes)), np.nan, np.float32)
     status = ["ok"] * len(table)
     with Progress("predict", len(table), "images") as progress, torch.inference_mode():
@@ -97,8 +106,7 @@ def predict_images(
             usable = [(index, pixels) for index, pixels, _ in items if pixels is not None]
             if usable:
                 index, pixels = zip(*usable, strict=True)
-                batch = card.normalize(torch.from_numpy(np.stack(pixels)).to(target))
-                scores[list(index)] = card.probabilities(network(batch).float()).cpu().numpy()
+                scores[list(index)] = score(np.stack(pixels))
                 for place in index:
                     if not np.isfinite(scores[place]).all():
                         scores[place], status[place] = np.nan, "not_finite"

@@ -1,5 +1,6 @@
 """Stage similarity: embeddings and class embeddings to cosines."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,8 +8,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cdul_steps.data.stores import new_store, open_store, read_blocks, shard_rows, write_metadata
-from cdul_steps.data.tables import read_facts, read_table
+from cdul_steps.data.files import digest
+from cdul_steps.data.manifest import check_classes, check_rows
+from cdul_steps.data.stores import (
+    new_store,
+    open_store,
+    read_blocks,
+    shard_file,
+    shard_rows,
+    write_metadata,
+)
+from cdul_steps.data.tables import read_facts, read_table, require
 from cdul_steps.errors import UserError
 from cdul_steps.method.similarity import cosine, unit
 from cdul_steps.progress import Progress, note
@@ -18,7 +28,7 @@ from cdul_steps.provenance import versions
 def write_store(*, images: Path, split: str, text: Path, store: Path) -> None:
     """Write the `zarr.json` of a split's embeddings: float16 (N, 1+S, D), its shards being
     the encode jobs' business."""
-    facts = read_facts(images)
+    facts = require(images, read_facts(images), "layout", "rows")
     layout = facts["layout"]
     dimension = len(read_table(text, ["embedding"])["embedding"][0])
     shape = (facts["rows"][split], layout["views"], dimension)
@@ -48,6 +58,49 @@ def check_failures(
     return failed
 
 
+def check_shards(store: Path, text: Path, tables: Sequence[Path]) -> None:
+    """Raise UserError for a shard that is not the one that its encode job wrote.
+
+    A missing shard would read as NaN, one of another run as if it were data. The job's table says
+    the shard's digest, and the `logit_scale` of the model, which `text` must share.
+    """
+    scale = read_facts(text)["logit_scale"]
+    if not (isinstance(scale, int | float) and 0 < scale < math.inf):
+        raise UserError(f"{text}: its logit_scale is {scale!r}; run 'cdul encode-text' again")
+    for table in tables:
+        facts = read_facts(table)
+        if "digest" not in facts:  # a table from elsewhere
+            continue
+        require(table, facts, "shard")
+        shard = shard_file(store, facts["shard"])
+        if digest(shard) != facts["digest"]:
+            raise UserError(
+                f"{shard}: missing, torn or foreign, not what {table} says was written; delete "
+                "that table and run snakemake again"
+            )
+        if not math.isclose(facts.get("logit_scale", scale), scale, rel_tol=1e-3):
+            raise UserError(
+                f"{table} is of a model with logit_scale {facts['logit_scale']:g} and {text} of "
+                f"one with {scale:g}: not the same weights; make both with one model"
+            )
+
+
+def read_text(text: Path) -> tuple[list[str], np.ndarray]:
+    """Class names and unit class embeddings, float32 (C, D).
+
+    Raises UserError where one is not a finite vector as long as the others.
+    """
+    table = read_table(text, ["class", "embedding"])
+    names, vectors = table["class"].to_pylist(), table["embedding"].to_pylist()
+    for name, vector in zip(names, vectors, strict=True):
+        if len(vector) != len(vectors[0]) or not np.isfinite(unit(np.array(vector, "f4"))).all():
+            raise UserError(
+                f"{text}: the embedding of class {name!r} is not a finite vector of "
+                f"{len(vectors[0])} values; run 'cdul encode-text' again, with the right weights"
+            )
+    return names, unit(np.array(vectors, np.float32))
+
+
 def make_similarity(
     *,
     store: Path,
@@ -60,24 +113,26 @@ def make_similarity(
 ) -> None:
     """Write float32 cosines (N, 1+S, C) with attributes `classes` and `logit_scale`.
 
-    Rows without an embedding stay NaN. Raises UserError where too many images failed, or where
-    embeddings and class embeddings are of different sizes.
+    Rows without an embedding stay NaN. Raises UserError where too many images failed, and where
+    store, class embeddings, manifest and the encode jobs' tables do not belong together.
     """
+    facts = require(text, read_facts(text), "logit_scale", "model", "pretrained", "templates")
+    names, classes = read_text(text)
+    check_classes(images, names, text)
     failed = check_failures(images, split, tables, max_failed_share)
     if len(failed):
         note(f"similarity: {split}: {len(failed)} images cannot be used and are left out")
     array = open_store(store)
-    facts = read_facts(text)
-    table = read_table(text, ["class", "embedding"])
-    classes = unit(np.stack(table["embedding"].to_numpy()))
+    check_rows(images, split, store, array.shape[0])
     if classes.shape[1] != array.shape[2]:
         raise UserError(
             f"{store} holds vectors of {array.shape[2]} values and {text} of {classes.shape[1]}; "
             "they are of different encoders"
         )
+    check_shards(store, text, tables)
     attributes = {
         "kind": "similarity",
-        "classes": table["class"].to_pylist(),
+        "classes": names,
         "logit_scale": facts["logit_scale"],
         "model": facts["model"],
         "pretrained": facts["pretrained"],

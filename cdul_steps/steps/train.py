@@ -1,6 +1,7 @@
 """Stage train: the classifier, and its pseudo-labels as they are refined."""
 
 import hashlib
+import io
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -210,8 +211,14 @@ def train_classifier(
     trainer = Trainer(network, card, settings, label_table, target)
     history: list[dict[str, Any]] = []
     if state := _load_checkpoint(checkpoint, identity):
-        trainer.restore(state)
-        history = json.loads(state["history"])
+        try:
+            trainer.restore(state)
+            history = json.loads(state["history"])
+        except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+            raise UserError(
+                f"{checkpoint}: does not fit this training ({first_line(error)}); delete it and "
+                "run again"
+            ) from error
         note(f"train: going on after epoch {len(history)} of {settings.epochs}")
 
     train_images = TrainImages(table["path"].combine_chunks(), card.resize, settings, max_pixels)
@@ -269,9 +276,11 @@ def train_classifier(
             )
         )
         if epoch + 1 < settings.epochs:
+            state = {"identity": identity, "history": json.dumps(history), **trainer.state()}
+            buffer = io.BytesIO()  # torch's own error on a full disk is not an OSError
+            torch.save(state, buffer)
             with replacing(checkpoint) as part:
-                state = {"identity": identity, "history": json.dumps(history), **trainer.state()}
-                torch.save(state, part)
+                part.write_bytes(buffer.getbuffer())
     _write_results(output, trainer, table, history)
     checkpoint.unlink(missing_ok=True)
 

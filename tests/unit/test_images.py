@@ -1,3 +1,4 @@
+import base64
 import os
 import pickle
 import struct
@@ -15,6 +16,7 @@ from PIL import Image, ImageFile, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from cdul_steps.data.images import ImageError, ImageStatus, decode, read_size
+from cdul_steps.data.limits import MAX_BYTES, MAX_PIXELS, MAX_SCANS
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -77,6 +79,39 @@ def test_every_format_whatever_the_file_is_called(tmp_path, kind):
 def test_progressive_jpeg(tmp_path):
     found = pixels(save(tmp_path, encoded(picture(), "JPEG", progressive=True)))
     assert np.array_equal(found, pixels(save(tmp_path, encoded(picture(), "JPEG"), "b.jpg")))
+
+
+# `jpegtran -arithmetic` of a red and a blue half: Pillow reads this coding, but cannot write it.
+ARITHMETIC = (
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAMCAgMCAgMDAwMEAwMEBQgFBQQEBQoHBwYIDAoMDAsKCwsNDhIQDQ4RDgsL"
+    "EBYQERMUFRUVDA8XGBYUGBIUFRT/2wBDAQMEBAUEBQkFBQkUDQsNFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQU"
+    "FBQUFBQUFBQUFBQUFBQUFBQUFBT/yQARCAAQABADAREAAhEBAxEB/8wACgAQEAUBEBEF/9oADAMBAAIRAxEAPwD/ANlJ"
+    "HFQSonfCVvPGvUcZI577j4+puID/2Q=="
+)
+
+
+def test_arithmetic_jpeg(tmp_path):
+    data = base64.b64decode(ARITHMETIC)
+    assert b"\xff\xc9" in data
+    found = pixels(save(tmp_path, data)).astype(int)
+    assert np.abs(found[:, :8] - RED).max() <= 2 and np.abs(found[:, 8:] - BLUE).max() <= 2
+
+
+def test_a_jpeg_of_many_scans_is_refused_before_it_takes_hours(tmp_path):
+    data = encoded(picture(), "JPEG", progressive=True)
+    last, end = data.rindex(b"\xff\xc4", 0, data.rindex(b"\xff\xda")), data.rindex(b"\xff\xd9")
+    for scans, refused in ((MAX_SCANS - 20, False), (MAX_SCANS + 1, True)):
+        path = save(tmp_path, data[:end] + data[last:end] * scans + data[end:])
+        assert not refused or status_of(path) == ImageStatus.TOO_LARGE
+        assert refused or pixels(path).shape == (32, 48, 3)
+    # What follows the image, as a film does in a phone's moving pictures, is no scan.
+    assert pixels(save(tmp_path, data + b"\xff\xda" * 2 * MAX_SCANS)).shape == (32, 48, 3)
+
+
+def test_a_jpeg_of_several_pictures_gives_the_first(tmp_path):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE)]
+    data = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])
+    assert np.abs(pixels(save(tmp_path, data))[0, 0].astype(int) - RED).max() <= 2
 
 
 def test_a_loaded_image_outlives_its_file(tmp_path):
@@ -161,6 +196,19 @@ def test_cmyk_jpeg(tmp_path, colour):
     assert np.abs(found - colour).max() <= 3
 
 
+@pytest.mark.parametrize("colour", [RED, WHITE, (10, 200, 90)])
+def test_ycck_jpeg(tmp_path, colour):
+    # Adobe's: Y, Cb, Cr of inverted ink, which is the inverted colour; Pillow writes CMYK only.
+    ycc = ImageOps.invert(Image.new("RGB", (16, 16), colour)).convert("YCbCr").split()
+    inverted = [channel.point(lambda value: 255 - value) for channel in ycc]
+    image = Image.merge("CMYK", [*inverted, Image.new("L", (16, 16), 0)])
+    data = encoded(image, "JPEG", quality=95)
+    transform = data.index(b"Adobe") + 11
+    assert data[transform] == 0
+    found = pixels(save(tmp_path, data[:transform] + b"\2" + data[transform + 1 :])).astype(int)
+    assert np.abs(found - colour).max() <= 4
+
+
 @pytest.mark.parametrize(
     ("image", "options"),
     [
@@ -190,6 +238,51 @@ def test_16_bit_is_scaled_not_clipped(tmp_path, kind, mode):
     values = np.array([[0, 257, 32768, 65535]], dtype="<u2" if mode == "I;16" else ">u2")
     image = Image.frombytes(mode, (4, 1), values.tobytes())
     assert pixels(save(tmp_path, encoded(image, kind)))[0, :, 1].tolist() == [0, 1, 128, 255]
+
+
+def test_16_bit_transparency_is_white(tmp_path):
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 0, 0, 0, 0)
+    row = (b"IDAT", zlib.compress(b"\0" + struct.pack(">2H", 257, 514)))
+    data = png((b"IHDR", header), (b"tRNS", struct.pack(">H", 257)), row, (b"IEND", b""))
+    assert pixels(save(tmp_path, data))[0, :, 0].tolist() == [255, 2]
+
+
+def tiff(bits: int, data: bytes, width: int, **changes: int) -> bytes:
+    """A grey TIFF of one row, written by hand for what Pillow cannot write."""
+    tags = {256: width, 257: 1, 258: bits, 259: 1, 262: 1, 273: 0, 277: 1, 278: 1, 279: len(data)}
+    tags |= {{"photometric": 262, "sample_format": 339}[name]: v for name, v in changes.items()}
+    tags[273] = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(struct.pack("<HHII", tag, 3, 1, v) for tag, v in sorted(tags.items()))
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + data
+
+
+def test_12_bit_is_scaled_not_black(tmp_path):
+    packed = int("".join(f"{value:012b}" for value in (0, 16, 2048, 4095)), 2).to_bytes(6, "big")
+    assert pixels(save(tmp_path, tiff(12, packed, 4)))[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+@pytest.mark.parametrize(
+    ("bits", "data", "changes"),
+    [
+        (8, bytes([0, 1, 128, 255]), {}),
+        (16, struct.pack("<4H", 0, 257, 32896, 65535), {}),
+        (32, struct.pack("<4f", 0, 1 / 255, 128 / 255, 1), {"sample_format": 3}),
+    ],
+)
+def test_a_tiff_whose_zero_is_white(tmp_path, bits, data, changes):
+    black = pixels(save(tmp_path, tiff(bits, data, 4, **changes)))
+    white = pixels(save(tmp_path, tiff(bits, data, 4, photometric=0, **changes)))
+    assert black[0, :, 0].tolist() == [0, 1, 128, 255]
+    assert np.array_equal(white, 255 - black)
+
+
+def test_premultiplied_grey(tmp_path):
+    data = encoded(Image.new("LA", (2, 1), (100, 128)), "TIFF")
+    plain, premultiplied = (b"\x52\1\3\0\1\0\0\0" + kind for kind in (b"\2\0", b"\1\0"))
+    assert plain in data
+    assert pixels(save(tmp_path, data)).max() == 177  # half of 100, half of white
+    found = pixels(save(tmp_path, data.replace(plain, premultiplied)))
+    assert np.abs(found.astype(int) - (100 + 127)).max() <= 1
 
 
 def test_16_bit_rgb_png(tmp_path):
@@ -297,6 +390,73 @@ def test_gif_that_would_allocate_on_opening(tmp_path):
     frame = b"," + struct.pack("<4H", 0, 0, 65535, 65535) + b"\0\x08\0;"
     data = b"GIF89a" + struct.pack("<2H", 1, 1) + b"\0\0\0" + extension + frame
     assert status_of(save(tmp_path, data), read_size) == ImageStatus.TOO_LARGE
+
+
+def peak_of(code: str) -> int:
+    """Bytes that a Python process of its own takes at most."""
+    code += "\nimport resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+def test_bombs_are_refused_without_memory_for_their_pixels(tmp_path):
+    side = 20_000
+    packer = zlib.compressobj()
+    rows = b"".join(packer.compress(bytes(1 + side // 8)) for _ in range(side)) + packer.flush()
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    frame = b"," + struct.pack("<4H", 0, 0, 65535, 65535) + b"\0\x08\0;"
+    canvas = struct.pack("<I", 10) + bytes(4) + b"\xff\xff\0" * 2
+    bombs = {
+        "whole.png": png((b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")),
+        "text.png": png(
+            (b"IHDR", struct.pack(">IIBBBBB", 2, 1, 8, 0, 0, 0, 0)),
+            (b"zTXt", b"a\0\0" + zlib.compress(bytes(4 * 10**7))),
+            (b"IDAT", zlib.compress(bytes(3))),
+            (b"IEND", b""),
+        ),
+        "frame.gif": b"GIF89a" + struct.pack("<2H", 1, 1) + b"\0\0\0!\xf9\x04\x08\0\0\0\0" + frame,
+        "canvas.webp": b"RIFF" + struct.pack("<I", 22) + b"WEBPVP8X" + canvas,
+        "long.bmp": encoded(picture(), "BMP"),
+    }
+    paths = {name: save(tmp_path, data, name) for name, data in bombs.items()}
+    os.truncate(paths["long.bmp"], MAX_BYTES + 1)
+    statuses = {name: str(status_of(path)) for name, path in paths.items()}
+    assert statuses.pop("text.png") == "truncated"  # Pillow limits what text may unfold to
+    assert set(statuses.values()) == {"too_large"}
+    code = "from cdul_steps.data.images import ImageError, decode, read_size\n"
+    tries = "".join(
+        f"try:\n    {function}({str(path)!r})\nexcept ImageError:\n    pass\n"
+        for path in paths.values()
+        for function in ("decode", "read_size")
+    )
+    assert peak_of(code + tries) - peak_of(code) < 20e6
+
+
+def test_the_limit_is_where_pillow_itself_stops():
+    assert MAX_PIXELS == 2 * Image.MAX_IMAGE_PIXELS
+
+
+def test_decoders_print_nothing(tmp_path):
+    data = bytearray(encoded(picture(), "TIFF", compression="tiff_lzw"))
+    data[40:80] = bytes(range(40))  # libtiff would name its temporary file on stderr
+    path = save(tmp_path, bytes(data))
+    many = save(
+        tmp_path,
+        tiff(8, bytes(4), 4).replace(
+            b"\x15\x01\x03\0\1\0\0\0\1\0", b"\x15\x01\x03\0\1\0\0\0\x36\0"
+        ),
+        "many",
+    )
+    code = f"""
+from cdul_steps.data.images import ImageError, decode
+for path in {[str(path), str(many)]}:
+    try:
+        decode(path)
+    except ImageError as error:
+        print(error.status)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout.split(), done.stderr) == (["truncated"] * 2, "")
 
 
 def test_out_of_memory_is_too_large(tmp_path, monkeypatch):

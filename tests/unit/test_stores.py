@@ -51,7 +51,7 @@ def test_shards_open_as_one_array(path):
     assert array.dtype == np.float16
     assert array.shards == (SHARD, VIEWS, VALUES)
     assert shard_rows(array) == SHARD
-    assert dict(array.attrs) == {"kind": "embeddings"}
+    assert dict(array.attrs) == {"schema_version": 1, "kind": "embeddings"}
     np.testing.assert_array_equal(array[:], expected)
     np.testing.assert_array_equal(read(path), expected)
 
@@ -231,4 +231,4 @@ def test_metadata_is_plain_json(path):
     metadata = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
     assert metadata["zarr_format"] == 3
     assert metadata["fill_value"] == "NaN"
-    assert metadata["attributes"] == {"classes": ["Müller"]}
+    assert metadata["attributes"] == {"schema_version": 1, "classes": ["Müller"]}

@@ -56,14 +56,47 @@ def test_describe_keeps_other_metadata():
     assert describe(table, "kind").schema.metadata[b"other"] == b"kept"
 
 
-def test_a_newer_schema_is_refused(path):
+@pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, SCHEMA_VERSION - 1, "new", None])
+def test_another_schema_is_refused(path, version):
     table = pa.table({"image_id": ["a"]})
-    newer = json.dumps({"schema_version": SCHEMA_VERSION + 1}).encode()
-    write_table(table.replace_schema_metadata({KEY: newer}), path)
+    other = json.dumps({"schema_version": version}).encode()
+    write_table(table.replace_schema_metadata({KEY: other}), path)
     for function in (read_facts, read_scores, lambda p: read_table(p, ["image_id"])):
         message = message_of(function, path)
         assert str(path) in message
-        assert "newer version" in message
+        assert f"another version of this software (schema {version!r}" in message
+        assert "run snakemake" in message
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", '{"classes": 5}', '{"classes": [1]}'])
+def test_metadata_that_is_no_mapping(path, text):
+    write_table(pa.table({"image_id": ["a"]}).replace_schema_metadata({KEY: text}), path)
+    message = message_of(read_facts, path)
+    assert str(path) in message and "metadata" in message
+
+
+@pytest.mark.parametrize(
+    ("column", "values"), [("row", ["one"]), ("image_id", [[1]]), ("row", [None]), ("row", [0.5])]
+)
+def test_a_column_that_holds_something_else(path, column, values):
+    write_table(pa.table({column: values}), path)
+    message = message_of(read_table, path, [column])
+    assert message.startswith(f"{path}: column {column!r} h")
+
+
+def test_columns_of_other_software_get_our_types(path):
+    ids = pa.array(["a", "b"], pa.large_string()).dictionary_encode()
+    write_table(pa.table({"image_id": ids, "row": pa.array([0, 1], pa.uint8())}), path)
+    table = read_table(path, ["image_id", "row"])
+    assert table.schema.types == [pa.string(), pa.int64()]
+
+
+def test_damage_behind_a_whole_footer(path):
+    write_table(scored(np.random.default_rng(0).random((1000, 3))), path)
+    data = bytearray(path.read_bytes())
+    data[100:3000] = bytes(2900)
+    path.write_bytes(data)
+    assert f"{path}: torn or damaged" in message_of(read_scores, path)
 
 
 def test_a_missing_column_is_named_with_those_there(path):

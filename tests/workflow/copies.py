@@ -25,23 +25,24 @@ class Project:
     def results(self) -> Path:
         return self.folder / "results"
 
-    def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
-        """Run snakemake in the copy; the answer's stdout holds stderr too."""
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment in which the copy finds its own package."""
+        return {**os.environ, "PYTHONPATH": str(self.folder)}
+
+    def command(self, *arguments: str) -> list[str]:
+        """The words that run snakemake in the copy's folder."""
         overlay = self.folder / "overlay.yaml"
         overlay.write_text(yaml.safe_dump(self.config))
+        words = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+        return [*words, "--configfile", str(overlay)]
+
+    def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
+        """Run snakemake in the copy; the answer's stdout holds stderr too."""
         done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "snakemake",
-                "--cores",
-                "2",
-                *arguments,
-                "--configfile",
-                overlay,
-            ],
+            self.command(*arguments),
             cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": str(self.folder)},
+            env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

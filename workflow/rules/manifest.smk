@@ -13,7 +13,7 @@ rule scenes:
         size=scenes_key("size"),
         code=source_digest("cdul_steps.demo.scenes"),
     shell:
-        "cdul demo scenes --output $(dirname {output:q}) --seed {params.seed} "
+        'cdul demo scenes --output "$(dirname {output:q})" --seed {params.seed} '
         "--train {params.train} --test {params.test} --size {params.size} 2> {log:q}"
 
 

@@ -21,5 +21,5 @@ rule predict:
     shell:
         "cdul predict --model {params.model:q} --images {input.images:q} "
         "--split {wildcards.split} --max-pixels {params.max_pixels} "
-        "--device {resources.device} --workers={resources.workers} --threads {threads} "
+        "--device {resources.device:q} --workers={resources.workers} --threads {threads} "
         "--output {output:q} 2> {log:q}"

@@ -26,5 +26,5 @@ rule train:
     shell:
         "cdul train --labels {input.labels:q} --images {input.images:q} "
         "--settings {params.settings:q} --difficult {params.difficult} "
-        "--max-pixels {params.max_pixels} --device {resources.device} "
+        "--max-pixels {params.max_pixels} --device {resources.device:q} "
         "--workers={resources.workers} --threads {threads} --output {params.folder:q} 2> {log:q}"

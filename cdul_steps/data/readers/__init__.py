@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
+from cdul_steps.data.files import as_utf8
 from cdul_steps.data.readers.coco import read_coco
 from cdul_steps.data.readers.folder import read_folder
 from cdul_steps.data.readers.nuswide import read_nuswide
@@ -38,6 +39,7 @@ def read_dataset(
     Raises UserError where the data set is not as its reader expects it, a split has no images, or
     two images have one id.
     """
+    as_utf8(str(root))
     records = READERS[reader](root, splits, classes)
     if labelled_only:
         records = [r for r in records if r.positive or r.difficult]

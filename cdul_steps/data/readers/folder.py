@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from cdul_steps.data.files import as_utf8
 from cdul_steps.data.readers.record import ImageRecord
 from cdul_steps.errors import UserError
 
@@ -44,7 +45,7 @@ def read_folder(root: Path, splits: Mapping[str, str], classes: Sequence[str]) -
                 if not name.startswith(".") and here / name not in tops.values()
             ]
             ids += [
-                _utf8((here / name).relative_to(root).as_posix(), root)
+                Path(as_utf8((here / name).as_posix())).relative_to(root).as_posix()
                 for name in files
                 if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
             ]
@@ -56,14 +57,3 @@ def _folder_error(error: OSError) -> NoReturn:
     raise UserError(
         f"{error.filename}: the folder cannot be read: {error.strerror}; check its permissions"
     ) from error
-
-
-def _utf8(name: str, root: Path) -> str:
-    """The name as it is; raises UserError if tables could not hold it."""
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{root}: the file name {os.fsencode(name)!r} is not valid UTF-8; rename the file"
-        ) from error
-    return name

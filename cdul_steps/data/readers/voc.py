@@ -21,6 +21,8 @@ def read_voc(root: Path, splits: Mapping[str, str], classes: Sequence[str]) -> l
     Raises UserError.
     """
     lists = root / "ImageSets" / "Main"
+    for name in (*splits.values(), *classes):
+        _check_name(name, "split or class")
     for folder in (root / "JPEGImages", lists):
         if not folder.is_dir():
             raise UserError(
@@ -31,6 +33,7 @@ def read_voc(root: Path, splits: Mapping[str, str], classes: Sequence[str]) -> l
     for split, own in splits.items():
         ids = {}  # id: line number; a dict keeps the order
         for number, fields in _read_list(lists / f"{own}.txt", columns=1):
+            _check_name(fields[0], f"{lists / own}.txt, line {number}: image id")
             if fields[0] in ids:
                 raise UserError(
                     f"{lists / own}.txt, line {number}: image id '{fields[0]}' is used twice, "
@@ -47,6 +50,12 @@ def read_voc(root: Path, splits: Mapping[str, str], classes: Sequence[str]) -> l
             path = (root / "JPEGImages" / f"{image_id}.jpg").as_posix()
             records.append(ImageRecord(image_id, split, path, positive, difficult))
     return records
+
+
+def _check_name(name: str, what: str) -> None:
+    """Raise UserError for a name that would lead to files outside the data set's own folders."""
+    if "/" in name:
+        raise UserError(f"{what} '{name}' must not hold '/': in VOC's layout it names a file")
 
 
 def _read_list(path: Path, columns: int) -> list[tuple[int, list[str]]]:

@@ -1,0 +1,222 @@
+"""Kill every stage at random moments, resume, and count what was lost; print it as JSON.
+
+    python benchmarks/kill.py --kills 55 --seed 0
+
+A small cut of the demo is run undisturbed. Then, from the last stage to the first, a stage is
+forced to run again and killed with SIGKILL at a random moment of its time: either its job alone, as
+the kernel does when memory runs out, or Snakemake with all its processes, as when the machine goes
+down. Then the same command resumes it. Lost are finished jobs that the resumption had to do again,
+files of the results that are not those of the undisturbed run, and anything left lying about. At
+the end the whole workflow is brought up to date and compared once more.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from hashlib import blake2b
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+
+from cdul_steps.data.tables import KEY
+from cdul_steps.provenance import versions
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests/workflow"))
+from copies import SMALL_TRAINING, Project, copy_project
+
+TRAINING = "demo/tiny-clip/final/small"
+STAGES = {
+    "evaluate": [f"{TRAINING}/metrics.json"],
+    "predict": [f"{TRAINING}/predictions/{split}.parquet" for split in ("train", "test")],
+    "train": [f"{TRAINING}/history.parquet"],
+    "quality": ["demo/tiny-clip/final/quality.json"],
+    "label": ["demo/tiny-clip/final/pseudo_labels.parquet"],
+    "similarity": [f"demo/tiny-clip/similarity/{split}.zarr" for split in ("train", "test")],
+    "encode": [f"demo/tiny-clip/encode/train/{shard}.parquet" for shard in range(3)],
+    "store": [f"demo/tiny-clip/embeddings/{split}.zarr/zarr.json" for split in ("train", "test")],
+    "encode_text": ["demo/tiny-clip/text.parquet"],
+    "manifest": ["demo/manifest/images.parquet"],
+    "scenes": ["demo/scenes/scenes.csv"],
+}
+"""What each stage is asked for, from the last stage to the first."""
+CONFIG = {
+    "datasets": {"demo": {"shard_size": 10, "scenes": {"train": 30, "test": 10, "size": 96}}},
+    "run": {"trainings": ["small"]},
+    "trainings": {"small": SMALL_TRAINING | {"epochs": 8}},
+    "runtime": {"workers": 1},
+}
+TIMES = {"seconds", "images_per_second", "views_per_second", "modified"}
+"""Columns and facts that differ from run to run."""
+
+
+def digests(results: Path) -> dict[str, str]:
+    """A digest of every file of the results but the logs, without the times in them."""
+    found = {}
+    for path in sorted(p for p in results.rglob("*") if p.is_file()):
+        name = path.relative_to(results).as_posix()
+        if name.startswith("logs/"):
+            continue
+        content = path.read_bytes()
+        if path.suffix == ".parquet":
+            table = pq.read_table(path)
+            facts = json.loads((table.schema.metadata or {}).get(KEY, b"{}"))
+            facts = {k: v for k, v in facts.items() if k not in TIMES}
+            table = table.drop_columns([n for n in table.column_names if n in TIMES])
+            content = repr((facts, table.to_pydict())).encode()
+        found[name] = blake2b(content, digest_size=8).hexdigest()
+    return found
+
+
+class Run:
+    """A running snakemake, and what it has said when."""
+
+    def __init__(self, project: Project, *arguments: str) -> None:
+        self.lines: list[tuple[float, str]] = []
+        self.process = subprocess.Popen(
+            project.command(*arguments),
+            cwd=project.folder,
+            env=project.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            self.lines.append((time.monotonic(), line.rstrip()))
+
+    def started(self, stage: str) -> float | None:
+        """When the first job of a stage began; None if none has."""
+        heads = {f"{kind} {stage}:" for kind in ("rule", "localrule", "checkpoint")}
+        return next((moment for moment, line in self.lines if line in heads), None)
+
+    def finished(self, stage: str) -> list[float]:
+        """When jobs of a stage ended well."""
+        return [m for m, line in self.lines if line.endswith(f"(Rule: {stage})")]
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end; the exit status."""
+        status = self.process.wait(timeout)
+        self._reader.join()
+        return status
+
+    @property
+    def text(self) -> str:
+        return "\n".join(line for _, line in self.lines)
+
+    def kill(self, job_only: bool) -> None:
+        """SIGKILL the running jobs, or everything."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        if job_only:
+            for process in family:
+                try:
+                    if any(word.endswith("cdul") for word in process.cmdline()):
+                        process.kill()
+                except psutil.NoSuchProcess:
+                    pass
+        else:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        psutil.wait_procs(family, timeout=60)
+        self.wait(120)
+
+
+def resume(project: Project, *arguments: str) -> Run:
+    """The same command once more, after taking the lock away where one was left."""
+    if any((project.folder / ".snakemake/locks").glob("*")):
+        assert Run(project, "--unlock").wait() == 0
+    run = Run(project, *arguments)
+    assert run.wait() == 0, run.text
+    return run
+
+
+def kill_once(
+    project: Project, stage: str, expected: dict[str, str], seconds: float, chance: random.Random
+) -> dict | None:
+    """Force a stage, kill it, resume it; None where it was over before it could be killed."""
+    targets = [f"results/{file}" for file in STAGES[stage]]
+    moment, job_only = chance.uniform(0, seconds), chance.random() < 0.5
+    run = Run(project, *targets, "--forcerun", stage)
+    while run.process.poll() is None:
+        begin = run.started(stage)
+        if begin is not None and time.monotonic() >= begin + moment:
+            break
+        time.sleep(0.01)
+    if run.process.poll() is not None:
+        run.wait()
+        return None
+    run.kill(job_only)
+    done = len(run.finished(stage))
+    again = resume(project, *targets)
+    repeated = len(again.finished(stage)) - (len(targets) - done)
+    after = digests(project.results)
+    differing = [name for name in expected | after if expected.get(name) != after.get(name)]
+    return {
+        "moment": round(moment, 2),
+        "killed": "job" if job_only else "all",
+        "jobs_done_again": max(0, repeated),
+        "files_lost": differing,
+    }
+
+
+def stage_seconds(run: Run) -> dict[str, float]:
+    """How long each stage took, from the start of its first job to the end of its last."""
+    return {stage: run.finished(stage)[-1] - run.started(stage) for stage in STAGES}
+
+
+def kill_stages(project: Project, kills: Counter, seconds: dict[str, float], seed: int) -> dict:
+    """Kill each stage as often as `kills` says; what happened, by stage."""
+    expected = digests(project.results)
+    chance = random.Random(seed)
+    table = {}
+    for stage in [s for s in STAGES if kills[s]]:
+        row = table[stage] = {"kills": 0, "resumed": 0, "lost": 0, "moments": []}
+        while row["kills"] < kills[stage]:
+            outcome = kill_once(project, stage, expected, seconds[stage], chance)
+            if outcome is None:
+                seconds[stage] *= 0.8
+                continue
+            lost = outcome["jobs_done_again"] + len(outcome["files_lost"])
+            row["kills"] += 1
+            row["resumed"] += not outcome["files_lost"]
+            row["lost"] += lost
+            row["moments"].append([outcome["killed"], outcome["moment"]])
+            print(stage, json.dumps(outcome), file=sys.stderr, flush=True)
+    return table
+
+
+def main() -> None:
+    """Run the loop and print what it found."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--kills", type=int, default=55, help="shared evenly by all stages")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    options = parser.parse_args()
+    kills = Counter(options.stages[i % len(options.stages)] for i in range(options.kills))
+    with tempfile.TemporaryDirectory() as folder:
+        project = copy_project(Path(folder) / "project")
+        project.config = CONFIG
+        undisturbed = resume(project)
+        expected = digests(project.results)
+        table = kill_stages(project, kills, stage_seconds(undisturbed), options.seed)
+        resume(project)
+        whole = digests(project.results) == expected
+    total = {key: sum(row[key] for row in table.values()) for key in ("kills", "resumed", "lost")}
+    result = {"stages": table, **total, "whole_run_as_undisturbed": whole, "seed": options.seed}
+    print(json.dumps({**result, "software": versions("snakemake", "torch")}, indent=2))
+    sys.exit(0 if whole and not total["lost"] else 1)
+
+
+if __name__ == "__main__":
+    main()

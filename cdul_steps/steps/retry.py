@@ -1,0 +1,62 @@
+"""Give images that could not be used another try, once they can be read."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cdul_steps.data.images import ImageError, decode
+from cdul_steps.data.limits import MAX_PIXELS
+from cdul_steps.data.manifest import read_shard
+from cdul_steps.data.tables import read_facts, read_table
+from cdul_steps.errors import UserError
+from cdul_steps.progress import note
+
+# What a file is to blame for. The model or the image's shape would fail again.
+RETRIED = ("missing", "unreadable", "truncated", "not_an_image", "too_large", "changed")
+
+
+def _readable(path: str, max_pixels: int) -> bool:
+    try:
+        decode(path, max_pixels=max_pixels)
+    except ImageError:
+        return False
+    return True
+
+
+def retry_failed(results: Path) -> int:
+    """Delete the encode tables of shards with a failed image that can be decoded now.
+
+    Snakemake makes those shards again, and no others. A file that was replaced needs no such help,
+    since the manifest watches sizes and times; one whose permission or disk came back does. Paths
+    are taken as the manifest has them, relative to the working directory. Returns the number of
+    images that can be read now. Raises UserError where no encode table is found.
+    """
+    tables = sorted(results.glob("*/*/encode/*/*.parquet"))
+    if not tables:
+        raise UserError(
+            f"{results}: no tables of the stage encode there; is it the results folder?"
+        )
+    readable = failing = 0
+    for table in tables:
+        dataset = table.parents[3] / "manifest"
+        outcome = read_table(table, ["image_id", "status"])
+        failed = outcome.filter(pc.is_in(outcome["status"], pa.array(RETRIED)))
+        if not len(failed):
+            continue
+        layout = read_facts(dataset / "images.parquet").get("layout", {})
+        _, images, _ = read_shard(dataset / table.parent.name / table.name)
+        paths = dict(zip(*(images[n].to_pylist() for n in ("image_id", "path")), strict=True))
+        now = [
+            image_id
+            for image_id in failed["image_id"].to_pylist()
+            if image_id in paths
+            and _readable(paths[image_id], layout.get("max_pixels", MAX_PIXELS))
+        ]
+        failing += len(failed)
+        readable += len(now)
+        if now:
+            table.unlink()
+            note(f"retry-failed: {table}: {len(now)} of {len(failed)} can be read now: {now[0]}")
+    note(f"retry-failed: {readable} of {failing} failed images can be read now")
+    return readable
