@@ -27,7 +27,10 @@ Split = Annotated[str, Option(help="Split to work on: train or test.")]
 Model = Annotated[str, Option(help="open_clip model name, or local-dir:FOLDER.")]
 Pretrained = Annotated[str | None, Option(help="open_clip tag or checkpoint file.")]
 MaxPixels = Annotated[int, Option(help="Images of more pixels are refused.")]
-Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1, ...")]
+Device = Annotated[
+    str, Option(help="auto, cpu, cuda (a GPU that no other job has), cuda:1 (that one), ...")
+]
+Gpus = Annotated[int, Option(help="GPUs that --device auto may take; 0: none, so the CPU.")]
 Workers = Annotated[
     int, Option(help="Processes that decode images (on a CPU: and encode them); -1 chooses.")
 ]
@@ -59,6 +62,10 @@ def _pairs(option: str, values: list[str]) -> dict[str, str]:
     if len(pairs) < len(values) or not all(pairs.values()):
         raise typer.BadParameter("give each as NAME=VALUE, no name twice", param_hint=option)
     return pairs
+
+
+def _device(device: str, gpus: int) -> str:
+    return "cpu" if device == "auto" and not gpus else device
 
 
 @app.command()
@@ -106,6 +113,7 @@ def encode(
     ] = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     device: Device = "auto",
+    gpus: Gpus = 1,
     batch_size: Annotated[int, Option(help="Views a forward pass; 0 chooses.")] = 0,
     workers: Workers = -1,
     threads: Threads = 0,
@@ -122,7 +130,7 @@ def encode(
         precision=_choose("--precision", precision, ("fp32", "fp16", "bf16")),
         resize_mode=resize_mode,
         max_pixels=max_pixels,
-        device=device,
+        device=_device(device, gpus),
         batch_size=batch_size,
         workers=workers,
         threads=threads,
@@ -252,6 +260,7 @@ def train(
     difficult: Difficult = "ignore",
     max_pixels: MaxPixels = MAX_PIXELS,
     device: Device = "auto",
+    gpus: Gpus = 1,
     workers: Workers = -1,
     threads: Threads = 0,
 ) -> None:
@@ -265,7 +274,7 @@ def train(
         settings=read_training(settings),
         difficult=_choose("--difficult", difficult, ("ignore", "negative", "positive")),
         max_pixels=max_pixels,
-        device=device,
+        device=_device(device, gpus),
         workers=workers,
         threads=threads,
         output=output,
@@ -286,6 +295,7 @@ def predict(
     ] = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     device: Device = "auto",
+    gpus: Gpus = 1,
     batch_size: Annotated[int, Option(help="Images a forward pass.")] = 32,
     workers: Workers = -1,
     threads: Threads = 0,
@@ -303,7 +313,7 @@ def predict(
         output=output,
         threshold=threshold,
         max_pixels=max_pixels,
-        device=device,
+        device=_device(device, gpus),
         batch_size=batch_size,
         workers=workers,
         threads=threads,
