@@ -1,6 +1,7 @@
 """`cdul`: every stage as a command. Stages are imported when they run, so that help is quick."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -398,8 +399,14 @@ def config_schema() -> None:
     typer.echo(schema(), nl=False)
 
 
+def _stop(*_: object) -> None:
+    sys.exit(128 + signal.SIGTERM)
+
+
 def main() -> None:
     """Run a command; a user's mistake is one line on stderr and exit status 1."""
+    # SLURM tells a job to stop before it kills it. Unwinding leaves no scratch file and no worker.
+    signal.signal(signal.SIGTERM, _stop)
     # Torch's threads wait for each other at every layer. Spinning while they wait, as is the
     # default, is tens of times slower as soon as a decoding process or another job needs a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -1,23 +1,32 @@
 """Files that are either whole or absent."""
 
+import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+LOCK = ".lock"
+"""File in a scratch folder that its writer keeps locked for as long as it lives."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; rename it over `path` when the block succeeds.
 
-    What is written may be a file or a folder. A killed writer leaves `path` as it was.
+    What is written may be a file or a folder. A killed writer leaves `path` as it was, and a
+    scratch folder that the next writer of `path` removes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(path)
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    lock = (scratch / LOCK).open("w")
     try:
+        with suppress(OSError):  # not every network file system can lock
+            fcntl.flock(lock, fcntl.LOCK_EX)
         part = scratch / path.name
         yield part
         old = scratch / "old"
@@ -30,7 +39,18 @@ def replacing(path: Path) -> Iterator[Path]:
                 old.rename(path)
             raise
     finally:
+        lock.close()
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove the scratch folders of `path` whose writers are no more."""
+    with os.scandir(path.parent) as entries:
+        scratch = [e.path for e in entries if e.name.startswith(f".{path.name}.") and e.is_dir()]
+    for folder in scratch:
+        with suppress(OSError), (Path(folder) / LOCK).open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
 
 
 def write_text(path: Path, text: str) -> None:
