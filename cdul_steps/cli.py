@@ -1,6 +1,7 @@
 """`cdul`: every stage as a command. Stages are imported when they run, so that help is quick."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +29,10 @@ Split = Annotated[str, Option(help="Split to work on: train or test.")]
 Model = Annotated[str, Option(help="open_clip model name, or local-dir:FOLDER.")]
 Pretrained = Annotated[str | None, Option(help="open_clip tag or checkpoint file.")]
 MaxPixels = Annotated[int, Option(help="Images of more pixels are refused.")]
-Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1, ...")]
+Device = Annotated[
+    str, Option(help="auto, cpu, cuda (a GPU that no other job has), cuda:1 (that one), ...")
+]
+Gpus = Annotated[int, Option(help="GPUs that --device auto may take; 0: none, so the CPU.")]
 Workers = Annotated[
     int, Option(help="Processes that decode images (on a CPU: and encode them); -1 chooses.")
 ]
@@ -70,6 +74,10 @@ def _grid(option: str, text: str) -> tuple[int, int]:
     if not (rows.isdecimal() and columns.isdecimal() and int(rows) and int(columns)):
         raise typer.BadParameter(f"{text!r} is not ROWSxCOLUMNS", param_hint=option)
     return int(rows), int(columns)
+
+
+def _device(device: str, gpus: int) -> str:
+    return "cpu" if device == "auto" and not gpus else device
 
 
 @app.command()
@@ -132,6 +140,7 @@ def encode(
     ] = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     device: Device = "auto",
+    gpus: Gpus = 1,
     batch_size: Annotated[int, Option(help="Views a forward pass; 0 chooses.")] = 0,
     workers: Workers = -1,
     threads: Threads = 0,
@@ -148,7 +157,7 @@ def encode(
         precision=_choose("--precision", precision, ("fp32", "fp16", "bf16")),
         resize_mode=resize_mode,
         max_pixels=max_pixels,
-        device=device,
+        device=_device(device, gpus),
         batch_size=batch_size,
         workers=workers,
         threads=threads,
@@ -343,6 +352,7 @@ def train(
     difficult: Difficult = "ignore",
     max_pixels: MaxPixels = MAX_PIXELS,
     device: Device = "auto",
+    gpus: Gpus = 1,
     workers: Workers = -1,
     threads: Threads = 0,
 ) -> None:
@@ -356,7 +366,7 @@ def train(
         settings=read_training(settings),
         difficult=_choose("--difficult", difficult, ("ignore", "negative", "positive")),
         max_pixels=max_pixels,
-        device=device,
+        device=_device(device, gpus),
         workers=workers,
         threads=threads,
         output=output,
@@ -377,6 +387,7 @@ def predict(
     ] = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     device: Device = "auto",
+    gpus: Gpus = 1,
     batch_size: Annotated[int, Option(help="Images a forward pass.")] = 32,
     workers: Workers = -1,
     threads: Threads = 0,
@@ -394,7 +405,7 @@ def predict(
         output=output,
         threshold=threshold,
         max_pixels=max_pixels,
-        device=device,
+        device=_device(device, gpus),
         batch_size=batch_size,
         workers=workers,
         threads=threads,
@@ -537,8 +548,14 @@ def _explain(error: Exception) -> str | None:
     return None
 
 
+def _stop(*_: object) -> None:
+    sys.exit(128 + signal.SIGTERM)
+
+
 def main() -> None:
     """Run a command; what the user can put right is one line on stderr and exit status 1."""
+    # SLURM tells a job to stop before it kills it. Unwinding leaves no scratch file and no worker.
+    signal.signal(signal.SIGTERM, _stop)
     # Torch's threads wait for each other at every layer. Spinning while they wait, as is the
     # default, is tens of times slower as soon as a decoding process or another job needs a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -1,12 +1,12 @@
 """Files that are either whole or absent, and say which version of their form they have."""
 
+import fcntl
 import hashlib
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +40,25 @@ def as_utf8(name: str) -> str:
     return name
 
 
+LOCK = ".lock"
+"""File in a scratch folder that its writer keeps locked for as long as it lives."""
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; rename it over `path` when the block succeeds.
 
-    What is written may be a file or a folder. A killed writer leaves `path` as it was, and what it
-    leaves beside it goes away with the next one. Raises OSError that names `path` where there is
-    no room or no permission.
+    What is written may be a file or a folder. A killed writer leaves `path` as it was, and a
+    scratch folder that the next writer of `path` removes. Raises OSError that names `path` where
+    there is no room or no permission.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    left = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}")
-    for old in path.parent.iterdir():
-        if left.fullmatch(old.name):
-            shutil.rmtree(old, ignore_errors=True)
+    _remove_stale(path)
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    lock = (scratch / LOCK).open("w")
     try:
+        with suppress(OSError):  # not every network file system can lock
+            fcntl.flock(lock, fcntl.LOCK_EX)
         part = scratch / path.name
         yield part
         old = scratch / "old"
@@ -72,7 +76,18 @@ def replacing(path: Path) -> Iterator[Path]:
         # Libraries do not say which file they could not write.
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
     finally:
+        lock.close()
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove the scratch folders of `path` whose writers are no more."""
+    with os.scandir(path.parent) as entries:
+        scratch = [e.path for e in entries if e.name.startswith(f".{path.name}.") and e.is_dir()]
+    for folder in scratch:
+        with suppress(OSError), (Path(folder) / LOCK).open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
 
 
 def write_text(path: Path, text: str) -> None:

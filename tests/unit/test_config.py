@@ -234,6 +234,8 @@ def test_sweep_settings():
     assert read_sweep('{"lambda": [0.5]}').lambda_ == [0.5]
     assert "did you mean 'tau'?" in message_of('{"taus": [1]}', read_sweep)
     assert read_sweep(Sweep(zeta=[0]).model_dump_json(by_alias=True)) == Sweep(zeta=[0])
+
+
 @pytest.mark.parametrize("loss", ["wan", "epr", "role"])
 @pytest.mark.parametrize(
     ("settings", "remedy"),

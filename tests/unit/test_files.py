@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -58,6 +60,40 @@ def test_a_writer_that_writes_nothing_leaves_the_old_folder(tmp_path):
         pass
     assert names(path) == ["old"]
     assert names(tmp_path) == ["folder"]
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from cdul_steps.data.files import replacing
+with replacing(Path(sys.argv[1])) as part:
+    part.write_text("half")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_killed_writers_scratch_goes_with_the_next_writer_a_living_ones_stays(tmp_path):
+    path = tmp_path / "file"
+    command = [sys.executable, "-c", WRITER, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+        writer.stdout.readline()
+        (alive,) = names(tmp_path)
+        write_text(path, "first")
+        assert names(tmp_path) == [alive, "file"]
+        assert (tmp_path / alive / "file").read_text() == "half"
+        writer.kill()
+    write_text(tmp_path / "other", "")
+    assert names(tmp_path) == [alive, "file", "other"]
+    write_text(path, "second")
+    assert names(tmp_path) == ["file", "other"]
+    assert path.read_text() == "second"
+
+
+def test_a_folder_that_is_no_scratch_stays(tmp_path):
+    (tmp_path / ".file.mine").mkdir()
+    write_text(tmp_path / "file", "text")
+    assert names(tmp_path) == [".file.mine", "file"]
 
 
 def test_files_have_the_usual_permissions(tmp_path):

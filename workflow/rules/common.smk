@@ -1,3 +1,4 @@
+import os
 import shlex
 import sys
 from functools import cache, wraps
@@ -97,6 +98,13 @@ def flag(name, value):
 def code(step):
     """Digest of a step's code: Snakemake does not look inside an imported package."""
     return source_digest(f"cdul_steps.steps.{step}")
+
+
+def gpus(wildcards):
+    """One GPU; but none for a job that SLURM gave none, since the plugin does not tell the job
+    about `--resources gpu=0`."""
+    in_slurm = workflow.remote_exec and "SLURM_JOB_ID" in os.environ
+    return 0 if in_slurm and "SLURM_GPUS_ON_NODE" not in os.environ else 1
 
 
 def dataset_root(wildcards):

@@ -31,7 +31,7 @@ rule encode:
         "../../environment.yml"
     threads: 8
     resources:
-        gpu=1,
+        gpu=gpus,
         device=RUNTIME.device,
         batch_size=lambda wildcards, attempt: RUNTIME.batch_size // 2 ** (attempt - 1),
         workers=RUNTIME.workers,
@@ -48,5 +48,5 @@ rule encode:
         "cdul encode --manifest {input:q} --store {params.store:q} --table {output.table:q} "
         "--model {params.model:q} {params.pretrained:q} --precision {params.precision} "
         "{params.resize_mode:q} --max-pixels {params.max_pixels} "
-        "--device {resources.device:q} --batch-size {resources.batch_size} "
+        "--device {resources.device:q} --gpus {resources.gpu} --batch-size {resources.batch_size} "
         "--workers={resources.workers} --threads {threads} 2> {log:q}"

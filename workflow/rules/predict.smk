@@ -11,7 +11,7 @@ rule predict:
         "../../environment.yml"
     threads: 8
     resources:
-        gpu=1,
+        gpu=gpus,
         device=RUNTIME.device,
         workers=RUNTIME.workers,
     params:
@@ -21,5 +21,5 @@ rule predict:
     shell:
         "cdul predict --model {params.model:q} --images {input.images:q} "
         "--split {wildcards.split} --max-pixels {params.max_pixels} "
-        "--device {resources.device:q} --workers={resources.workers} --threads {threads} "
-        "--output {output:q} 2> {log:q}"
+        "--device {resources.device:q} --gpus {resources.gpu} --workers={resources.workers} "
+        "--threads {threads} --output {output:q} 2> {log:q}"

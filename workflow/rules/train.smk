@@ -13,7 +13,7 @@ rule train:
         "../../environment.yml"
     threads: 8
     resources:
-        gpu=1,
+        gpu=gpus,
         device=RUNTIME.device,
         workers=RUNTIME.workers,
     params:
@@ -26,5 +26,5 @@ rule train:
     shell:
         "cdul train --labels {input.labels:q} --images {input.images:q} "
         "--settings {params.settings:q} --difficult {params.difficult} "
-        "--max-pixels {params.max_pixels} --device {resources.device:q} "
+        "--max-pixels {params.max_pixels} --device {resources.device:q} --gpus {resources.gpu} "
         "--workers={resources.workers} --threads {threads} --output {params.folder:q} 2> {log:q}"

@@ -1,0 +1,83 @@
+"""One GPU, one job: choosing among things that other processes may have taken."""
+
+import multiprocessing
+
+import pytest
+import torch
+
+from cdul_steps.errors import UserError
+from cdul_steps.models.device import choose_device, claim
+
+GPUS = ["GPU-a", "GPU-b", "GPU-c"]
+FORK = multiprocessing.get_context("fork")
+
+
+def take(pipe, gpus, folder):
+    """Wait for a word, so that all start at once; keep what was taken until the next."""
+    pipe.recv()
+    pipe.send(claim(gpus, folder))
+    pipe.recv()
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Start a process that claims one of the named GPUs: it, and the pipe to it."""
+    started = []
+
+    def start(*gpus):
+        ours, theirs = FORK.Pipe()
+        process = FORK.Process(target=take, args=(theirs, gpus, tmp_path))
+        process.start()
+        started.append(process)
+        return process, ours
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
+
+
+def go(*jobs):
+    """What each of the jobs takes, all asking at once."""
+    for _, pipe in jobs:
+        pipe.send("go")
+    return [pipe.recv() for _, pipe in jobs]
+
+
+def test_no_two_processes_take_one_gpu(job):
+    found = go(*(job(*GPUS) for _ in range(5)))
+    assert sorted(found, key=str) == [0, 1, 2, None, None]
+
+
+def test_a_gpu_is_free_again_however_its_job_ended(job):
+    done, killed = job(*GPUS), job(*GPUS)
+    assert go(done) + go(killed) == [0, 1]
+    done[1].send("end")
+    killed[0].kill()
+    for process, _ in (done, killed):
+        process.join()
+    assert sorted(go(job(*GPUS), job(*GPUS))) == [0, 1]
+
+
+def test_the_name_counts_not_the_number(job):
+    # As SLURM gives them: each job sees its own GPU as number 0.
+    assert go(job("GPU-a")) + go(job("GPU-b")) == [0, 0]
+    assert go(job("GPU-b", "GPU-a", "GPU-c")) == [2]
+
+
+def test_a_process_keeps_its_gpu(tmp_path):
+    assert claim(GPUS, tmp_path) == 0
+    assert claim(GPUS, tmp_path) == 0
+
+
+def test_children_do_not_share_the_gpu(job, tmp_path):
+    assert claim(GPUS[:1], tmp_path) == 0
+    assert go(job(*GPUS[:1])) == [None]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_gpu():
+    assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
+    for name in ("cuda", "cuda:0", "gpu"):
+        with pytest.raises(UserError, match=f"device '{name}' cannot be used here"):
+            choose_device(name)
