@@ -106,6 +106,9 @@ def encode(
     ] = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     device: Device = "auto",
+    engine: Annotated[
+        str, Option(help="What runs the tower on a CPU: torch, onnx, or auto, which measures.")
+    ] = "auto",
     batch_size: Annotated[int, Option(help="Views a forward pass; 0 chooses.")] = 0,
     workers: Workers = -1,
     threads: Threads = 0,
@@ -123,6 +126,7 @@ def encode(
         resize_mode=resize_mode,
         max_pixels=max_pixels,
         device=device,
+        engine=_choose("--engine", engine, ("auto", "torch", "onnx")),
         batch_size=batch_size,
         workers=workers,
         threads=threads,
@@ -304,6 +308,7 @@ def predict(
         threshold=threshold,
         max_pixels=max_pixels,
         device=device,
+        engine=_choose("--engine", engine, ("auto", "torch", "onnx")),
         batch_size=batch_size,
         workers=workers,
         threads=threads,

@@ -32,6 +32,7 @@ rule encode:
     resources:
         gpu=1,
         device=RUNTIME.device,
+        engine=RUNTIME.engine,
         batch_size=lambda wildcards, attempt: RUNTIME.batch_size // 2 ** (attempt - 1),
         workers=RUNTIME.workers,
     params:
@@ -47,5 +48,5 @@ rule encode:
         "cdul encode --manifest {input:q} --store {params.store:q} --table {output.table:q} "
         "--model {params.model:q} {params.pretrained:q} --precision {params.precision} "
         "{params.resize_mode:q} --max-pixels {params.max_pixels} "
-        "--device {resources.device} --batch-size {resources.batch_size} "
+        "--device {resources.device} --engine {resources.engine} --batch-size {resources.batch_size} "
         "--workers={resources.workers} --threads {threads} 2> {log:q}"
