@@ -141,6 +141,9 @@ def encode(
     max_pixels: MaxPixels = MAX_PIXELS,
     device: Device = "auto",
     gpus: Gpus = 1,
+    engine: Annotated[
+        str, Option(help="What runs the tower on a CPU: torch, onnx, or auto, which measures.")
+    ] = "auto",
     batch_size: Annotated[int, Option(help="Views a forward pass; 0 chooses.")] = 0,
     workers: Workers = -1,
     threads: Threads = 0,
@@ -158,6 +161,7 @@ def encode(
         resize_mode=resize_mode,
         max_pixels=max_pixels,
         device=_device(device, gpus),
+        engine=_choose("--engine", engine, ("auto", "torch", "onnx")),
         batch_size=batch_size,
         workers=workers,
         threads=threads,

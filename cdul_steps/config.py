@@ -373,6 +373,12 @@ class Runtime(Section):
     """How fast, not what: changing these re-runs nothing."""
 
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, ...")
+    engine: Literal["auto", "torch", "onnx"] = Field(
+        "auto",
+        description="What runs the encoder on a CPU: torch, ONNX Runtime, or `auto`, which "
+        "measures at the start of a long job. Vectors agree to a cosine of 0.9999; name one where "
+        "bytes must be the same on every machine.",
+    )
     batch_size: int = Field(
         0, ge=0, description="Views a forward pass of the encoder; 0 chooses by the device."
     )

@@ -115,6 +115,19 @@ def _check_loaded(network: torch.nn.Module, fresh: torch.nn.Module) -> None:
             raise ValueError(f"they do not hold {name}, so they are of another model")
 
 
+def start_head(network: torch.nn.Module, labels: Tensor) -> None:
+    """Let an untrained head give each class its mean label at first, whatever the image.
+
+    `labels` float32 (N, C). Otherwise the first steps unlearn a random head, and with it the
+    weights below (Lin et al., 2017, section 3.3). Means are kept within 0.01..0.99.
+    """
+    head = network.get_classifier()
+    if getattr(head, "bias", None) is not None:
+        with torch.no_grad():
+            head.weight.zero_()
+            head.bias.copy_(torch.logit(labels.mean(dim=0), eps=0.01))
+
+
 def save_classifier(network: torch.nn.Module, card: Card, folder: Path) -> None:
     """Write the model folder: weights as safetensors, and last the card as JSON."""
     with replacing(folder / WEIGHTS) as part:

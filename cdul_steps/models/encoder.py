@@ -14,6 +14,7 @@ import open_clip
 import torch
 from huggingface_hub import constants as hub
 from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.utils import to_2tuple
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import Compose, Normalize
@@ -115,17 +116,20 @@ class Preprocess:
     """The model's own preprocessing, cut in two where pixels stop being uint8."""
 
     resize: Compose
+    size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     @classmethod
     def of(cls, network: torch.nn.Module) -> "Preprocess":
         """Read the preprocessing that belongs to an open_clip model."""
-        config = open_clip.get_model_preprocess_cfg(network)
-        transform = image_transform_v2(PreprocessCfg(**config), is_train=False)
+        config = PreprocessCfg(**open_clip.get_model_preprocess_cfg(network))
+        transform = image_transform_v2(config, is_train=False)
         *resize, to_tensor, normalize = transform.transforms
         assert isinstance(normalize, Normalize) and "ToTensor" in type(to_tensor).__name__
-        return cls(Compose(resize), tuple(normalize.mean), tuple(normalize.std))
+        return cls(
+            Compose(resize), to_2tuple(config.size), tuple(normalize.mean), tuple(normalize.std)
+        )
 
     def view(self, image: Image.Image, box: tuple[int, int, int, int]) -> np.ndarray:
         """Crop `box` (x0, y0, x1, y1 in pixels) and resize it: uint8 (3, H, W)."""

@@ -24,10 +24,11 @@ from cdul_steps.models.encoder import (
     load_clip,
     logit_scale,
 )
+from cdul_steps.models.engine import Encoder, EngineName, choose_engine
 from cdul_steps.progress import Progress, note
 from cdul_steps.provenance import versions
 
-SOFTWARE = ("torch", "open_clip_torch", "timm", "zarr", "pillow")
+SOFTWARE = ("torch", "onnxruntime", "open_clip_torch", "timm", "zarr", "pillow")
 MAX_ASPECT = 100
 """Views longer than so many times their width are refused: resized, they would fill the memory."""
 
@@ -35,9 +36,8 @@ MAX_ASPECT = 100
 class BatchedEncoder(InBatches):
     """Embeds views in batches, smaller ones after running out of GPU memory."""
 
-    def __init__(self, encoder: ImageEncoder, batch_size: int) -> None:
+    def __init__(self, encoder: Encoder, batch_size: int) -> None:
         super().__init__(encoder, batch_size, "encode")
-        self.encoder = encoder
 
     def __call__(self, views: np.ndarray) -> np.ndarray:
         """Embed uint8 views (B, 3, H, W): float32 unit vectors (B, D), NaN where it failed."""
@@ -106,6 +106,7 @@ def encode_shard(
     resize_mode: str | None,
     max_pixels: int,
     device: str,
+    engine: EngineName,
     batch_size: int,
     workers: int,
     threads: int,
@@ -114,8 +115,9 @@ def encode_shard(
 
     Writes the shard's object of `store`, float16 unit vectors (shard_size, 1+S, D) with NaN for
     images that cannot be used, and last `table`, a row an image: `image_id, row, status, error,
-    seconds`. `batch_size` counts views, 0 chooses by the device; `workers` processes decode, -1
-    chooses too. Raises UserError where the model cannot be loaded.
+    seconds`. `engine` is what runs the tower on a CPU and `batch_size` counts views, 0 chooses:
+    see `choose_engine`; `workers` processes decode, -1 chooses too. Raises UserError where the
+    model cannot be loaded.
     """
     facts, images, boxes = read_shard(manifest)
     target, workers = set_up(device, threads, workers, cpu_workers=0)
@@ -124,21 +126,24 @@ def encode_shard(
         model, pretrained, precision=precision, resize_mode=resize_mode, device=target
     )
     encoder = ImageEncoder(network, precision, target)
-    # Large batches fill a GPU; on a CPU small ones stay in its cache and are up to twice as fast.
-    encode = BatchedEncoder(encoder, batch_size or (256 if target.type == "cuda" else 5))
+    loaded = time.monotonic() - start
+    views = boxes.shape[1]
+    choice = choose_engine(
+        encoder, engine, batch_size, views=views, work=len(images) * views / max(1, workers)
+    )
+    encode = BatchedEncoder(choice.encoder, choice.batch_size)
     note(
-        f"encode: {model} in {precision} on {target}, loaded in {time.monotonic() - start:.1f} s; "
-        f"{len(images)} images x {boxes.shape[1]} views, batches of "
-        f"{encode.batch_size}, {workers} workers"
+        f"encode: {model} in {precision} on {target}, loaded in {loaded:.1f} s; {len(images)} "
+        f"images x {views} views by {choice.engine} in batches of {choice.batch_size}, {workers} "
+        f"workers"
     )
     shard, shard_size = facts["shard"], facts["shard_size"]
     places = images["row"].to_numpy() - shard * shard_size
     rows, outcome, seconds = _encode_images(
-        encode, images["path"], boxes, places, shard_size, workers, max_pixels
+        encode, encoder, images["path"], boxes, places, shard_size, workers, max_pixels
     )
     write_shard(store, shard, rows, shard_size)
     failed = sum(status != "ok" for status, _, _ in outcome)
-    views = (len(images) - failed) * boxes.shape[1]
     result = pa.table(
         {
             "image_id": images["image_id"],
@@ -158,10 +163,11 @@ def encode_shard(
         resize_mode=resize_mode,
         logit_scale=logit_scale(network),
         device=str(target),
+        engine=choice.engine,
         batch_size=encode.batch_size,
         seconds=round(seconds, 3),
         images_per_second=round(len(images) / seconds, 2),
-        views_per_second=round(views / seconds, 2),
+        views_per_second=round((len(images) - failed) * views / seconds, 2),
         digest=digest(shard_file(store, shard)),
         software=versions(*SOFTWARE),
     )
@@ -173,6 +179,7 @@ def encode_shard(
 
 def _encode_images(
     encode: BatchedEncoder,
+    encoder: ImageEncoder,
     paths: pa.ChunkedArray,
     boxes: np.ndarray,
     places: np.ndarray,
@@ -181,7 +188,6 @@ def _encode_images(
     max_pixels: int,
 ) -> tuple[np.ndarray, list[tuple[str, str, float]], float]:
     """Rows of the shard, `(status, error, seconds)` an image, and the seconds it all took."""
-    encoder = encode.encoder
     in_workers = encoder.device.type == "cpu"
     blank = encoder.preprocess.view(Image.new("RGB", (8, 8)), (0, 0, 8, 8))
     dimension = encode(blank[None]).shape[1]

@@ -20,7 +20,7 @@ from cdul_steps.data.manifest import read_split
 from cdul_steps.data.tables import describe, read_facts, read_scores, score_table, write_table
 from cdul_steps.errors import UserError, first_line
 from cdul_steps.method.metrics import Difficult
-from cdul_steps.models.classifier import Card, new_classifier, save_classifier
+from cdul_steps.models.classifier import Card, new_classifier, save_classifier, start_head
 from cdul_steps.models.device import DTYPES, set_up
 from cdul_steps.models.label_table import FixedLabels, new_labels
 from cdul_steps.progress import Progress, note
@@ -208,6 +208,7 @@ def train_classifier(
         },
     )
     label_table = new_labels(torch.from_numpy(scores).to(target), settings)
+    start_head(network, label_table.labels.cpu())
     trainer = Trainer(network, card, settings, label_table, target)
     history: list[dict[str, Any]] = []
     if state := _load_checkpoint(checkpoint, identity):

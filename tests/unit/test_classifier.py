@@ -13,7 +13,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from cdul_steps.errors import UserError
-from cdul_steps.models.classifier import Card, load_classifier, new_classifier, save_classifier
+from cdul_steps.models.classifier import (
+    Card,
+    load_classifier,
+    new_classifier,
+    save_classifier,
+    start_head,
+)
 
 MODEL = "test_byobnet"
 CLASSES = ["cat", "dog", "bird"]
@@ -63,6 +69,17 @@ def test_random_start_depends_on_the_seed():
 
     assert torch.equal(start(0), start(0))
     assert not torch.equal(start(0), start(1))
+
+
+@pytest.mark.parametrize("model", [MODEL, "resnet10t", "test_vit"])
+def test_a_new_head_gives_the_mean_labels(model):
+    network, data = new_classifier(model, CLASSES, {}, None)
+    labels = torch.tensor([[0.9, 0.2, 0.0], [0.5, 0.1, 0.0]])
+    start_head(network, labels)
+    size = data["input_size"][1]
+    logits = network.eval()(torch.rand(2, 3, size, size))
+    expected = torch.tensor([[0.7, 0.15, 0.01]]).expand(2, 3)  # none at all is 0.01
+    torch.testing.assert_close(torch.sigmoid(logits), expected)
 
 
 def test_data_config():

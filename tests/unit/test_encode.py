@@ -48,6 +48,7 @@ def run(manifest: Path, folder: Path, model: str, **options) -> tuple[np.ndarray
         "resize_mode": None,
         "max_pixels": tiny.MAX_PIXELS,
         "device": "cpu",
+        "engine": "auto",
         "batch_size": 0,
         "workers": 0,
         "threads": 1,

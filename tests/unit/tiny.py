@@ -30,7 +30,8 @@ def make_clip(folder: Path, change=lambda network: None, **model: object) -> str
         torch.manual_seed(0)
         network = open_clip.model.CLIP(**deepcopy(model))
     # Freshly made, attention to the pixels is so small that all images look the same.
-    network.visual.conv1.weight.data.mul_(10)
+    if hasattr(network.visual, "conv1"):
+        network.visual.conv1.weight.data.mul_(10)
     change(network)
     config = {"model_cfg": model, "preprocess_cfg": PREPROCESS}
     (folder / "open_clip_config.json").write_text(json.dumps(config))

@@ -33,6 +33,7 @@ rule encode:
     resources:
         gpu=gpus,
         device=RUNTIME.device,
+        engine=RUNTIME.engine,
         batch_size=lambda wildcards, attempt: RUNTIME.batch_size // 2 ** (attempt - 1),
         workers=RUNTIME.workers,
     params:
@@ -48,5 +49,6 @@ rule encode:
         "cdul encode --manifest {input:q} --store {params.store:q} --table {output.table:q} "
         "--model {params.model:q} {params.pretrained:q} --precision {params.precision} "
         "{params.resize_mode:q} --max-pixels {params.max_pixels} "
-        "--device {resources.device:q} --gpus {resources.gpu} --batch-size {resources.batch_size} "
+        "--device {resources.device:q} --gpus {resources.gpu} --engine {resources.engine} "
+        "--batch-size {resources.batch_size} "
         "--workers={resources.workers} --threads {threads} 2> {log:q}"

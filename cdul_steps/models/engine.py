@@ -1,0 +1,183 @@
+"""Engines: what runs the image tower, and in batches of which size."""
+
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor
+
+from cdul_steps.errors import UserError, first_line
+from cdul_steps.method.similarity import unit
+from cdul_steps.models.encoder import ImageEncoder, Preprocess
+from cdul_steps.progress import note
+
+EngineName = Literal["auto", "torch", "onnx"]
+GPU_BATCH = 256
+"""Views a forward pass that fill a GPU."""
+WORTHWHILE = 20.0
+"""Seconds of work below which measuring engines costs more than it gains."""
+MARGIN = 1.25
+"""How much faster another engine must be: a choice must not flip from job to job."""
+SAME = 0.9999
+"""Cosine between two engines' vectors of one view from which they are the same."""
+
+Encoder = Callable[[Tensor], np.ndarray]
+
+
+class _Tower(torch.nn.Module):
+    """From uint8 views to vectors, as one graph."""
+
+    def __init__(self, network: torch.nn.Module, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.network, self.preprocess = network, preprocess
+
+    def forward(self, views: Tensor) -> Tensor:
+        return self.network.encode_image(self.preprocess.normalize(views, torch.float32))
+
+
+class OnnxEncoder:
+    """The image tower in ONNX Runtime, on one thread.
+
+    On a CPU it fuses a convolution with what surrounds it, which makes such towers twice as fast.
+    """
+
+    def __init__(self, encoder: ImageEncoder) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="cdul-")
+        self._file = Path(self._folder.name) / "tower.onnx"
+        self._session: onnxruntime.InferenceSession | None = None
+        self._process = 0
+        size = encoder.preprocess.size
+        views = torch.zeros((2, 3, *size), dtype=torch.uint8)
+        axes = {"views": {0: "batch"}, "vectors": {0: "batch"}}
+        # Attention in one native operator cannot be exported.
+        fast_path = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                # By tracing: torch's newer exporter takes 12 s, at the start of every job.
+                torch.onnx.export(
+                    _Tower(encoder.network, encoder.preprocess).eval(),
+                    (views,),
+                    self._file,
+                    dynamo=False,
+                    input_names=["views"],
+                    output_names=["vectors"],
+                    dynamic_axes=axes,
+                )
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast_path)
+
+    def __call__(self, views: Tensor) -> np.ndarray:
+        """Embed uint8 views (B, 3, H, W): float32 vectors (B, D), as the tower gives them."""
+        # A session does not outlive a fork: every worker process opens its own.
+        if self._session is None or self._process != os.getpid():
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = options.inter_op_num_threads = 1
+            self._session = onnxruntime.InferenceSession(
+                str(self._file), options, providers=["CPUExecutionProvider"]
+            )
+            self._process = os.getpid()
+        return self._session.run(None, {"views": views.numpy()})[0]
+
+
+def _seconds(encode: Encoder, views: Tensor) -> float:
+    """Seconds of processor time a view, the best of a few runs, on one thread."""
+    encode(views)
+    spent: list[float] = []
+    while len(spent) < 3:
+        start = time.thread_time()
+        encode(views)
+        spent.append(time.thread_time() - start)
+    return min(spent) / len(views)
+
+
+def _onnx(encoder: ImageEncoder, probe: Tensor) -> OnnxEncoder:
+    """The tower in ONNX Runtime; ValueError where its vectors are not the same."""
+    onnx = OnnxEncoder(encoder)
+    cosine = (unit(encoder(probe)) * unit(onnx(probe))).sum(axis=1)
+    if not (cosine >= SAME).all():
+        raise ValueError(f"its vectors differ from torch's (cosine {cosine.min():.5f})")
+    return onnx
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What runs the tower: its engine, the encoder itself, and views a forward pass."""
+
+    engine: str
+    encoder: Encoder
+    batch_size: int
+
+
+def choose_engine(
+    encoder: ImageEncoder, engine: EngineName, batch_size: int, *, views: int, work: float
+) -> Choice:
+    """Choose what runs the image tower.
+
+    A GPU takes torch and large batches. On a CPU, where an image's views come together and a
+    worker has one thread, engines and batch sizes are measured on noise, if a worker has enough
+    `work` (views) to gain by it. `views` is the number of an image; a `batch_size` (views) of 0
+    chooses. Raises UserError where `onnx` is asked for and cannot be had.
+    """
+    if encoder.device.type != "cpu":
+        if engine == "onnx":
+            raise UserError(f"engine 'onnx' is for a CPU, not for {encoder.device}; use 'auto'")
+        return Choice("torch", encoder, batch_size or GPU_BATCH)
+    # Half an image's views at a time stay in the processor's cache.
+    sizes = [batch_size] if batch_size else [-(-views // 2), views]
+    shape = (sizes[-1], 3, *encoder.preprocess.size)
+    probe = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        if engine == "onnx":
+            candidates = [Choice("onnx", _onnx(encoder, probe), size) for size in sizes]
+        else:
+            candidates = [Choice("torch", encoder, size) for size in sizes]
+        best, *others = candidates
+        seconds = _seconds(best.encoder, probe[: best.batch_size])
+        if seconds * work < WORTHWHILE:
+            return best
+        if engine == "auto" and encoder.dtype is torch.float32:
+            others += _with_onnx(encoder, probe, sizes)
+        for other in others:
+            its = _seconds(other.encoder, probe[: other.batch_size])
+            note(
+                f"encode: {other.engine} in batches of {other.batch_size}: {1 / its:.1f} views/s a "
+                f"thread, {best.engine} in batches of {best.batch_size}: {1 / seconds:.1f}"
+            )
+            if seconds > MARGIN * its:
+                best, seconds = other, its
+        return best
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _onnx(encoder: ImageEncoder, probe: Tensor) -> OnnxEncoder:
+    """The tower in ONNX Runtime. Raises UserError where its vectors are not torch's."""
+    try:
+        onnx = OnnxEncoder(encoder)
+        cosine = (unit(encoder(probe)) * unit(onnx(probe))).sum(axis=1).min()
+    except Exception as error:
+        raise UserError(f"engine 'onnx' cannot take this model: {first_line(error)}") from error
+    if not cosine >= SAME:
+        raise UserError(f"engine 'onnx': its vectors differ from torch's, cosine {cosine:.5f}")
+    return onnx
+
+
+def _with_onnx(encoder: ImageEncoder, probe: Tensor, sizes: list[int]) -> list[Choice]:
+    try:
+        onnx = _onnx(encoder, probe)
+    except UserError as error:
+        note(f"encode: {error}")
+        return []
+    return [Choice("onnx", onnx, size) for size in sizes]
