@@ -144,6 +144,8 @@ def choose_engine(
         else:
             candidates = [Choice("torch", encoder, size) for size in sizes]
         best, *others = candidates
+        if engine != "auto" and not others:
+            return best
         seconds = _seconds(best.encoder, probe[: best.batch_size])
         if seconds * work < WORTHWHILE:
             return best

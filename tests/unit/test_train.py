@@ -300,7 +300,7 @@ def test_refined_labels_of_hard_variants(data, tmp_path, variant, ends):
 def test_refined_labels_of_role_are_its_estimates(data, tmp_path):
     """Kept high where a positive is observed, and learnt from the network elsewhere."""
     settings = {**VARIANTS["role"], "role": {"learning_rate_scale": 100.0}, "seed": 1}
-    run(data, tmp_path, **settings, epochs=12, expected_positives=1.5)
+    run(data, tmp_path, **settings, epochs=30, expected_positives=1.5)
     given = read_scores(data / "labels.parquet")[2]
     best = given == given.max(axis=1, keepdims=True)
     labels = refined(tmp_path)
