@@ -16,6 +16,7 @@ include: "workflow/rules/label.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/predict.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/model_card.smk"
 
 
 rule all:
@@ -27,7 +28,7 @@ rule all:
             encoder=RUN.encoders,
             labels=RUN.labels,
             training=RUN.trainings,
-            file=["metrics.json", "history.parquet", "refined_labels.parquet"],
+            file=["model/README.md", "history.parquet", "refined_labels.parquet"],
         ),
         [
             expand(

@@ -311,6 +311,37 @@ def predict(
 
 
 @app.command()
+def model_card(
+    model: Annotated[Path, Option(help="Folder of a trained classifier.")],
+    data: Annotated[str, Option(help="Name of the data set.")],
+    images: Images,
+    quality: Annotated[Path, Option(help="quality.json of its labels.")],
+    metrics: Annotated[Path, Option(help="metrics.json of the classifier.")],
+    output: Output,
+) -> None:
+    """Write the model card: what a classifier learnt from, how good it is, and its limits."""
+    from cdul_steps.steps.model_card import make_model_card
+
+    make_model_card(
+        model=model, data=data, images=images, quality=quality, metrics=metrics, output=output
+    )
+
+
+@app.command()
+def export(
+    model: Annotated[Path, Option(help="Folder of a trained classifier.")],
+    output: Annotated[Path, Option(help="Folder to write: the file, model.json, README.md.")],
+    format_: Annotated[str, Option("--format", help="onnx, pt2 or torchscript.")] = "onnx",
+) -> None:
+    """Write a trained classifier as one file that runs without this project."""
+    formats = ("onnx", "pt2", "torchscript")
+    _choose("--format", format_, formats)
+    from cdul_steps.steps.export import export_classifier
+
+    export_classifier(model=model, format_=format_, output=output)
+
+
+@app.command()
 def evaluate(
     scores: Annotated[Path, Option(help="Table of scores: pseudo-labels or predictions.")],
     images: Images,
