@@ -18,6 +18,8 @@ app = typer.Typer(
 )
 demo = typer.Typer(no_args_is_help=True, help="The embedded demo: its images and its CLIP.")
 app.add_typer(demo, name="demo")
+review = typer.Typer(no_args_is_help=True, help="Correct pseudo-labels by hand: docs/review.md.")
+app.add_typer(review, name="review")
 
 Option = typer.Option
 Output = Annotated[Path, Option(help="File to write.")]
@@ -198,6 +200,9 @@ def label(
     construction: Annotated[
         str, Option(help="global, local_mean, local_max, aggregate or final.")
     ] = "final",
+    corrections: Annotated[
+        Path | None, Option(help="CSV of what people corrected: image_id, class, value.")
+    ] = None,
 ) -> None:
     """Turn cosines into pseudo-labels: image_id, path, and a float32 column a class (0..1)."""
     from cdul_steps.method.aggregation import CONSTRUCTIONS
@@ -211,6 +216,7 @@ def label(
         tau=tau,
         zeta=zeta,
         lam=lam,
+        corrections=corrections,
         output=output,
     )
 
@@ -376,6 +382,52 @@ def summary(
     from cdul_steps.steps.summary import summarise
 
     typer.echo(summarise(results, as_json=json))
+
+
+@review.command("export")
+def export_review(
+    labels: Annotated[Path, Option(help="pseudo_labels.parquet.")],
+    format_: Annotated[str, Option("--format", help="csv, label-studio, coco or fiftyone.")],
+    output: Annotated[Path, Option(help="Folder to write.")],
+    threshold: Annotated[float, Option(help="Label (0..1) from which a class is proposed.")] = 0.5,
+    limit: Annotated[
+        int | None, Option(min=1, help="Only so many images, the least decided first.")
+    ] = None,
+    images: Annotated[
+        Path | None, Option(help="images.parquet of the manifest; coco needs it, for the sizes.")
+    ] = None,
+    root: Annotated[
+        Path | None, Option(help="Folder below which the tool finds the images; default: /.")
+    ] = None,
+) -> None:
+    """Write pseudo-labels in the form of a tool in which people correct them."""
+    _choose("--format", format_, ("csv", "label-studio", "coco", "fiftyone"))
+    from cdul_steps.steps.review import export_review
+
+    export_review(
+        labels=labels,
+        format_=format_,
+        output=output,
+        threshold=threshold,
+        limit=limit,
+        images=images,
+        root=root,
+    )
+
+
+@review.command("import")
+def import_review(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What the tool gave back.")],
+    review: Annotated[Path, Option(help="Folder of `cdul review export`.")],
+    output: Annotated[Path, Option(help="CSV of corrections; what it has already stays.")],
+    confirm: Annotated[
+        bool, Option("--confirm", help="Entries left as proposed are corrections too.")
+    ] = False,
+) -> None:
+    """Turn what people corrected into a file for `labels.NAME.corrections`."""
+    from cdul_steps.steps.review import import_review
+
+    import_review(review=review, file=file, confirm=confirm, output=output)
 
 
 @demo.command()

@@ -142,6 +142,11 @@ class Labels(Section):
         le=1,
         description="Joins global and local: 0 their mean, 1 the larger, -1 the smaller.",
     )
+    corrections: Place | None = Field(
+        None,
+        description="CSV of what people corrected (`image_id`, `class`, `value`: 1, 0 or unknown): "
+        "see docs/review.md. Training keeps these entries as they are.",
+    )
 
 
 class Alignment(Section):

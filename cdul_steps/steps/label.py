@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from cdul_steps.data.corrections import COLUMN, apply_corrections, read_corrections
 from cdul_steps.data.manifest import read_split
 from cdul_steps.data.stores import open_similarity, read_blocks
 from cdul_steps.data.tables import describe, score_table, write_table
@@ -25,11 +26,14 @@ def make_labels(
     zeta: float,
     lam: float,
     output: Path,
+    corrections: Path | None = None,
 ) -> None:
     """Write the pseudo-labels of a split: `image_id, path`, a float32 column a class.
 
-    One row an image that has an embedding, in the order of `images`. Settings and class table go
-    into the schema's metadata. Raises UserError for input that does not fit together.
+    One row an image that has an embedding, in the order of `images`. With `corrections`, the
+    entries that they name have their value, and the column `corrected` lists them. Settings and
+    class table go into the schema's metadata. Raises UserError for input that does not fit
+    together, and for a correction of an image or class that is not there.
     """
     array, classes, scale = open_similarity(similarity, tau)
     tau = temperature(scale) if tau is None else tau
@@ -50,7 +54,15 @@ def make_labels(
     if not usable.any():
         raise UserError(f"{similarity}: no image of split {split!r} has a similarity")
     table = table.filter(pa.array(usable))
-    result = score_table(table["image_id"], table["path"], classes, labels[usable])
+    labels, facts = labels[usable], {}
+    if corrections:
+        entries = read_corrections(corrections)
+        ids = table["image_id"].to_pylist()
+        corrected = apply_corrections(labels, ids, classes, entries, corrections)
+        facts = {"corrections": len(entries)}
+    result = score_table(table["image_id"], table["path"], classes, labels)
+    if corrections:
+        result = result.append_column(COLUMN, corrected)
     described = describe(
         result,
         "scores",
@@ -59,7 +71,7 @@ def make_labels(
         construction=construction,
         tau=tau,
         zeta=zeta,
-        **{"lambda": lam},
+        **{"lambda": lam, **facts},
         similarity={k: v for k, v in array.attrs.items() if k != "classes"},
         software=versions("numpy", "pyarrow", "zarr"),
     )

@@ -124,8 +124,11 @@ def _listed(facts: dict[str, Any]) -> str:
 
 def _limits(card: dict[str, Any], metrics: dict[str, Any]) -> str:
     absent = metrics["classes_without_positives"] if metrics["mAP"] is not None else []
+    corrections = card["provenance"]["labels"].get("corrections", 0)
+    checked = f"People corrected {corrections} labels that it learnt from, nobody the rest."
     lines = [
-        "Nobody checked the labels that it learnt from. What its teacher confuses, overlooks or "
+        (checked if corrections else "Nobody checked the labels that it learnt from.")
+        + " What its teacher confuses, overlooks or "
         "is biased about, this model has learnt too.",
         "It knows the classes above and nothing else; anything else in an image is no class.",
         "Its numbers are scores between 0 and 1, not calibrated chances: choose the threshold "

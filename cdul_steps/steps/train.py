@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cdul_steps.config import Training
+from cdul_steps.data.corrections import COLUMN, UNKNOWN, corrected_entries
 from cdul_steps.data.files import digest, replacing
 from cdul_steps.data.images import ImageError, decode
 from cdul_steps.data.manifest import read_split, read_truth
@@ -157,12 +158,16 @@ class Trainer:
         card: Card,
         settings: Training,
         labels: Tensor,
+        corrected: Tensor,
         device: torch.device,
     ) -> None:
+        """`labels` float32 (N, C); `corrected` bool (N, C), the entries that stay as they are."""
         self.network = network.to(device)
         self.card, self.settings, self.device = card, settings, device
         self.optimizer = _optimizer(settings, network)
         self.latents = alignment.to_latent(labels)
+        self.corrected = corrected
+        self.unknown = corrected & (labels == UNKNOWN)
         self.loss = alignment.LOSSES[settings.loss]
         self.dtype = DTYPES[settings.precision]
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
@@ -190,7 +195,8 @@ class Trainer:
                 if len(index) == 1:  # batch norm needs two
                     images = images.repeat(2, 1, 1, 1)
                 logits = self._forward(images)[: len(index)]
-                loss = self.loss(logits, targets[index].to(self.device, non_blocking=True))
+                wanted = targets[index].to(self.device, non_blocking=True)
+                loss = self.loss(*self._without_unknown(index, logits, wanted))
                 self.optimizer.zero_grad(set_to_none=True)
                 self.scaler.scale(loss.mean()).backward()
                 self.scaler.step(self.optimizer)
@@ -202,17 +208,32 @@ class Trainer:
                 progress.update(len(index))
         return float(total) / max(count, 1)
 
+    def _without_unknown(
+        self, index: Tensor, logits: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Where a person could not decide, there is nothing to learn: no gradient, no loss."""
+        unknown = self.unknown[index].to(self.device)
+        held = logits.detach()
+        return (
+            torch.where(unknown, held, logits),
+            torch.where(unknown, torch.sigmoid(held), targets),
+        )
+
     def align_labels(self) -> float:
-        """The network fixed, move every label that it saw; the mean absolute move of a label."""
+        """The network fixed, move every label that it saw but corrected ones.
+
+        Returns the mean absolute move of a label.
+        """
         seen = self.logits.isfinite().all(dim=1)
         before = alignment.to_label(self.latents[seen])
-        self.latents[seen] = alignment.label_step(
+        moved = alignment.label_step(
             self.latents[seen],
             self.logits[seen],
             self.loss,
             sigma=self.settings.alignment.sigma,
             step_size=self.settings.alignment.step_size,
         )
+        self.latents[seen] = torch.where(self.corrected[seen], self.latents[seen], moved)
         return float((alignment.to_label(self.latents[seen]) - before).abs().mean())
 
     @torch.inference_mode()
@@ -319,7 +340,8 @@ def train_classifier(
             "software": versions(*SOFTWARE),
         },
     )
-    trainer = Trainer(network, card, settings, torch.from_numpy(scores), target)
+    corrected = torch.from_numpy(corrected_entries(table, classes))
+    trainer = Trainer(network, card, settings, torch.from_numpy(scores), corrected, target)
     history: list[dict[str, Any]] = []
     if state := _load_checkpoint(checkpoint, identity):
         trainer.restore(state)
@@ -420,12 +442,10 @@ def _write_results(
     refined = alignment.to_label(trainer.latents).numpy()
     facts = {"classes": card.classes, **card.provenance}
     save_classifier(trainer.network, card, output / "model")
-    write_table(
-        describe(
-            score_table(table["image_id"], table["path"], card.classes, refined), "scores", **facts
-        ),
-        output / "refined_labels.parquet",
-    )
+    scores = score_table(table["image_id"], table["path"], card.classes, refined)
+    if COLUMN in table.column_names:
+        scores = scores.append_column(COLUMN, table[COLUMN])
+    write_table(describe(scores, "scores", **facts), output / "refined_labels.parquet")
     types = {"epoch": pa.int32()}
     columns = {n: pa.array([r[n] for r in history], types.get(n, pa.float64())) for n in history[0]}
     write_table(describe(pa.table(columns), "history", **facts), output / "history.parquet")

@@ -13,8 +13,10 @@ rule label:
         tau=option("--tau", labels_key("tau")),
         zeta=labels_key("zeta"),
         lam=labels_key("lambda_"),
+        corrections=option("--corrections", labels_key("corrections")),
+        corrected=corrections_content,
         code=code("label"),
     shell:
         "cdul label --similarity {input.similarity:q} --images {input.images:q} --split train "
         "--construction {params.construction} {params.tau} --zeta {params.zeta} "
-        "--lambda={params.lam} --output {output:q} 2> {log:q}"
+        "--lambda={params.lam} {params.corrections:q} --output {output:q} 2> {log:q}"
