@@ -430,6 +430,34 @@ def import_review(
     import_review(review=review, file=file, confirm=confirm, output=output)
 
 
+@app.command()
+def doctor(
+    configfile: Annotated[
+        list[Path] | None, Option(help="As for snakemake: laid over config/config.yaml.")
+    ] = None,
+    seconds: Annotated[
+        float, Option(min=0, max=60, help="Length of each measurement of speed; 0: none.")
+    ] = 10.0,
+    json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check before a long run what it needs, and how long it will take; status 1 for a problem."""
+    from dataclasses import asdict
+    from json import dumps
+
+    from cdul_steps.steps.doctor import examine
+
+    findings = []
+    for finding in examine(configfile or [], seconds=seconds):
+        findings.append(finding)
+        if not json:
+            state = "ok" if finding.ok else "problem"
+            typer.echo(f"{state:8} {finding.check}: {finding.text}")
+    if json:
+        typer.echo(dumps([asdict(finding) for finding in findings], indent=2, ensure_ascii=False))
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
 @demo.command()
 def scenes(
     output: Annotated[Path, Option(help="Folder to write: images and scenes.csv.")],
