@@ -18,6 +18,7 @@ include: "workflow/rules/predict.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/sweep.smk"
 include: "workflow/rules/ablation.smk"
+include: "workflow/rules/model_card.smk"
 
 
 rule all:
@@ -29,7 +30,7 @@ rule all:
             encoder=RUN.encoders,
             labels=RUN.labels,
             training=RUN.trainings,
-            file=["metrics.json", "history.parquet", "refined_labels.parquet"],
+            file=["model/README.md", "history.parquet", "refined_labels.parquet"],
         ),
         [
             expand(

@@ -20,6 +20,8 @@ app = typer.Typer(
 )
 demo = typer.Typer(no_args_is_help=True, help="The embedded demo: its images and its CLIP.")
 app.add_typer(demo, name="demo")
+review = typer.Typer(no_args_is_help=True, help="Correct pseudo-labels by hand: docs/review.md.")
+app.add_typer(review, name="review")
 
 Option = typer.Option
 Output = Annotated[Path, Option(help="File to write.")]
@@ -258,6 +260,9 @@ def label(
         int | None,
         Option(min=1, help="Make so many of the largest labels of an image 1, all others 0."),
     ] = None,
+    corrections: Annotated[
+        Path | None, Option(help="CSV of what people corrected: image_id, class, value.")
+    ] = None,
 ) -> None:
     """Turn cosines into pseudo-labels: image_id, path, and a float32 column a class (0..1)."""
     from cdul_steps.method.aggregation import CONSTRUCTIONS
@@ -278,6 +283,7 @@ def label(
         positives=positives,
         threshold=threshold,
         top_k=top_k,
+        corrections=corrections,
         output=output,
     )
 
@@ -417,6 +423,37 @@ def predict(
 
 
 @app.command()
+def model_card(
+    model: Annotated[Path, Option(help="Folder of a trained classifier.")],
+    data: Annotated[str, Option(help="Name of the data set.")],
+    images: Images,
+    quality: Annotated[Path, Option(help="quality.json of its labels.")],
+    metrics: Annotated[Path, Option(help="metrics.json of the classifier.")],
+    output: Output,
+) -> None:
+    """Write the model card: what a classifier learnt from, how good it is, and its limits."""
+    from cdul_steps.steps.model_card import make_model_card
+
+    make_model_card(
+        model=model, data=data, images=images, quality=quality, metrics=metrics, output=output
+    )
+
+
+@app.command()
+def export(
+    model: Annotated[Path, Option(help="Folder of a trained classifier.")],
+    output: Annotated[Path, Option(help="Folder to write: the file, model.json, README.md.")],
+    format_: Annotated[str, Option("--format", help="onnx, pt2 or torchscript.")] = "onnx",
+) -> None:
+    """Write a trained classifier as one file that runs without this project."""
+    formats = ("onnx", "pt2", "torchscript")
+    _choose("--format", format_, formats)
+    from cdul_steps.steps.export import export_classifier
+
+    export_classifier(model=model, format_=format_, output=output)
+
+
+@app.command()
 def evaluate(
     scores: Annotated[Path, Option(help="Table of scores: pseudo-labels or predictions.")],
     images: Images,
@@ -489,6 +526,80 @@ def retry_failed(
 
     if retry_failed(results):
         typer.echo("Now run snakemake as before, with --forcerun manifest.")
+
+
+@review.command("export")
+def export_review(
+    labels: Annotated[Path, Option(help="pseudo_labels.parquet.")],
+    format_: Annotated[str, Option("--format", help="csv, label-studio, coco or fiftyone.")],
+    output: Annotated[Path, Option(help="Folder to write.")],
+    threshold: Annotated[float, Option(help="Label (0..1) from which a class is proposed.")] = 0.5,
+    limit: Annotated[
+        int | None, Option(min=1, help="Only so many images, the least decided first.")
+    ] = None,
+    images: Annotated[
+        Path | None, Option(help="images.parquet of the manifest; coco needs it, for the sizes.")
+    ] = None,
+    root: Annotated[
+        Path | None, Option(help="Folder below which the tool finds the images; default: /.")
+    ] = None,
+) -> None:
+    """Write pseudo-labels in the form of a tool in which people correct them."""
+    _choose("--format", format_, ("csv", "label-studio", "coco", "fiftyone"))
+    from cdul_steps.steps.review import export_review
+
+    export_review(
+        labels=labels,
+        format_=format_,
+        output=output,
+        threshold=threshold,
+        limit=limit,
+        images=images,
+        root=root,
+    )
+
+
+@review.command("import")
+def import_review(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What the tool gave back.")],
+    review: Annotated[Path, Option(help="Folder of `cdul review export`.")],
+    output: Annotated[Path, Option(help="CSV of corrections; what it has already stays.")],
+    confirm: Annotated[
+        bool, Option("--confirm", help="Entries left as proposed are corrections too.")
+    ] = False,
+) -> None:
+    """Turn what people corrected into a file for `labels.NAME.corrections`."""
+    from cdul_steps.steps.review import import_review
+
+    import_review(review=review, file=file, confirm=confirm, output=output)
+
+
+@app.command()
+def doctor(
+    configfile: Annotated[
+        list[Path] | None, Option(help="As for snakemake: laid over config/config.yaml.")
+    ] = None,
+    seconds: Annotated[
+        float, Option(min=0, max=60, help="Length of each measurement of speed; 0: none.")
+    ] = 10.0,
+    json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check before a long run what it needs, and how long it will take; status 1 for a problem."""
+    from dataclasses import asdict
+    from json import dumps
+
+    from cdul_steps.steps.doctor import examine
+
+    findings = []
+    for finding in examine(configfile or [], seconds=seconds):
+        findings.append(finding)
+        if not json:
+            state = "ok" if finding.ok else "problem"
+            typer.echo(f"{state:8} {finding.check}: {finding.text}")
+    if json:
+        typer.echo(dumps([asdict(finding) for finding in findings], indent=2, ensure_ascii=False))
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
 
 
 @demo.command()

@@ -207,6 +207,11 @@ class Labels(Section):
         "as many objects as images show. Default: as they come, near 1 with a cold softmax.",
     )
     harden: Harden = Field(Harden(), description="Hard labels.")
+    corrections: Place | None = Field(
+        None,
+        description="CSV of what people corrected (`image_id`, `class`, `value`: 1, 0 or unknown): "
+        "see docs/review.md. Training keeps these entries as they are.",
+    )
 
 
 class Alignment(Section):

@@ -10,7 +10,7 @@ import yaml
 from cdul_steps.errors import UserError
 
 # Columns that stand beside one column a class in the tables we read and write.
-RESERVED_NAMES = ("image_id", "path", "split", "labels", "status")
+RESERVED_NAMES = ("image_id", "path", "split", "labels", "status", "corrected")
 
 
 @dataclass(frozen=True)

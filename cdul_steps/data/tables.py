@@ -122,7 +122,8 @@ def read_scores(path: Path) -> tuple[pa.Table, list[str], np.ndarray]:
     """Read a table of scores: `(image_id and path, classes in order, float32 (N, C))`.
 
     The classes are those that the table's facts list, for a table from elsewhere all columns but
-    `image_id` and `path`. Rows without scores are left out. Raises UserError where a column is
+    `image_id` and `path`. The first table also has the column `corrected`, where there is one. Rows
+    without scores are left out. Raises UserError where a column is
     missing, is no number, or stands in another order than the facts say.
     """
     facts = read_facts(path)
@@ -137,7 +138,7 @@ def read_scores(path: Path) -> tuple[pa.Table, list[str], np.ndarray]:
             f"{path}: its class columns ({', '.join(names[:5])}, ...) are not the classes that its "
             f"metadata lists ({', '.join(map(str, list(classes)[:5]))}, ...)"
         )
-    table = read_table(path, ["image_id", *classes], ["path"])
+    table = read_table(path, ["image_id", *classes], ["path", "corrected"])
     try:
         scores = np.stack([table[n].to_numpy().astype(np.float32) for n in classes], axis=1)
     except (ValueError, TypeError, pa.ArrowInvalid) as error:

@@ -17,10 +17,15 @@ from cdul_steps.method.single_positive import first_estimates, harden, smooth
 
 
 class FixedLabels:
-    """Labels that stay as they are; the others move them."""
+    """Labels that stay as they are; the others move them.
 
-    def __init__(self, latents: Tensor, loss: Loss) -> None:
-        self.latents, self._loss = latents, loss
+    `corrected` bool (N, C): entries that a person gave, which stay whatever the variant. Where
+    such an entry is 0.5 the person could not tell, and there is nothing to learn.
+    """
+
+    def __init__(self, latents: Tensor, corrected: Tensor, loss: Loss) -> None:
+        self.latents, self.corrected, self._loss = latents, corrected, loss
+        self._unknown = corrected & (latents.detach() == 0)
 
     @property
     def labels(self) -> Tensor:
@@ -33,7 +38,11 @@ class FixedLabels:
 
     def loss(self, logits: Tensor, index: Tensor) -> Tensor:
         """Losses (B,) of a batch: the network's logits (B, C) of the images `index` (B,)."""
-        return self._loss(logits, to_label(self.latents[index]))
+        unknown, held = self._unknown[index], logits.detach()
+        labels = to_label(self.latents[index])
+        return self._loss(
+            torch.where(unknown, held, logits), torch.where(unknown, torch.sigmoid(held), labels)
+        )
 
     def end_epoch(self, epoch: int, logits: Tensor) -> None:
         """Move after `epoch` (from 1), given the logits (N, C) that each image had in it.
@@ -50,8 +59,8 @@ class FixedLabels:
 class AlignedLabels(FixedLabels):
     """Gradient alignment: every so many epochs the labels move with the network held fixed."""
 
-    def __init__(self, latents: Tensor, loss: Loss, settings: Alignment) -> None:
-        super().__init__(latents, loss)
+    def __init__(self, latents: Tensor, corrected: Tensor, loss: Loss, settings: Alignment) -> None:
+        super().__init__(latents, corrected, loss)
         self._settings = settings
 
     def end_epoch(self, epoch: int, logits: Tensor) -> None:
@@ -60,22 +69,32 @@ class AlignedLabels(FixedLabels):
         if after_warmup <= 0 or (after_warmup - 1) % self._settings.every:
             return
         seen = logits.isfinite().all(dim=1)
-        self.latents[seen] = label_step(
+        moved = label_step(
             self.latents[seen],
             logits[seen],
             self._loss,
             sigma=self._settings.sigma,
             step_size=self._settings.step_size,
         )
+        self.latents[seen] = torch.where(self.corrected[seen], self.latents[seen], moved)
 
 
 class EstimatedLabels(FixedLabels):
     """ROLE: labels estimated from the observed positives, by the optimiser of the network."""
 
-    def __init__(self, observed: Tensor, expected: float, rate: float, seed: int) -> None:
-        latents = torch.nn.Parameter(first_estimates(observed, seed))
-        super().__init__(latents, partial(role, expected=expected))
-        self._observed, self._rate = observed, rate
+    def __init__(
+        self, given: Tensor, corrected: Tensor, expected: float, rate: float, seed: int
+    ) -> None:
+        latents = torch.nn.Parameter(first_estimates(given, seed))
+        super().__init__(latents, corrected, partial(role, expected=expected))
+        self._given, self._rate = to_latent(given), rate
+        self._unknown = corrected & (self._given == 0)
+        self._observed = torch.where(self._unknown, 0.0, given)
+
+    @property
+    def labels(self) -> Tensor:
+        """The estimates as they are now, float32 (N, C)."""
+        return to_label(torch.where(self.corrected, self._given, self.latents.detach()))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The latents, without decay, at a learning rate of their own."""
@@ -83,22 +102,32 @@ class EstimatedLabels(FixedLabels):
 
     def loss(self, logits: Tensor, index: Tensor) -> Tensor:
         """Losses (B,) of a batch, with a gradient for its latents too."""
-        return self._loss(logits, self.latents[index], self._observed[index])
+        held = torch.where(self._unknown[index], logits.detach(), logits)
+        latents = torch.where(self.corrected[index], self._given[index], self.latents[index])
+        return self._loss(held, latents, self._observed[index])
 
 
-def new_labels(pseudo_labels: Tensor, settings: Training) -> FixedLabels:
-    """The labels by which a training starts, from pseudo-labels float32 (N, C) in 0..1."""
+def new_labels(pseudo_labels: Tensor, corrected: Tensor, settings: Training) -> FixedLabels:
+    """The labels by which a training starts, from pseudo-labels float32 (N, C) in 0..1.
+
+    Those `corrected`, bool (N, C), are neither hardened nor smoothed.
+    """
     labels = harden(pseudo_labels, settings.positives, settings.threshold)
     if settings.loss == "role":
         return EstimatedLabels(
-            labels, settings.expected_positives, settings.role.learning_rate_scale, settings.seed
+            torch.where(corrected, pseudo_labels, labels),
+            corrected,
+            settings.expected_positives,
+            settings.role.learning_rate_scale,
+            settings.seed,
         )
     options = {
         "asl": settings.asl.model_dump(),
         "epr": {"expected": settings.expected_positives},
     }
     loss = partial(LOSSES[settings.loss], **options.get(settings.loss, {}))
-    latents = to_latent(smooth(labels, **settings.smoothing.model_dump()))
+    labels = smooth(labels, **settings.smoothing.model_dump())
+    latents = to_latent(torch.where(corrected, pseudo_labels, labels))
     if settings.alignment.enabled:
-        return AlignedLabels(latents, loss, settings.alignment)
-    return FixedLabels(latents, loss)
+        return AlignedLabels(latents, corrected, loss, settings.alignment)
+    return FixedLabels(latents, corrected, loss)

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import zarr
 
+from cdul_steps.data.corrections import COLUMN, apply_corrections, read_corrections
 from cdul_steps.data.manifest import check_classes, check_rows, read_split
 from cdul_steps.data.stores import open_similarity, read_blocks
 from cdul_steps.data.tables import describe, read_facts, score_table, write_table
@@ -75,12 +76,15 @@ def make_labels(
     threshold: float | None = None,
     top_k: int | None = None,
     output: Path,
+    corrections: Path | None = None,
 ) -> None:
     """Write the pseudo-labels of a split: `image_id, path`, a float32 column a class.
 
-    One row an image that has an embedding, in the order of `images`. Settings, class table and
-    what was learnt from the split (the statistics of the classes, the bias) go into the schema's
-    metadata. Raises UserError for input that does not fit together.
+    One row an image that has an embedding, in the order of `images`. With `corrections`, the
+    entries that they name have their value, and the column `corrected` lists them. Settings, class
+    table and what was learnt from the split (the statistics of the classes, the bias) go into the
+    schema's metadata. Raises UserError for input that does not fit together, and for a correction
+    of an image or class that is not there.
     """
     array, classes, scale = open_similarity(similarity, tau)
     check_classes(images, classes, similarity)
@@ -117,7 +121,15 @@ def make_labels(
                 f"positives: no bias makes the labels of an image sum to {positives:g}: {error}"
             ) from error
     finish(labels, bias=bias, threshold=threshold, top_k=top_k)
+    facts = {}
+    if corrections:
+        entries = read_corrections(corrections)
+        ids = table["image_id"].to_pylist()
+        corrected = apply_corrections(labels, ids, classes, entries, corrections)
+        facts = {"corrections": len(entries)}
     result = score_table(table["image_id"], table["path"], classes, labels)
+    if corrections:
+        result = result.append_column(COLUMN, corrected)
     described = describe(
         result,
         "scores",
@@ -126,7 +138,7 @@ def make_labels(
         construction=construction,
         tau=tau,
         zeta=zeta,
-        **{"lambda": lam},
+        **{"lambda": lam, **facts},
         grid=grid,
         statistics=statistics and {k: v.tolist() for k, v in statistics._asdict().items()},
         positives=positives,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cdul_steps.config import Training
+from cdul_steps.data.corrections import COLUMN, corrected_entries
 from cdul_steps.data.files import digest, replacing
 from cdul_steps.data.loader import Loader, TrainImages, batches
 from cdul_steps.data.manifest import read_split
@@ -207,7 +208,8 @@ def train_classifier(
             "software": versions(*SOFTWARE),
         },
     )
-    label_table = new_labels(torch.from_numpy(scores).to(target), settings)
+    corrected = torch.from_numpy(corrected_entries(table, classes)).to(target)
+    label_table = new_labels(torch.from_numpy(scores).to(target), corrected, settings)
     start_head(network, label_table.labels.cpu())
     trainer = Trainer(network, card, settings, label_table, target)
     history: list[dict[str, Any]] = []
@@ -323,12 +325,10 @@ def _write_results(
     refined = _array(trainer.labels.labels)
     facts = {"classes": card.classes, **card.provenance}
     save_classifier(trainer.network, card, output / "model")
-    write_table(
-        describe(
-            score_table(table["image_id"], table["path"], card.classes, refined), "scores", **facts
-        ),
-        output / "refined_labels.parquet",
-    )
+    scores = score_table(table["image_id"], table["path"], card.classes, refined)
+    if COLUMN in table.column_names:
+        scores = scores.append_column(COLUMN, table[COLUMN])
+    write_table(describe(scores, "scores", **facts), output / "refined_labels.parquet")
     types = {"epoch": pa.int32()}
     columns = {n: pa.array([r[n] for r in history], types.get(n, pa.float64())) for n in history[0]}
     write_table(describe(pa.table(columns), "history", **facts), output / "history.parquet")

@@ -13,7 +13,7 @@ import pytest
 import zarr
 from sklearn.metrics import average_precision_score
 
-from cdul_steps.data.tables import describe, read_facts, write_table
+from cdul_steps.data.tables import describe, read_facts, read_scores, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.aggregation import CONSTRUCTIONS as BUILT
 from cdul_steps.steps.evaluate import evaluate_labels, evaluate_scores
@@ -230,6 +230,30 @@ def test_settings_are_in_the_metadata(small):
     assert (facts["zeta"], facts["lambda"], facts["split"]) == (0.4, -1.0, "train")
     assert facts["similarity"] == {"logit_scale": 20.0}
     assert {"cdul", "numpy"} <= set(facts["software"])
+
+
+def test_corrections_are_in_the_labels(small):
+    before = values(label(small))
+    assert "corrected" not in label(small).column_names
+    path = small / "corrections.csv"
+    path.write_text("image_id,class,value\nd,dog,0\nb,cat,1\nb,owl,unknown\n")
+    table = label(small, corrections=path)
+    assert table.column_names == ["image_id", "path", *CLASSES, "corrected"]
+    assert table["corrected"].to_pylist() == [[], [], ["dog"], [], ["cat", "owl"]]
+    expected = before.copy()
+    expected[2, 0], expected[4, 1:] = 0, [1, 0.5]
+    np.testing.assert_array_equal(values(table), expected)
+    assert read_facts(small / "labels.parquet")["corrections"] == 3
+    _, classes, scores = read_scores(small / "labels.parquet")
+    assert classes == CLASSES and np.array_equal(scores, expected)
+
+
+def test_a_correction_of_another_image(small):
+    path = small / "corrections.csv"
+    path.write_text("image_id,class,value\na,dog,1\n")
+    with pytest.raises(UserError, match="corrects 'a', which is none of the 5 labelled images"):
+        label(small, corrections=path)
+    assert not (small / "labels.parquet").exists()
 
 
 def test_images_without_embedding_have_no_row(small):

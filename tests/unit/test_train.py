@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from cdul_steps.config import Training, read_training
+from cdul_steps.data.corrections import UNKNOWN, apply_corrections, corrected_entries
 from cdul_steps.data.loader import TrainImages, batches
 from cdul_steps.data.tables import describe, read_facts, read_scores, score_table, write_table
 from cdul_steps.errors import UserError
@@ -225,6 +226,46 @@ def test_labels_stay_without_alignment(data, done, tmp_path):
     kept = np.clip(given, EPSILON, 1 - EPSILON)
     np.testing.assert_allclose(refined(tmp_path), kept, atol=1e-6)
     assert np.abs(refined(done) - kept).max() > 1e-3
+
+
+def corrected_labels(data: Path, path: Path, corrections) -> dict[str, Path]:
+    """The labels with corrections, as the stage label writes them."""
+    table, classes, scores = read_scores(data / "labels.parquet")
+    ids = table["image_id"].to_pylist()
+    column = apply_corrections(scores, ids, classes, corrections(ids), path)
+    scored = score_table(table["image_id"], table["path"], classes, scores)
+    scored = scored.append_column("corrected", column)
+    write_table(describe(scored, "scores", classes=classes), path)
+    return {"labels": path}
+
+
+def test_corrected_labels_stay_while_the_others_move(data, tmp_path):
+    values = [1.0, 0.0, UNKNOWN]
+    labels = corrected_labels(
+        data,
+        tmp_path / "labels.parquet",
+        lambda ids: {(ids[i], CLASSES[i % 3]): values[i % 2 + (i > 5)] for i in range(9)},
+    )
+    run(data, tmp_path, **labels)
+    _, _, given = read_scores(tmp_path / "labels.parquet")
+    table, _, after = read_scores(tmp_path / "refined_labels.parquet")
+    corrected = corrected_entries(table, CLASSES)
+    assert corrected.sum() == 9 and set(given[corrected]) == set(values)
+    np.testing.assert_allclose(after[corrected], given[corrected], atol=1.1 * EPSILON)
+    assert (np.abs(after - np.clip(given, EPSILON, 1 - EPSILON))[~corrected] > 1e-6).all()
+
+
+@pytest.mark.parametrize("variant", ["kl", *VARIANTS])
+def test_nothing_is_learnt_from_what_nobody_could_decide(data, tmp_path, variant):
+    labels = corrected_labels(
+        data, tmp_path / "labels.parquet", lambda ids: {(i, "blue"): UNKNOWN for i in ids}
+    )
+    run(data, tmp_path, **VARIANTS.get(variant, {}), model_args={}, **labels)
+    learnt = load_file(tmp_path / "model/model.safetensors")
+    # A head starts from weights of 0 and the classes' mean labels, here 0.5 for the last.
+    assert not learnt["fc.weight"][2].any() and learnt["fc.weight"][:2].any(dim=1).all()
+    assert learnt["fc.bias"][2] == 0
+    assert (refined(tmp_path)[:, 2] == UNKNOWN).all()
 
 
 def test_same_seed_same_result(data, done, tmp_path):

@@ -10,7 +10,8 @@ import pytest
 import zarr
 
 ENCODE_JOBS = 3 + 1
-AFTER_LABELS = {"label": 1, "quality": 1, "train": 1, "predict": 2, "evaluate": 1}
+AFTER_TRAIN = {"predict": 2, "evaluate": 1, "model_card": 1}
+AFTER_LABELS = {"label": 1, "quality": 1, "train": 1, **AFTER_TRAIN}
 
 
 def test_outputs(demo):
@@ -31,6 +32,8 @@ def test_outputs(demo):
     assert predictions.column_names == ["image_id", "path", *classes, "labels", "status"]
     metrics = json.loads((training / "metrics.json").read_text())
     assert metrics["images"] == 20 and 0 < metrics["mAP"] <= 100
+    card = (training / "model/README.md").read_text()
+    assert f"mAP {metrics['mAP']:.2f} on 20 images" in card and "50 of demo" in card
     assert not (training / "checkpoint.pt").exists()
 
 
@@ -130,7 +133,7 @@ def test_precision_reruns_every_encode(demo):
 
 def test_training_setting_reruns_train_only(demo):
     jobs = demo.set("trainings.small.learning_rate", 0.01).plan()
-    assert jobs == {"train": 1, "predict": 2, "evaluate": 1}
+    assert jobs == {"train": 1, **AFTER_TRAIN}
 
 
 @pytest.mark.parametrize(

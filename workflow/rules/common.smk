@@ -277,6 +277,13 @@ def start_weights(wildcards):
 
 
 @one_line
+def corrections_content(wildcards):
+    """Digest of the corrections of some labels."""
+    file = CONFIG.labels[wildcards.labels].corrections
+    return content(file, f"labels.{wildcards.labels}.corrections") if file else None
+
+
+@one_line
 def class_table(wildcards):
     """Class names with the aliases that the prompts use."""
     table = load_classes(Path(CONFIG.datasets[wildcards.dataset].classes))

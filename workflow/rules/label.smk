@@ -14,8 +14,10 @@ rule label:
         zeta=labels_key("zeta"),
         lam=labels_key("lambda_"),
         further=label_options,
+        corrections=option("--corrections", labels_key("corrections")),
+        corrected=corrections_content,
         code=code("label"),
     shell:
         "cdul label --similarity {input.similarity:q} --images {input.images:q} --split train "
         "--construction {params.construction} {params.tau} --zeta {params.zeta} "
-        "--lambda={params.lam} {params.further} --output {output:q} 2> {log:q}"
+        "--lambda={params.lam} {params.further} {params.corrections:q} --output {output:q} 2> {log:q}"

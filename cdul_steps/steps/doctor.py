@@ -1,0 +1,364 @@
+"""Stage doctor: what would stop a long run, and how long it would take, before it starts."""
+
+import importlib.metadata
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from huggingface_hub import constants as hub
+from packaging.requirements import Requirement
+from snakemake.common.configfile import load_configfile
+from snakemake.utils import update_config
+from torch.utils.data import DataLoader
+
+from cdul_steps.config import Config, Dataset, Encoder, Training, load
+from cdul_steps.data.classes import load_classes
+from cdul_steps.data.images import ImageError, read_size
+from cdul_steps.data.readers import read_dataset
+from cdul_steps.demo.scenes import write_scenes
+from cdul_steps.errors import UserError, first_line
+from cdul_steps.method.gradient_alignment import LOSSES
+from cdul_steps.method.snippets import view_boxes
+from cdul_steps.models.classifier import new_classifier
+from cdul_steps.models.device import DTYPES, set_up
+from cdul_steps.models.encoder import ImageEncoder, load_clip
+from cdul_steps.provenance import versions
+from cdul_steps.steps.encode import BatchedEncoder, ShardImages
+
+DISTRIBUTION = "cdul-steps"
+BASE = Path("config/config.yaml")
+SAMPLE = 500
+"""Images at most that a measurement decodes."""
+GIGABYTE = 1e9
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: its name, whether all is well, a line for people, and values for programs."""
+
+    check: str
+    ok: bool
+    text: str
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+Result = tuple[str, dict[str, Any]]
+"""What a check that finds all well returns: the line, and the values."""
+
+
+def read_config(files: Sequence[Path]) -> Config:
+    """The config as Snakemake reads it: `files` in turn over `config/config.yaml`.
+
+    Raises UserError for a file that cannot be read and for a config that is not right.
+    """
+    values: dict[str, Any] = {}
+    for file in [*([BASE] if BASE.is_file() else []), *files]:
+        try:
+            update_config(values, load_configfile(str(file)))
+        except Exception as error:
+            raise UserError(f"config: {file} cannot be read: {first_line(error)}") from error
+    if not values:
+        raise UserError(f"config: no {BASE} here; go to the project's folder, or --configfile")
+    return load(values)
+
+
+def examine(configfiles: Sequence[Path], *, seconds: float) -> Iterator[Finding]:
+    """Check what a run with this config needs; a finding at a time, as soon as it is known.
+
+    Each measurement of speed takes about `seconds`. Nothing is written and nothing is fetched.
+    """
+
+    def check(name: str, function: Callable[..., Result], *arguments: Any) -> Finding:
+        try:
+            text, values = function(*arguments)
+        except UserError as error:
+            return Finding(name, False, " ".join(str(error).split()))
+        return Finding(name, True, text, values)
+
+    yield check("software", _software)
+    try:
+        config = read_config(configfiles)
+    except UserError as error:
+        yield Finding("config", False, str(error))
+        return
+    yield Finding("config", True, f"{', '.join(map(str, configfiles)) or BASE}")
+    yield (device := check("device", _device, config.runtime.device))
+    images: dict[str, int] = {}
+    learnt = 0
+    for name in config.run.datasets:
+        yield (found := check(f"data {name}", _data, config.datasets[name]))
+        if found.ok:
+            images[name] = sum(found.values["images"].values())
+            learnt += found.values["images"]["train"]
+    needed = 0.0
+    for name in config.run.encoders:
+        encoder = config.encoders[name]
+        yield (found := check(f"encoder {name}", _encoder, encoder))
+        for data in images if found.ok else ():
+            dataset = config.datasets[data]
+            needed += images[data] * _image_bytes(dataset, found.values["dimension"])
+            if device.ok and seconds:
+                speed = (encoder, dataset, _scenes(config, data), images[data], config, seconds)
+                yield check(f"encode {name} {data}", _encode_time, *speed)
+    variants = len(config.run.labels) * len(config.run.encoders)
+    for name in config.run.trainings:
+        training = config.trainings[name]
+        yield (found := check(f"training {name}", _training, training))
+        if found.ok:
+            # The models, and a checkpoint while one trains.
+            needed += found.values["parameters"] * (4 * variants * len(images) + 12)
+            if device.ok and seconds and learnt:
+                work = (training, variants * learnt, config, seconds)
+                yield check(f"train {name}", _train_time, *work)
+    yield check("disk", _disk, Path(config.results), needed)
+
+
+def _software() -> Result:
+    try:
+        wanted = [Requirement(text) for text in importlib.metadata.requires(DISTRIBUTION) or ()]
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UserError(f"{DISTRIBUTION} is not installed; run 'pip install -e .'") from error
+    for requirement in wanted:
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError as error:
+            raise UserError(f"{requirement.name} is missing; run 'pip install -e .'") from error
+        if not requirement.specifier.contains(found, prereleases=True):
+            raise UserError(f"{requirement.name} is {found}, needed is {requirement.specifier}")
+    names = versions("snakemake", "torch", "open_clip_torch", "timm", "zarr", "pyarrow")
+    return ", ".join(f"{name} {version}" for name, version in names.items()), {"versions": names}
+
+
+def _device(name: str) -> Result:
+    device, _ = set_up(name, 0, -1, cpu_workers=0)
+    cores = len(os.sched_getaffinity(0))
+    if device.type != "cuda":
+        return f"no GPU is used; {cores} CPU cores", {"device": str(device), "cores": cores}
+    free, total = torch.cuda.mem_get_info(device)
+    gpu = torch.cuda.get_device_name(device)
+    text = f"{gpu}, {free / GIGABYTE:.1f} of {total / GIGABYTE:.1f} GB free; {cores} CPU cores"
+    values = {"device": str(device), "gpu": gpu, "free": free, "total": total, "cores": cores}
+    return text, values
+
+
+def _views(dataset: Dataset) -> int:
+    return 1 + dataset.grid[0] * dataset.grid[1]
+
+
+def _paths(dataset: Dataset) -> dict[str, list[str]]:
+    """The paths of each split's images."""
+    names = load_classes(Path(dataset.classes)).names
+    records = read_dataset(dataset.reader, Path(dataset.root or ""), dataset.splits, names)
+    return {s: [r.path for r in records if r.split == s] for s in dataset.splits}
+
+
+def _data(dataset: Dataset) -> Result:
+    classes = len(load_classes(Path(dataset.classes)).names)
+    if dataset.reader == "demo":
+        images = {split: getattr(dataset.scenes, split) for split in dataset.splits}
+    else:
+        images = {split: len(paths) for split, paths in _paths(dataset).items()}
+    views = sum(images.values()) * _views(dataset)
+    text = ", ".join(f"{count} images to {split}" for split, count in images.items())
+    values = {"images": images, "views": views, "classes": classes}
+    return f"{text}; {classes} classes; {views} views", values
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Weights that are not here are an error, as they are on a node without network."""
+    before, hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE = before
+
+
+def _encoder(encoder: Encoder) -> Result:
+    with _offline():
+        network = load_clip(encoder.model, encoder.pretrained, resize_mode=encoder.resize_mode)
+    blank = torch.zeros(1, 3, *_pair(network.visual.image_size))
+    with torch.inference_mode():
+        dimension = network.encode_image(blank).shape[1]
+    parameters = sum(p.numel() for p in network.parameters())
+    text = f"its weights are here: {parameters / 1e6:.0f} M parameters, vectors of {dimension}"
+    return text, {"parameters": parameters, "dimension": dimension}
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _image_bytes(dataset: Dataset, dimension: int) -> int:
+    """What an image leaves among the results: float16 embeddings, float32 cosines."""
+    classes = len(load_classes(Path(dataset.classes)).names)
+    drawn = 3 * dataset.scenes.size**2 if dataset.reader == "demo" else 0
+    return _views(dataset) * (2 * dimension + 4 * classes) + drawn
+
+
+def _scenes(config: Config, name: str) -> Path:
+    return Path(config.results) / name / "scenes"
+
+
+def _sample(dataset: Dataset, scenes: Path, scratch: Path) -> list[str]:
+    """Some of the data set's images, from all over it; the demo's are drawn where it has none."""
+    if dataset.reader != "demo":
+        paths = [path for split in _paths(dataset).values() for path in split]
+    else:
+        if not scenes.is_dir():
+            write_scenes(scratch, seed=0, train=64, test=1, size=dataset.scenes.size)
+            scenes = scratch
+        paths = [str(path) for path in sorted(scenes.glob("*/*.*"))]
+    chosen = np.unique(np.linspace(0, len(paths) - 1, min(SAMPLE, len(paths))).astype(int))
+    return [paths[i] for i in chosen]
+
+
+def _encode_time(
+    encoder: Encoder,
+    dataset: Dataset,
+    scenes: Path,
+    images: int,
+    config: Config,
+    seconds: float,
+) -> Result:
+    """Encode images as the stage does, for about `seconds`."""
+    target, workers = set_up(config.runtime.device, 0, config.runtime.workers, cpu_workers=0)
+    with _offline():
+        network = load_clip(
+            encoder.model,
+            encoder.pretrained,
+            precision=encoder.precision,
+            resize_mode=encoder.resize_mode,
+            device=target,
+        )
+    in_workers = target.type == "cpu"
+    model = ImageEncoder(network, encoder.precision, target)
+    encode = BatchedEncoder(model, config.runtime.batch_size or (5 if in_workers else 256))
+    with tempfile.TemporaryDirectory() as scratch:
+        paths, boxes = [], []
+        for path in _sample(dataset, scenes, Path(scratch)):
+            try:
+                boxes.append(view_boxes(*read_size(path), *dataset.grid))
+            except ImageError:
+                continue
+            paths.append(path)
+        if len(paths) < 2:
+            raise UserError("fewer than two images can be read, too few to measure")
+        shard = ShardImages(
+            pa.array(paths),
+            np.stack(boxes),
+            model.preprocess,
+            dataset.max_pixels,
+            encode if in_workers else None,
+        )
+        rate = _rate(shard, workers, encode, seconds)
+    duration = images / rate
+    text = (
+        f"about {_duration(duration)} for {images * _views(dataset)} views "
+        f"({rate * _views(dataset):.0f} views/s)"
+    )
+    return text, {"seconds": duration, "views_per_second": rate * _views(dataset)}
+
+
+def _rate(shard: ShardImages, workers: int, encode: BatchedEncoder, seconds: float) -> float:
+    """Images a second, from the first that is ready on."""
+    loader = DataLoader(
+        shard, batch_size=None, num_workers=workers, prefetch_factor=2 if workers else None
+    )
+    done, start, waiting = 0, 0.0, []
+    for _, array, *_ in loader:
+        if array is not None and shard.encode is None:
+            waiting.append(np.asarray(array))
+            if sum(map(len, waiting)) >= encode.batch_size:
+                encode(np.concatenate(waiting))
+                waiting.clear()
+        if not start:
+            start = time.monotonic()
+        else:
+            done += 1
+        if time.monotonic() - start > seconds:
+            break
+    if waiting:
+        encode(np.concatenate(waiting))
+    return done / (time.monotonic() - start)
+
+
+def _training(training: Training) -> Result:
+    with _offline():
+        try:
+            network, _ = new_classifier(
+                training.model, ["a"], training.model_args, training.weights
+            )
+        except UserError as error:
+            if training.weights != "timm":
+                raise
+            raise UserError(
+                f"{error}; fetch them once with network: python -c "
+                f"\"import timm; timm.create_model('{training.model}', pretrained=True)\""
+            ) from error
+    parameters = sum(p.numel() for p in network.parameters())
+    start = training.weights or "random weights"
+    return f"{training.model}, {parameters / 1e6:.1f} M parameters, from {start}", {
+        "parameters": parameters
+    }
+
+
+def _train_time(training: Training, images: int, config: Config, seconds: float) -> Result:
+    """Forward and backward passes on noise for about `seconds`; reading images comes on top.
+
+    `images` are those of all label variants together.
+    """
+    target, _ = set_up(config.runtime.device, 0, 1, cpu_workers=1)
+    network, _ = new_classifier(training.model, ["a", "b"], training.model_args, None)
+    network = network.to(target).train()
+    size = max(training.batch_size, 2)
+    pixels = torch.rand(size, 3, training.image_size, training.image_size, device=target)
+    pixels = pixels.contiguous(memory_format=torch.channels_last)
+    labels = torch.full((size, 2), 0.4, device=target)
+    dtype = DTYPES[training.precision]
+    steps, start = -1, 0.0
+    while steps < 1 or time.monotonic() - start < seconds:
+        with torch.autocast(target.type, dtype, enabled=dtype is not torch.float32):
+            logits = network(pixels).float()
+        LOSSES[training.loss](logits, labels).mean().backward()
+        if target.type == "cuda":
+            torch.cuda.synchronize(target)
+        # The first step warms up.
+        start = start or time.monotonic()
+        steps += 1
+    rate = steps * size / (time.monotonic() - start)
+    duration = training.epochs * images / rate
+    text = (
+        f"about {_duration(duration)} for {training.epochs} epochs of {images} images "
+        f"({rate:.1f} images/s, without reading them)"
+    )
+    return text, {"seconds": duration, "images_per_second": rate}
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+def _disk(results: Path, needed: float) -> Result:
+    place = results.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    text = f"needs about {needed / GIGABYTE:.2f} GB below {results}, {free / GIGABYTE:.1f} GB free"
+    if free < needed:
+        raise UserError(f"{text}; make room, or choose another folder as 'results'")
+    return text, {"needed": needed, "free": free}

@@ -1,0 +1,223 @@
+"""Stage export: a trained classifier as one file that runs without this project."""
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor
+
+from cdul_steps.data.files import digest, replacing, write_text
+from cdul_steps.errors import UserError, first_line
+from cdul_steps.models.classifier import CARD, WEIGHTS, Card, load_classifier
+from cdul_steps.progress import note
+from cdul_steps.provenance import versions
+
+KEY = "cdul"
+"""Under this name the exported file carries what `model.json` says."""
+TOLERANCE = 1e-4
+"""The exported file's probabilities may differ from PyTorch's by no more than this."""
+MODEL_CARD = "README.md"
+
+
+def _example(library: str, load: str, run: str) -> str:
+    return f"""\
+import json, sys
+import numpy as np
+import {library}
+from PIL import Image, ImageOps
+{load}
+image = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB")
+image = image.resize(about["resize"]["size"], Image.Resampling[about["resize"]["filter"]])
+scores = {run}
+print({{name: round(float(s), 3) for name, s in zip(about["classes"], scores)}})
+"""
+
+
+EXAMPLES = {
+    "onnx": _example(
+        "onnxruntime",
+        'session = onnxruntime.InferenceSession("model.onnx")\n'
+        'about = json.loads(session.get_modelmeta().custom_metadata_map["cdul"])',
+        'session.run(None, {"images": np.asarray(image)[None]})[0][0]',
+    ),
+    "pt2": _example(
+        "torch",
+        'model = torch.export.load("model.pt2", extra_files=(extra := {"cdul": ""})).module()\n'
+        'about = json.loads(extra["cdul"])',
+        "model(torch.tensor(np.asarray(image)[None]))[0]",
+    ),
+    "torchscript": _example(
+        "torch",
+        'model = torch.jit.load("model.pt", _extra_files=(extra := {"cdul": ""}))\n'
+        'about = json.loads(extra["cdul"])',
+        "model(torch.tensor(np.asarray(image)[None]))[0]",
+    ),
+}
+"""For each format a program that scores an image with the exported file alone."""
+
+
+class Exported(torch.nn.Module):
+    """A classifier with its normalisation and its sigmoid inside.
+
+    uint8 RGB images (B, H, W, 3), as Pillow and NumPy have them, to float32 probabilities (B, C).
+    Resizing stays outside: a graph's own resize is not Pillow's, and would shift the scores.
+    """
+
+    def __init__(self, network: torch.nn.Module, card: Card) -> None:
+        super().__init__()
+        self.network = network
+        # Buffers and not `Card.normalize`, whose constants a trace would nail to one device.
+        self.register_buffer("mean", 255 * torch.tensor(card.mean).view(3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(card.std).view(3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Probabilities of images."""
+        pixels = images.permute(0, 3, 1, 2).float()
+        return torch.sigmoid(self.network((pixels - self.mean) / self.std))
+
+
+def _write_onnx(model: Exported, example: Tensor, path: Path, about: str) -> None:
+    program = torch.onnx.export(
+        model,
+        (example,),
+        dynamo=True,
+        verbose=False,
+        input_names=["images"],
+        output_names=["probabilities"],
+        dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+    )
+    program.model.metadata_props[KEY] = about
+    program.save(path, external_data=False)
+
+
+def _write_pt2(model: Exported, example: Tensor, path: Path, about: str) -> None:
+    batch = {"images": {0: torch.export.Dim("batch")}}
+    program = torch.export.export(model, (example,), dynamic_shapes=batch)
+    torch.export.save(program, path, extra_files={KEY: about})
+
+
+def _write_torchscript(model: Exported, example: Tensor, path: Path, about: str) -> None:
+    torch.jit.save(torch.jit.trace(model, example), path, _extra_files={KEY: about})
+    note("export: TorchScript is deprecated in PyTorch; pt2 is what takes its place")
+
+
+def _run_onnx(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"images": images})[0]
+
+
+def _run_pt2(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    module = torch.export.load(path).module()
+    return lambda images: module(torch.from_numpy(images)).numpy()
+
+
+def _run_torchscript(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    module = torch.jit.load(path)
+    return lambda images: module(torch.from_numpy(images)).numpy()
+
+
+FORMATS: dict[str, tuple[str, Callable, Callable]] = {
+    "onnx": ("model.onnx", _write_onnx, _run_onnx),
+    "pt2": ("model.pt2", _write_pt2, _run_pt2),
+    "torchscript": ("model.pt", _write_torchscript, _run_torchscript),
+}
+"""Formats by name: the file, what writes it, and what runs it."""
+
+
+def _about(card: Card, weights: Path, format_: str) -> dict[str, Any]:
+    side, classes = card.image_size, len(card.classes)
+    return {
+        "file": FORMATS[format_][0],
+        "format": format_,
+        "classes": card.classes,
+        "threshold": card.threshold,
+        "resize": {
+            "size": [side, side],
+            "filter": card.interpolation.upper(),
+            "meaning": "the whole image to [width, height], its shape not kept, by Pillow's filter",
+        },
+        "input": {
+            "name": "images",
+            "dtype": "uint8",
+            "shape": ["batch", side, side, 3],
+            "meaning": "RGB, 0..255, upright; the file normalises it itself",
+        },
+        "output": {
+            "name": "probabilities",
+            "dtype": "float32",
+            "shape": ["batch", classes],
+            "meaning": "a probability a class, each by itself, in the order of 'classes'",
+        },
+        "normalisation": {"mean": card.mean, "std": card.std, "where": "inside the file"},
+        "model": card.model,
+        "weights": digest(weights),
+        "provenance": card.provenance,
+        "software": versions("torch", "timm", "onnx", "onnxscript", "onnxruntime"),
+    }
+
+
+def _difference(
+    run: Callable[[np.ndarray], np.ndarray], network: torch.nn.Module, card: Card
+) -> float:
+    """The largest difference of a probability from PyTorch's, on noise, in two batch sizes."""
+    random = np.random.default_rng(0)
+    side, largest = card.image_size, 0.0
+    for batch in (1, 3):
+        images = random.integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
+        pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+        expected = torch.sigmoid(network(card.normalize(pixels))).numpy()
+        largest = max(largest, float(np.abs(run(images) - expected).max()))
+    return largest
+
+
+def export_classifier(*, model: Path, format_: str, output: Path) -> None:
+    """Write a model folder's classifier as one file of `format_`: see FORMATS.
+
+    The folder `output` gets the file, `model.json` (classes, preprocessing, input and output,
+    provenance; the file carries the same text itself), and `README.md`: a program that runs it, and
+    the model card of the model folder. Before it is put in place the file is run and compared
+    with PyTorch. Raises UserError for a folder that is no model's, for a model that the format
+    cannot hold, and where the results differ by more than TOLERANCE.
+    """
+    if output.resolve() == model.resolve():
+        raise UserError(f"{output}: is the model folder itself; export to another folder")
+    network, card = load_classifier(model, torch.device("cpu"))
+    name, write, runner = FORMATS[format_]
+    about = json.dumps(_about(card, model / WEIGHTS, format_), indent=2, ensure_ascii=False)
+    exported = Exported(network, card).eval().requires_grad_(False)
+    # Two, since a batch of one is taken for a constant.
+    example = torch.zeros(2, card.image_size, card.image_size, 3, dtype=torch.uint8)
+    with replacing(output / name) as part, torch.inference_mode():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                write(exported, example, part, about)
+                difference = _difference(runner(part), network, card)
+        except Exception as error:
+            raise UserError(
+                f"{model}: {card.model} cannot be written as {format_}: {first_line(error)}"
+            ) from error
+        if not difference <= TOLERANCE:
+            raise UserError(
+                f"{model}: as {format_}, {card.model} differs from PyTorch by {difference:.2g}, "
+                f"more than {TOLERANCE:g}; try another format"
+            )
+    write_text(output / CARD, about + "\n")
+    write_text(output / MODEL_CARD, _readme(model, name, format_))
+    note(f"export: {output / name}, at most {difference:.1g} from PyTorch")
+
+
+def _readme(model: Path, name: str, format_: str) -> str:
+    needs = {"onnx": "`onnxruntime`, `numpy` and `pillow`"}.get(format_, "`torch` and `pillow`")
+    text = (
+        f"# {name}\n\nuint8 RGB images (batch, height, width, 3) in, probabilities out; "
+        f"`{CARD}` has the classes, the size and the filter to resize with. This needs {needs}, "
+        f"and nothing else:\n\n```python\n{EXAMPLES[format_]}```\n"
+    )
+    card = model / MODEL_CARD
+    return f"{text}\n{card.read_text(encoding='utf-8')}" if card.is_file() else text

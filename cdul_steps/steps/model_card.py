@@ -1,0 +1,142 @@
+"""Stage model_card: what a person should know before using a trained classifier."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from cdul_steps.data.files import write_text
+from cdul_steps.data.tables import read_table
+from cdul_steps.errors import UserError
+
+PAPER = "[CDUL](https://arxiv.org/abs/2307.16634)"
+NOT_SETTINGS = ("kind", "schema_version", "classes", "split", "digest", "similarity", "software")
+USE = """\
+## How to use it
+
+```sh
+cdul predict --model FOLDER photos --output labels.csv
+cdul export --model FOLDER --output exported   # ONNX: needs neither this project nor PyTorch
+```
+"""
+
+
+def escape(text: object) -> str:
+    """Text that Markdown shows as it is: class names come from users."""
+    text = re.sub(r"([\\`*_\[\]<>|~#&!:$]|(?<=www)\.)", r"\\\1", " ".join(str(text).split()))
+    # What would begin a list or underline a heading.
+    return re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", text)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON") from error
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def make_model_card(
+    *, model: Path, data: str, images: Path, quality: Path, metrics: Path, output: Path
+) -> None:
+    """Write `README.md` of a model folder: its training, classes, measures, limits and use.
+
+    `data` names the data set, `images` is its manifest, `quality` measures the labels that the
+    model learnt from, `metrics` the model. Raises UserError for a file that is missing.
+    """
+    card = _read_json(model / "model.json")
+    measured = _read_json(metrics)
+    sections = [
+        _head(card, data),
+        _measures(measured, _read_json(quality)),
+        _training(card["provenance"], data, images),
+        _limits(card, measured),
+        USE,
+    ]
+    write_text(output, "\n".join(sections))
+
+
+def _head(card: dict[str, Any], data: str) -> str:
+    return f"""\
+# Multi-label classifier: {escape(data)}
+
+Scores an image for each of {len(card["classes"])} classes, every class by itself.
+A {escape(card["model"])} for images of {card["image_size"]} x {card["image_size"]} pixels.
+It learnt from unlabelled images by {PAPER}, with an image-text model as the only teacher.
+"""
+
+
+def _measures(metrics: dict[str, Any], quality: dict[str, Any]) -> str:
+    rows = [
+        f"| {escape(name)} | {_number(c['AP'])} | {c['positives']} |"
+        for name, c in metrics["per_class"].items()
+    ]
+    table = "\n".join(["| class | AP | positives |", "|---|---|---|", *rows])
+    if metrics["mAP"] is None:
+        head = "No image with known truth was at hand: **how good it is was not measured.**"
+        table = "\n".join(f"- {escape(name)}" for name in metrics["per_class"])
+    else:
+        split, definition = Path(metrics["scores"]).stem, metrics["definition"]
+        teacher = quality["splits"].get(split, {}).get("final", {}).get("mAP")
+        head = (
+            f"mAP {_number(metrics['mAP'])} on {metrics['images']} images of the split {split}; "
+            f"CF1 {_number(metrics['at_threshold']['CF1'])} and "
+            f"OF1 {_number(metrics['at_threshold']['OF1'])} at {definition['threshold']}. "
+            f"The teacher's own final labels reach mAP {_number(teacher)} on that split.\n\n"
+            f"All in percent; {definition['meaning'][definition['ap']]}; "
+            f"{definition['meaning'][definition['difficult']]}."
+        )
+    return f"## Classes and measures\n\n{head}\n\n{table}\n"
+
+
+def _training(provenance: dict[str, Any], data: str, images: Path) -> str:
+    settings, labels = provenance["training"], provenance["labels"]
+    teacher, alignment = labels.get("similarity", {}), settings["alignment"]
+    splits = read_table(images, ["split"])["split"].to_pylist()
+    split = labels.get("split", "train")
+    facts = {
+        "images": f"{splits.count(split)} of {data}, split {split}; no truth of theirs was used",
+        "teacher": " ".join(filter(None, (teacher.get("model"), teacher.get("pretrained")))),
+        "prompts": "; ".join(teacher.get("templates", [])),
+        "pseudo-labels": _listed({k: v for k, v in labels.items() if k not in NOT_SETTINGS}),
+        "start": settings["weights"] or "random weights",
+        "training": f"{settings['epochs']} epochs of batches of {settings['batch_size']}, "
+        f"{settings['optimizer']}, learning rate {settings['learning_rate']:g}, "
+        f"loss {settings['loss']}, seed {settings['seed']}",
+        "gradient alignment": f"from epoch {alignment['warmup'] + 1} on"
+        if alignment["enabled"]
+        else "none",
+        "software": _listed(provenance["software"]),
+    }
+    rows = "\n".join(f"| {name} | {escape(value)} |" for name, value in facts.items())
+    return f"## How it was made\n\n| | |\n|---|---|\n{rows}\n\n`model.json` has all settings.\n"
+
+
+def _listed(facts: dict[str, Any]) -> str:
+    shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in facts.items()}
+    return ", ".join(f"{name} {value}" for name, value in shown.items())
+
+
+def _limits(card: dict[str, Any], metrics: dict[str, Any]) -> str:
+    absent = metrics["classes_without_positives"] if metrics["mAP"] is not None else []
+    corrections = card["provenance"]["labels"].get("corrections", 0)
+    checked = f"People corrected {corrections} labels that it learnt from, nobody the rest."
+    lines = [
+        (checked if corrections else "Nobody checked the labels that it learnt from.")
+        + " What its teacher confuses, overlooks or "
+        "is biased about, this model has learnt too.",
+        "It knows the classes above and nothing else; anything else in an image is no class.",
+        "Its numbers are scores between 0 and 1, not calibrated chances: choose the threshold "
+        f"(now {card['threshold']:g}) on images of your own.",
+        "The measures hold for images like those of its data set. Measure it anew on others, and "
+        "do not let it decide about people.",
+    ]
+    if absent:
+        names = ", ".join(escape(name) for name in absent)
+        lines.append(f"Not measured for want of a positive image: {names}.")
+    return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines) + "\n"

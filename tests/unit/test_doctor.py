@@ -1,0 +1,140 @@
+"""Stage doctor: what it finds in order, what it calls a problem, and what it measures."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from messages import message_of
+from typer.testing import CliRunner
+
+from cdul_steps import cli
+from cdul_steps.steps import doctor
+from cdul_steps.steps.doctor import examine, read_config
+
+
+def overlay(folder: Path, **sections) -> Path:
+    path = folder / "overlay.yaml"
+    path.write_text(yaml.safe_dump(sections))
+    return path
+
+
+def found(file: Path, **options) -> dict:
+    return {finding.check: finding for finding in examine([file], **{"seconds": 0, **options})}
+
+
+@pytest.fixture
+def small(repository, tmp_path, monkeypatch) -> Path:
+    """The demo, cut small."""
+    monkeypatch.chdir(repository)
+    training = {"model": "test_resnet", "image_size": 32, "epochs": 3, "batch_size": 4}
+    return overlay(
+        tmp_path,
+        results=str(tmp_path / "results"),
+        datasets={"demo": {"scenes": {"train": 30, "test": 10, "size": 64}}},
+        run={"trainings": ["small"]},
+        trainings={"small": training},
+        runtime={"workers": 0, "device": "cpu"},
+    )
+
+
+def run(*words: object):
+    return CliRunner().invoke(cli.app, ["doctor", *map(str, words)])
+
+
+def test_all_is_well(small, tmp_path):
+    done = run("--configfile", small, "--seconds", 0.2, "--json")
+    assert done.exit_code == 0, done.output
+    values = {finding["check"]: finding["values"] for finding in json.loads(done.stdout)}
+    assert list(values) == [
+        "software",
+        "config",
+        "device",
+        "data demo",
+        "encoder tiny-clip",
+        "encode tiny-clip demo",
+        "training small",
+        "train small",
+        "disk",
+    ]
+    assert values["data demo"] == {
+        "images": {"train": 30, "test": 10},
+        "views": 400,
+        "classes": 12,
+    }
+    dimension = values["encoder tiny-clip"]["dimension"]
+    parameters = values["training small"]["parameters"]
+    needed = 40 * (10 * (2 * dimension + 4 * 12) + 3 * 64 * 64) + 16 * parameters
+    assert values["disk"]["needed"] == needed < values["disk"]["free"]
+    encode, train = values["encode tiny-clip demo"], values["train small"]
+    assert encode["seconds"] == pytest.approx(400 / encode["views_per_second"])
+    assert train["seconds"] == pytest.approx(3 * 30 / train["images_per_second"])
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_problem_gives_status_one_and_a_line(small, tmp_path):
+    done = run("--configfile", overlay(tmp_path, run={"labels": ["fnal"]}))
+    assert done.exit_code == 1
+    *_, line = done.stdout.splitlines()
+    assert line.startswith("problem  config: config: run.labels names 'fnal'")
+
+
+def test_every_problem_has_its_line(repository, tmp_path, monkeypatch):
+    monkeypatch.chdir(repository)
+    (tmp_path / "names.txt").write_text("dog\ncat\n")
+    (tmp_path / "photos").mkdir()
+    data = {"reader": "folder", "classes": str(tmp_path / "names.txt"), "splits": {"train": "."}}
+    problems = found(
+        overlay(
+            tmp_path,
+            run={
+                "datasets": ["nowhere", "empty"],
+                "encoders": ["absent", "folder"],
+                "trainings": ["timm", "file"],
+            },
+            datasets={
+                "nowhere": {**data, "root": str(tmp_path / "nowhere")},
+                "empty": {**data, "root": str(tmp_path / "photos")},
+            },
+            encoders={
+                "absent": {"model": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"},
+                "folder": {"model": "local-dir:nowhere"},
+            },
+            trainings={
+                "timm": {"model": "resnet18", "weights": "timm"},
+                "file": {"model": "resnet18", "weights": "nowhere.pt"},
+            },
+            runtime={"device": "cuda:99"},
+        )
+    )
+    parts = {
+        "device": ["cuda:99"],
+        "data nowhere": ["no such folder"],
+        "data empty": ["no images"],
+        "encoder absent": ["laion", "is not in the cache", "run once with network"],
+        "encoder folder": ["local-dir:nowhere"],
+        "training timm": ["resnet18", "fetch them once with network", "pretrained=True"],
+        "training file": ["nowhere.pt", "no such file"],
+    }
+    assert [name for name, finding in problems.items() if not finding.ok] == list(parts)
+    for name, words in parts.items():
+        assert "\n" not in problems[name].text
+        assert all(word in problems[name].text for word in words), problems[name].text
+
+
+def test_too_little_room(tmp_path):
+    text = message_of(doctor._disk, tmp_path / "not/yet/there", 1e18)
+    assert "needs about 1000000000.00 GB" in text and "make room" in text
+
+
+def test_the_config_is_read_as_snakemake_reads_it(repository, tmp_path, monkeypatch):
+    monkeypatch.chdir(repository)
+    file = overlay(tmp_path, trainings={"aligned": {"epochs": 3}})
+    config = read_config([file])
+    assert config.trainings["aligned"].epochs == 3
+    assert config.trainings["aligned"].learning_rate == 5e-3
+    monkeypatch.chdir(tmp_path)
+    assert "no config/config.yaml here" in message_of(read_config, [])
+    assert "none.yaml cannot be read" in message_of(read_config, [tmp_path / "none.yaml"])
+    (tmp_path / "bad.yaml").write_text("a: [")
+    assert "bad.yaml cannot be read" in message_of(read_config, [tmp_path / "bad.yaml"])

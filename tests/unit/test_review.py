@@ -1,0 +1,259 @@
+"""Stage review: what a tool gets, and that what comes back is what a person changed."""
+
+import csv
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from urllib.parse import parse_qs, urlparse
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from messages import message_of
+
+from cdul_steps.data.corrections import UNKNOWN, read_corrections
+from cdul_steps.data.tables import describe, read_scores, score_table, write_table
+from cdul_steps.steps.review import FORMATS, export_review, import_review
+
+CLASSES = ["dog", 'c<a>t & "co', "3"]
+SCORES = np.array([[0.9, 0.1, 0.5], [0.2, 0.6, 0.0], [0.1, 0.2, 0.05], [0.3, 1.0, 0.98]])
+IDS = ["a", "b", "c d", "e"]
+FILES = {
+    "csv": "review.csv",
+    "label-studio": "tasks.json",
+    "coco": "annotations.json",
+    "fiftyone": "labels.json",
+}
+CHANGES = {("a", "dog"): 0.0, ("b", "3"): 1.0, ("e", 'c<a>t & "co'): UNKNOWN}
+"""What the person does: one class away, one more, and one that cannot be decided."""
+
+
+@pytest.fixture
+def labels(tmp_path) -> Path:
+    """Labels of four images; an earlier reviewer could not decide the third class of the first."""
+    paths = [(tmp_path / f"photos/{name}/same name.jpg").as_posix() for name in IDS]
+    table = score_table(pa.array(IDS), pa.array(paths), CLASSES, SCORES.astype(np.float32))
+    table = table.append_column("corrected", pa.array([["3"], [], [], []], pa.list_(pa.string())))
+    write_table(describe(table, "scores", classes=CLASSES), tmp_path / "labels.parquet")
+    sizes = {"image_id": IDS, "width": [40, 30, 20, 10], "height": [4, 3, 2, 1]}
+    write_table(pa.table(sizes), tmp_path / "images.parquet")
+    return tmp_path / "labels.parquet"
+
+
+def export(labels: Path, format_: str, **changes) -> Path:
+    """The tool's file in an exported folder."""
+    folder = labels.parent / format_
+    values = {
+        "threshold": 0.5,
+        "limit": None,
+        "images": labels.parent / "images.parquet",
+        "root": None,
+        **changes,
+    }
+    export_review(labels=labels, format_=format_, output=folder, **values)
+    return folder / FILES[format_]
+
+
+def answer(file: Path, **changes) -> dict:
+    """The corrections that an edited file gives."""
+    output = file.parent / "corrections.csv"
+    values = {"review": file.parent, "confirm": False, "output": output, **changes}
+    import_review(file=file, **values)
+    return read_corrections(output)
+
+
+# A person in each tool: `CHANGES`, as that tool would give them back.
+
+
+def edit_csv(file: Path) -> None:
+    rows = list(csv.DictReader(file.open(encoding="utf-8", newline="")))
+    assert [row["proposed"] for row in rows[:4]] == ["1", "0", "unknown", "0"]
+    assert rows[0]["score"] == "0.9" and {row["value"] for row in rows} == {""}
+    for row in rows:
+        value = CHANGES.get((row["image_id"], row["class"]))
+        row["value"] = "" if value is None else {0.0: "0", 1.0: "1", UNKNOWN: "unknown"}[value]
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def edit_label_studio(file: Path) -> None:
+    tasks = json.loads(file.read_text())
+    for number, task in enumerate(tasks, 1):
+        (prediction,) = task.pop("predictions")
+        chosen = {r["from_name"]: r["value"]["choices"] for r in prediction["result"]}
+        for (image_id, name), value in CHANGES.items():
+            if image_id == task["data"]["image_id"]:
+                for group, is_in in (("present", value == 1), ("unknown", value == UNKNOWN)):
+                    names = [n for n in chosen.get(group, []) if n != name]
+                    chosen[group] = [*names, name] if is_in else names
+        result = [
+            {
+                "from_name": group,
+                "to_name": "image",
+                "type": "choices",
+                "value": {"choices": names},
+                "origin": "manual",
+                "id": "x",
+            }
+            for group, names in chosen.items()
+            if names
+        ]
+        annotation = {"id": number, "result": result, "was_cancelled": False}
+        cancelled = {"id": 9, "result": [], "was_cancelled": True}
+        # The third image was never looked at, the last skipped and then looked at.
+        given = [] if number == 3 else [annotation, cancelled]
+        task |= {"id": number, "annotations": given, "predictions": [], "project": 1}
+    file.write_text(json.dumps(tasks))
+
+
+def edit_coco(file: Path) -> None:
+    coco = json.loads(file.read_text())
+    images = {image["id"]: image["file_name"] for image in coco["images"]}
+    place = {Path(name).parent.name: number for number, name in images.items()}
+    category = {c["name"]: c["id"] for c in coco["categories"]}
+    for (image_id, name), value in CHANGES.items():
+        coco["annotations"] = [
+            a
+            for a in coco["annotations"]
+            if (a["image_id"], a["category_id"]) != (place[image_id], category[name])
+        ]
+        if value:
+            new = {"id": 99, "image_id": place[image_id], "category_id": category[name]}
+            if value == UNKNOWN:
+                new["attributes"] = {"unknown": True, "occluded": False}
+            coco["annotations"].append(new)
+    for image in coco["images"]:
+        image["file_name"] = image["file_name"].rpartition("photos/")[2]
+    file.write_text(json.dumps(coco))
+
+
+def edit_fiftyone(file: Path) -> None:
+    content = json.loads(file.read_text())
+    labels = {}
+    for path, given in content["labels"].items():
+        image_id = Path(path).parent.name
+        kept = [x for x in given if (image_id, x["label"]) not in CHANGES]
+        for (changed, name), value in CHANGES.items():
+            if changed == image_id and value:
+                kept.append({"label": name, "attributes": {"unknown": value == UNKNOWN}})
+        # Its exporter gives numbers, and null where nothing is left.
+        kept = [{**x, "label": CLASSES.index(x["label"])} for x in kept]
+        labels[str(Path(path).with_suffix(""))] = kept or None
+    file.write_text(json.dumps({**content, "labels": labels}))
+
+
+EDIT = {
+    "csv": edit_csv,
+    "label-studio": edit_label_studio,
+    "coco": edit_coco,
+    "fiftyone": edit_fiftyone,
+}
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_what_comes_back_is_what_was_changed(labels, format_):
+    file = export(labels, format_)
+    EDIT[format_](file)
+    assert answer(file) == CHANGES
+
+
+@pytest.mark.parametrize("format_", ["coco", "fiftyone"])
+def test_nothing_changed_is_no_correction(labels, format_):
+    assert answer(export(labels, format_)) == {}
+
+
+def test_tasks_that_nobody_submitted_are_no_correction(labels):
+    file = export(labels, "label-studio")
+    tasks = [{**task, "annotations": []} for task in json.loads(file.read_text())]
+    file.write_text(json.dumps(tasks))
+    assert answer(file, confirm=True) == {}
+
+
+def test_confirmed_images_are_corrected_whole(labels):
+    file = export(labels, "label-studio")
+    edit_label_studio(file)
+    found = answer(file, confirm=True)
+    assert {image_id for image_id, _ in found} == {"a", "b", "e"} and len(found) == 9
+    assert CHANGES.items() <= found.items()
+    assert found["a", "3"] == UNKNOWN and found["b", "dog"] == 0 and found["e", "3"] == 1
+
+
+def test_a_filled_cell_is_a_correction_even_if_it_was_proposed(labels):
+    file = export(labels, "csv")
+    file.write_text("image_id,class,value\na,dog,1\n")
+    assert answer(file) == {("a", "dog"): 1}
+
+
+def test_a_second_round_adds_to_the_first(labels):
+    file = export(labels, "csv")
+    (file.parent / "corrections.csv").write_text("image_id,class,value\na,dog,1\nc d,dog,0\n")
+    edit_csv(file)
+    assert answer(file) == {**CHANGES, ("c d", "dog"): 0.0}
+
+
+def test_the_least_decided_images_first(labels):
+    file = export(labels, "label-studio", limit=2)
+    tasks = json.loads(file.read_text())
+    assert [task["data"]["image_id"] for task in tasks] == ["b", "e"]
+    (first,), (second,) = (task["predictions"] for task in tasks)
+    assert first["score"] == pytest.approx(0.2) and second["score"] == pytest.approx(0.4)
+    assert len(read_scores(file.parent / "proposal.parquet")[0]) == 2
+
+
+def test_label_studio_finds_the_images_and_the_choices(labels):
+    root = labels.parent / "photos"
+    file = export(labels, "label-studio", root=root)
+    for task, name in zip(json.loads(file.read_text()), IDS, strict=True):
+        url = urlparse(task["data"]["image"])
+        assert url.path == "/data/local-files/"
+        assert parse_qs(url.query) == {"d": [f"{name}/same name.jpg"]}
+    view = ET.parse(file.parent / "labels.xml").getroot()
+    groups = {c.get("name"): [x.get("value") for x in c] for c in view.iter("Choices")}
+    assert groups == {"present": CLASSES, "unknown": CLASSES}
+    assert {c.get("choice") for c in view.iter("Choices")} == {"multiple"}
+    for c in view.iter("Choices"):
+        assert c.get("toName") == view.find("Image").get("name")
+
+
+def test_coco_is_complete(labels):
+    coco = json.loads(export(labels, "coco").read_text())
+    assert [c["name"] for c in coco["categories"]] == CLASSES
+    assert [(i["width"], i["height"]) for i in coco["images"]][:2] == [(40, 4), (30, 3)]
+    for number, annotation in enumerate(coco["annotations"], 1):
+        image = coco["images"][annotation["image_id"] - 1]
+        assert annotation["id"] == number
+        assert annotation["bbox"] == [0, 0, image["width"], image["height"]]
+        assert annotation["area"] == image["width"] * image["height"]
+    assert len(coco["annotations"]) == 5
+
+
+def test_mistakes_are_one_line(labels, tmp_path):
+    file = export(labels, "fiftyone")
+    good = json.loads(file.read_text())
+    cases = {
+        "image 'z' is none of those": {"labels": {"z": []}},
+        "image 'same name' is more than one": {"labels": {"same name": []}},
+        "class 'owl' of image 'a'": {"labels": {"a": ["owl"]}},
+        "not what fiftyone gives back (KeyError: 'labels')": {},
+        "not what fiftyone gives back (AttributeError": [1],
+    }
+    for part, content in cases.items():
+        file.write_text(json.dumps(content))
+        assert part in message_of(lambda: answer(file)), part
+    file.write_text("{")
+    assert "not what fiftyone gives back (JSONDecodeError" in message_of(lambda: answer(file))
+    file.write_text(json.dumps(good))
+    assert "--images" in message_of(lambda: export(labels, "coco", images=None))
+    text = message_of(lambda: export(labels, "label-studio", root=tmp_path / "elsewhere"))
+    assert "is not below --root" in text
+    assert "no such file" in message_of(lambda: answer(file, review=tmp_path))
+    assert "not a folder of" in message_of(lambda: answer(file, review=_foreign(tmp_path)))
+    assert "cannot be read" in message_of(lambda: answer(file.with_name("none.json")))
+
+
+def _foreign(folder: Path) -> Path:
+    (folder / "foreign").mkdir()
+    (folder / "labels.parquet").rename(folder / "foreign/proposal.parquet")
+    return folder / "foreign"
