@@ -8,6 +8,9 @@ min_version("9.0")
 configfile: "config/config.yaml"
 
 
+report: "workflow/report/workflow.rst"
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/manifest.smk"
 include: "workflow/rules/encode.smk"
@@ -46,3 +49,6 @@ rule all:
             encoder=RUN.encoders,
             labels=RUN.labels,
         ),
+
+
+include: "workflow/rules/report.smk"

@@ -239,7 +239,7 @@ class Config(Section):
 
 
 TAKEN = {
-    "datasets": {"logs"},
+    "datasets": {"benchmarks", "logs", "report"},
     "encoders": {"manifest", "scenes"},
     "labels": {"embeddings", "encode", "similarity"},
 }

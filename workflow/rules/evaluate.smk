@@ -10,6 +10,8 @@ rule quality:
         f"{LABELS}/quality.json",
     log:
         f"{LOGS}/quality/{{dataset}}/{{encoder}}/{{labels}}.log",
+    benchmark:
+        f"{BENCHMARKS}/quality/{{dataset}}/{{encoder}}/{{labels}}.tsv"
     conda:
         "../../environment.yml"
     params:
@@ -36,6 +38,8 @@ rule evaluate:
         f"{TRAINING}/metrics.json",
     log:
         f"{LOGS}/evaluate/{{dataset}}/{{encoder}}/{{labels}}/{{training}}.log",
+    benchmark:
+        f"{BENCHMARKS}/evaluate/{{dataset}}/{{encoder}}/{{labels}}/{{training}}.tsv"
     conda:
         "../../environment.yml"
     params:
