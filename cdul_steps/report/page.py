@@ -61,7 +61,7 @@ class Section:
 def cell(value: Any) -> str:
     """A value of a table as text: numbers that are not whole with two decimals."""
     if value is None:
-        return "\N{EN DASH}"
+        return "-"
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
