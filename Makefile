@@ -5,10 +5,11 @@ BIN := .venv/bin
 # As in the command line itself: torch's threads sleep while they wait, and leave room for others.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install demo test lint format docs lock
+.PHONY: help install demo report test lint format docs lock
 
 help:
 	@echo "make demo   run the whole workflow on the embedded demo and print its metrics"
+	@echo "make report write results/report/report.html: the demo's tables and figures on one page"
 	@echo "make test   run all tests (CDUL_TEST_DATA names the folder of further test data)"
 	@echo "make lint   check style of the code and of the workflow"
 	@echo "make docs   write config/README.md and the config's JSON schema anew"
@@ -25,6 +26,10 @@ install: .venv/installed
 demo: install
 	$(BIN)/snakemake --cores all
 	@$(BIN)/cdul summary results
+
+report: install
+	$(BIN)/snakemake --cores all report
+	@echo "The report is results/report/report.html"
 
 test: install
 	$(BIN)/pytest

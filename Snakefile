@@ -8,6 +8,9 @@ min_version("9.0")
 configfile: "config/config.yaml"
 
 
+report: "workflow/report/workflow.rst"
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/manifest.smk"
 include: "workflow/rules/encode.smk"
@@ -58,3 +61,4 @@ rule ablation:
             dataset=RUN.datasets,
             encoder=RUN.encoders,
         ),
+include: "workflow/rules/report.smk"

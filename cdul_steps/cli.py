@@ -602,6 +602,22 @@ def doctor(
         raise typer.Exit(1)
 
 
+@app.command()
+def report(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="FOLDER...", help="Results (default: results), labels, trainings."),
+    ] = None,
+    output: Annotated[
+        Path, Option(help="Folder to write: report.html, and its figures as files.")
+    ] = Path("results/report"),
+) -> None:
+    """Write one HTML page with tables and figures of what was made."""
+    from cdul_steps.steps.report import make_report
+
+    make_report(folders=folders or [Path("results")], output=output)
+
+
 @demo.command()
 def scenes(
     output: Annotated[Path, Option(help="Folder to write: images and scenes.csv.")],

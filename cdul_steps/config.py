@@ -413,7 +413,7 @@ class Config(Section):
 
 
 TAKEN = {
-    "datasets": {"logs"},
+    "datasets": {"benchmarks", "logs", "report"},
     "encoders": {"manifest", "scenes"},
     "labels": {"ablation", "embeddings", "encode", "similarity", "sweep"},
     "trainings": {"ablation"},

@@ -4,6 +4,7 @@ import ast
 import hashlib
 import importlib.metadata
 import platform
+import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +22,19 @@ def versions(*packages: str) -> dict[str, str]:
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
     }
+
+
+def git_state() -> str | None:
+    """Commit of the checkout that this code is in, "-dirty" where edited; None outside of one."""
+    root = PACKAGE.parent
+    # Not of another project that the package is installed within.
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _module_file(name: str) -> Path | None:

@@ -66,6 +66,10 @@ def test_dirty_folder_runs_whole(photos):
     metrics = json.loads((results / "final/small/metrics.json").read_text())
     assert metrics["mAP"] is None and metrics["images"] == 0
     assert project.plan() == {}
+    project.snakemake("report")
+    page = (project.results / "report/report.html").read_text(encoding="utf-8")
+    assert "No ground truth is known" in page and "average precision" not in page
+    assert all(f"<td>{name}</td>" in page for name in bad)
 
 
 def _jpeg(source) -> bytes:

@@ -16,6 +16,7 @@ from cdul_steps.data.readers import check_counts, fingerprint, read_dataset
 from cdul_steps.data.tables import read_facts
 from cdul_steps.errors import UserError
 from cdul_steps.provenance import source_digest
+from cdul_steps.report.captions import CAPTIONS, TITLES
 
 # Jobs find `cdul` beside the Python that runs Snakemake, whether or not it is on the path.
 BIN = shlex.quote(str(Path(sys.executable).parent))
@@ -41,6 +42,7 @@ RUN = CONFIG.run
 RUNTIME = CONFIG.runtime
 RESULTS = CONFIG.results
 LOGS = f"{RESULTS}/logs"
+BENCHMARKS = f"{RESULTS}/benchmarks"
 DATASET = f"{RESULTS}/{{dataset}}"
 IMAGES = f"{DATASET}/manifest/images.parquet"
 ENCODER = f"{DATASET}/{{encoder}}"
@@ -51,6 +53,8 @@ SIMILARITY = f"{ENCODER}/similarity/{{split}}.zarr"
 SWEEP = f"{ENCODER}/sweep"
 LABELS = f"{ENCODER}/{{labels}}"
 TRAINING = f"{LABELS}/{{training}}"
+# In the report's folder; without the constraint, a name would match across folders.
+FIGURE_OF = "{dataset,[^/]+}/{encoder,[^/]+}/{labels,[^/]+}"
 
 
 wildcard_constraints:
@@ -315,3 +319,20 @@ def measured_split(wildcards):
     """The split that the classifier is measured on: test, where there is one."""
     splits = CONFIG.datasets[wildcards.dataset].splits
     return "test" if "test" in splits else "train"
+
+
+def figure_category(wildcards):
+    """Where Snakemake's report lists a figure of ours, or our whole page."""
+    return wildcards.get("dataset", "The whole report")
+
+
+def figure_labels(wildcards):
+    """How Snakemake's report tells figures of one data set apart."""
+    if "figure" not in wildcards.keys():
+        return {"figure": "tables and figures on one page"}
+    return {
+        "encoder": wildcards.encoder,
+        "labels": wildcards.labels,
+        "training": wildcards.get("training", ""),
+        "figure": TITLES[wildcards.figure],
+    }

@@ -3,6 +3,8 @@ rule encode_text:
         TEXT,
     log:
         f"{LOGS}/encode_text/{{dataset}}/{{encoder}}.log",
+    benchmark:
+        f"{BENCHMARKS}/encode_text/{{dataset}}/{{encoder}}.tsv"
     conda:
         "../../environment.yml"
     params:
@@ -27,6 +29,8 @@ rule encode:
         table=ENCODED,
     log:
         f"{LOGS}/encode/{{dataset}}/{{encoder}}/{{split}}/{{shard}}.log",
+    benchmark:
+        f"{BENCHMARKS}/encode/{{dataset}}/{{encoder}}/{{split}}/{{shard}}.tsv"
     conda:
         "../../environment.yml"
     threads: 8

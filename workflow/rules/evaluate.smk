@@ -7,6 +7,8 @@ rule quality:
         f"{LABELS}/quality.json",
     log:
         f"{LOGS}/quality/{{dataset}}/{{encoder}}/{{labels}}.log",
+    benchmark:
+        f"{BENCHMARKS}/quality/{{dataset}}/{{encoder}}/{{labels}}.tsv"
     conda:
         "../../environment.yml"
     params:
@@ -32,6 +34,8 @@ rule evaluate:
         f"{TRAINING}/metrics.json",
     log:
         f"{LOGS}/evaluate/{{dataset}}/{{encoder}}/{{labels}}/{{training}}.log",
+    benchmark:
+        f"{BENCHMARKS}/evaluate/{{dataset}}/{{encoder}}/{{labels}}/{{training}}.tsv"
     conda:
         "../../environment.yml"
     params:

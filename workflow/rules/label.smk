@@ -6,6 +6,8 @@ rule label:
         f"{LABELS}/pseudo_labels.parquet",
     log:
         f"{LOGS}/label/{{dataset}}/{{encoder}}/{{labels}}.log",
+    benchmark:
+        f"{BENCHMARKS}/label/{{dataset}}/{{encoder}}/{{labels}}.tsv"
     conda:
         "../../environment.yml"
     params:

@@ -3,6 +3,8 @@ rule scenes:
         f"{DATASET}/scenes/scenes.csv",
     log:
         f"{LOGS}/scenes/{{dataset}}.log",
+    benchmark:
+        f"{BENCHMARKS}/scenes/{{dataset}}.tsv"
     conda:
         "../../environment.yml"
     threads: 8
@@ -25,6 +27,8 @@ checkpoint manifest:
         update(IMAGES),
     log:
         f"{LOGS}/manifest/{{dataset}}.log",
+    benchmark:
+        f"{BENCHMARKS}/manifest/{{dataset}}.tsv"
     conda:
         "../../environment.yml"
     params:

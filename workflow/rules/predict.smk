@@ -7,6 +7,8 @@ rule predict:
         f"{TRAINING}/predictions/{{split}}.parquet",
     log:
         f"{LOGS}/predict/{{dataset}}/{{encoder}}/{{labels}}/{{training}}/{{split}}.log",
+    benchmark:
+        f"{BENCHMARKS}/predict/{{dataset}}/{{encoder}}/{{labels}}/{{training}}/{{split}}.tsv"
     conda:
         "../../environment.yml"
     threads: 8

@@ -6,6 +6,8 @@ rule store:
         f"{EMBEDDINGS}/zarr.json",
     log:
         f"{LOGS}/store/{{dataset}}/{{encoder}}/{{split}}.log",
+    benchmark:
+        f"{BENCHMARKS}/store/{{dataset}}/{{encoder}}/{{split}}.tsv"
     conda:
         "../../environment.yml"
     params:
@@ -27,6 +29,8 @@ rule similarity:
         directory(SIMILARITY),
     log:
         f"{LOGS}/similarity/{{dataset}}/{{encoder}}/{{split}}.log",
+    benchmark:
+        f"{BENCHMARKS}/similarity/{{dataset}}/{{encoder}}/{{split}}.tsv"
     conda:
         "../../environment.yml"
     params:

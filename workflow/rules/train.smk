@@ -9,6 +9,8 @@ rule train:
         refined=f"{TRAINING}/refined_labels.parquet",
     log:
         f"{LOGS}/train/{{dataset}}/{{encoder}}/{{labels}}/{{training}}.log",
+    benchmark:
+        f"{BENCHMARKS}/train/{{dataset}}/{{encoder}}/{{labels}}/{{training}}.tsv"
     conda:
         "../../environment.yml"
     threads: 8

@@ -1,0 +1,91 @@
+"""Time, speed and memory of the stages."""
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from cdul_steps.data.tables import read_facts
+from cdul_steps.report.page import Table
+from cdul_steps.report.runs import Run, once
+
+STAGES = {
+    "scenes": 1,
+    "manifest": 1,
+    "encode_text": 2,
+    "store": 2,
+    "encode": 2,
+    "similarity": 2,
+    "label": 3,
+    "quality": 3,
+    "train": 4,
+    "predict": 4,
+    "evaluate": 4,
+}
+"""Stages, and of how many names their results are: data set, encoder, labels, training."""
+OF_ALL_IMAGES = ("scenes", "manifest", "similarity", "quality", "predict")
+HEADER = ["stage", "of", "jobs", "time (s)", "images/s", "peak memory (MiB)"]
+CAPTION = (
+    "Time is that of all jobs of a stage added up, with the start of the program. Images a second "
+    "are those of the encoder and of training while they work, of other stages over the whole "
+    "time. Memory is the largest of any job with its worker processes, as Snakemake sampled it. A "
+    "stage that was not run by Snakemake has only what it measured itself."
+)
+
+
+def costs(runs: Iterable[Run]) -> Table:
+    """A row a stage of each data set, encoder, labels and training, where anything is known."""
+    places = list(once(runs))
+    rows = [
+        row
+        for stage, depth in STAGES.items()
+        for run, at in places
+        if at == depth and (row := _row(run, stage, run.names[:depth]))
+    ]
+    return Table(CAPTION, HEADER, rows)
+
+
+def _row(run: Run, stage: str, names: tuple[str, ...]) -> list[Any] | None:
+    jobs = _benchmarks(run.results / "benchmarks" / stage, names)
+    images, measured = _work(run, stage)
+    if not jobs and not measured:
+        return None
+    seconds = sum(float(job["s"]) for job in jobs) if jobs else measured
+    # "NA" where a job ended before the first sample.
+    memory = [float(job["max_pss"]) for job in jobs if job["max_pss"][:1].isdigit()]
+    return [
+        stage,
+        " / ".join(names),
+        len(jobs) or None,
+        seconds,
+        images / (measured or seconds) if images else None,
+        round(max(memory)) if memory else None,
+    ]
+
+
+def _benchmarks(folder: Path, names: tuple[str, ...]) -> list[dict[str, str]]:
+    """Snakemake's benchmarks of a rule: of one job, or of one a split or shard."""
+    *parents, last = names
+    one = folder.joinpath(*parents, f"{last}.tsv")
+    files = [one] if one.is_file() else sorted(folder.joinpath(*names).rglob("*.tsv"))
+    rows: list[dict[str, str]] = []
+    for file in files:
+        with file.open(encoding="utf-8") as stream:
+            rows += csv.DictReader(stream, delimiter="\t")
+    return rows
+
+
+def _work(run: Run, stage: str) -> tuple[int, float | None]:
+    """Images that a stage worked on, 0 where it is not about images, and the seconds that it
+    measured itself, None where it does not."""
+    if stage == "encode":
+        tables = run.encode_tables()
+        images = sum(pq.read_metadata(table).num_rows for table in tables)
+        return images, sum(read_facts(table)["seconds"] for table in tables) or None
+    if stage == "train":
+        images = pq.read_metadata(run.labels / "pseudo_labels.parquet").num_rows
+        seconds = [images / speed for speed in run.history["images_per_second"]]
+        return images * len(seconds), sum(seconds)
+    return pq.read_metadata(run.images).num_rows if stage in OF_ALL_IMAGES else 0, None

@@ -1,0 +1,193 @@
+"""What the report is of: the files of one combination of data set, encoder, labels, training."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cdul_steps.data.manifest import read_truth
+from cdul_steps.data.tables import read_facts, read_scores
+from cdul_steps.errors import UserError
+from cdul_steps.method.metrics import truth_table
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file; empty where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A labels folder among the results and, once there is one, a training in it.
+
+    What has not been made is empty.
+    """
+
+    labels: Path
+    training: Path | None = None
+
+    @property
+    def encoder(self) -> Path:
+        return self.labels.parent
+
+    @property
+    def dataset(self) -> Path:
+        return self.encoder.parent
+
+    @property
+    def results(self) -> Path:
+        return self.dataset.parent
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of data set, encoder, labels and training."""
+        return (self.training or self.labels).relative_to(self.results).parts
+
+    @property
+    def images(self) -> Path:
+        return self.dataset / "manifest/images.parquet"
+
+    @cached_property
+    def splits(self) -> list[str]:
+        return list(read_facts(self.images)["layout"]["splits"])
+
+    @property
+    def measured_split(self) -> str:
+        """The split that the classifier is measured on: test, where there is one."""
+        return "test" if "test" in self.splits else "train"
+
+    def encode_tables(self, *splits: str) -> list[Path]:
+        """The encode jobs' tables of some splits, or of all."""
+        folders = [self.encoder / "encode" / split for split in splits or self.splits]
+        return [table for folder in folders for table in sorted(folder.glob("*.parquet"))]
+
+    def similarity(self, split: str) -> Path:
+        return self.encoder / "similarity" / f"{split}.zarr"
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Facts of the pseudo-labels: construction, tau, zeta, lambda, ..."""
+        return read_facts(self.labels / "pseudo_labels.parquet")
+
+    @cached_property
+    def quality(self) -> dict[str, Any]:
+        """Measures of every label construction, by split."""
+        return read_json(self.labels / "quality.json")
+
+    def quality_on(self, split: str) -> dict[str, Any]:
+        return self.quality.get("splits", {}).get(split, {})
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """Measures of the classifier."""
+        return read_json(self.training / "metrics.json") if self.training else {}
+
+    @cached_property
+    def history(self) -> dict[str, list]:
+        """The training's columns, a value an epoch."""
+        return pq.read_table(self.training / "history.parquet").to_pydict() if self.training else {}
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """What the classifier's card says of how it was made."""
+        card = read_json(self.training / "model/model.json") if self.training else {}
+        return card.get("provenance", {})
+
+    def truth(self, image_ids: list[str], classes: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """`(truth, counted)` bool (N, C) of images, as it was measured by.
+
+        Images without known truth are not counted.
+        """
+        known = read_truth(self.images, classes)
+        place = {name: i for i, name in enumerate(known["image_id"].to_pylist())}
+        at = np.array([place.get(name, -1) for name in image_ids], dtype=int)
+        lists = [
+            [entry or [] for entry in known[name].to_pylist()] for name in ("positive", "difficult")
+        ]
+        convention = self.quality.get("definition", {}).get("difficult", "ignore")
+        found = truth_table(*lists, len(classes), convention)
+        truth, counted = np.zeros((2, len(at), len(classes)), dtype=bool)
+        for mine, theirs in zip((truth, counted), found, strict=True):
+            mine[at >= 0] = theirs[at[at >= 0]]
+        return truth, counted
+
+    def facts(self) -> Iterator[dict[str, Any]]:
+        """What the files say of themselves."""
+        yield from (self.quality, self.metrics, self.provenance)
+        tables = [self.encoder / "text.parquet", *self.encode_tables()]
+        if self.training:
+            tables += sorted(self.training.glob("predictions/*.parquet"))
+        yield from (read_facts(table) for table in tables if table.is_file())
+        yield self.settings
+
+
+def find_runs(folders: Sequence[Path]) -> list[Run]:
+    """The labels and trainings that folders of results, of labels or of trainings hold.
+
+    Raises UserError for a folder that is none of these.
+    """
+    runs: list[Run] = []
+    for folder in folders:
+        place = folder.absolute()
+        if (place / "history.parquet").is_file():
+            runs.append(Run(place.parent, place))
+            continue
+        found = [
+            file.parent
+            for pattern in ("", "*/*/*/")
+            for file in sorted(place.glob(f"{pattern}pseudo_labels.parquet"))
+        ]
+        if not found:
+            raise UserError(
+                f"{folder}: neither a folder of results, nor of labels, nor of a training; "
+                "run snakemake first"
+            )
+        for labels in found:
+            trainings = sorted(file.parent for file in labels.glob("*/history.parquet"))
+            runs += [Run(labels, training) for training in trainings] or [Run(labels)]
+    return list(dict.fromkeys(runs))
+
+
+def once(runs: Iterable[Run]) -> Iterator[tuple[Run, int]]:
+    """Each data set, encoder, labels and training of the runs once, with its depth (1 to 4)."""
+    seen = set()
+    for run in runs:
+        for depth in range(1, len(run.names) + 1):
+            if run.names[:depth] not in seen:
+                seen.add(run.names[:depth])
+                yield run, depth
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The classifier's predictions on a split, and the truth of the same images.
+
+    `images` has `image_id` and `path`, `scores` are float32 (N, C), `truth` and `counted` bool
+    of the same shape.
+    """
+
+    split: str
+    images: pa.Table
+    classes: list[str]
+    scores: np.ndarray
+    threshold: float
+    truth: np.ndarray
+    counted: np.ndarray
+
+    @classmethod
+    def read(cls, run: Run, split: str) -> "Scored | None":
+        """None where the split is not predicted, or none of its images could be."""
+        path = run.training / "predictions" / f"{split}.parquet"
+        if not path.is_file():
+            return None
+        images, classes, scores = read_scores(path)
+        if not len(images):
+            return None
+        truth = run.truth(images["image_id"].to_pylist(), classes)
+        return cls(split, images, classes, scores, read_facts(path)["threshold"], *truth)

@@ -1,0 +1,463 @@
+"""The report: what its figures show, and its page."""
+
+import base64
+import json
+import re
+import shutil
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from messages import message_of
+from PIL import Image
+
+from cdul_steps.config import read_training
+from cdul_steps.report import figures
+from cdul_steps.report.captions import CAPTIONS, TITLES
+from cdul_steps.report.page import Section, Table, render
+from cdul_steps.steps.encode import encode_shard, encode_text
+from cdul_steps.steps.evaluate import evaluate_labels, evaluate_scores
+from cdul_steps.steps.label import make_labels
+from cdul_steps.steps.manifest import make_manifest
+from cdul_steps.steps.predict import predict_images
+from cdul_steps.steps.report import make_report
+from cdul_steps.steps.similarity import make_similarity, write_store
+from cdul_steps.steps.train import train_classifier
+
+CLASSES = ["cat", "<script>alert(1)</script>", "狗 & $x_1$"]
+TINY = {"max_pixels": tiny.MAX_PIXELS, "device": "cpu", "workers": 0, "threads": 1}
+
+# What the figures show
+
+
+@st.composite
+def ranked(draw):
+    """Truth with a True, and scores with ties."""
+    count = draw(st.integers(1, 30))
+    truth = draw(arrays(bool, count))
+    truth[draw(st.integers(0, count - 1))] = True
+    return truth, draw(arrays(np.float32, count, elements=st.sampled_from([0, 0.25, 0.5, 0.75, 1])))
+
+
+@given(ranked())
+def test_precision_recall_has_the_best_precision_of_each_recall(case):
+    truth, scores = case
+    best: dict[float, float] = {}
+    for threshold in np.unique(scores):
+        predicted = scores >= threshold
+        recall = (truth & predicted).sum() / truth.sum()
+        precision = (truth & predicted).sum() / predicted.sum()
+        if recall > 0:
+            best[recall] = max(best.get(recall, 0), precision)
+    recall, precision = figures.precision_recall(truth, scores)
+    np.testing.assert_allclose(recall, sorted(best))
+    np.testing.assert_allclose(precision, [best[r] for r in sorted(best)])
+
+
+def test_long_curves_are_thinned_and_keep_their_ends():
+    random = np.random.default_rng(0)
+    truth, scores = random.random(5000) < 0.5, random.random(5000)
+    recall, precision = figures.precision_recall(truth, scores, points=50)
+    assert len(recall) == len(precision) == 50
+    assert recall[0] < 0.001 and recall[-1] == 1
+    assert precision[-1] == pytest.approx(truth.mean(), abs=0.01)
+
+
+def test_precision_and_recall_at_a_threshold():
+    truth, scores = np.array([True, True, False, False]), np.array([0.9, 0.2, 0.5, 0.1])
+    assert figures.at_threshold(truth, scores, 0.5) == (0.5, 0.5)
+    assert figures.at_threshold(truth, scores, 0.95) is None
+
+
+@given(arrays(bool, st.tuples(st.integers(0, 12), st.integers(1, 5))))
+def test_cooccurrence_counts_images(labels):
+    found = figures.cooccurrence(labels)
+    for a, b in np.ndindex(found.shape):
+        assert found[a, b] == sum(row[a] and row[b] for row in labels)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_counts_of_scores_are_those_of_the_chosen_pairs(seed):
+    random = np.random.default_rng(seed)
+    scores = random.random((6, 4, 3)).astype(np.float32)
+    scores[random.random(scores.shape) < 0.1] = np.nan
+    chosen = random.random((6, 3)) < 0.5
+    picked = [scores[i, v, c] for i, v, c in np.ndindex(scores.shape) if chosen[i, c]]
+    picked = [value for value in picked if not np.isnan(value)]
+    found = figures.count_scores(scores, chosen)
+    assert found.sum() == len(picked)
+    places = np.minimum((np.array(picked, dtype=float) * 40).astype(int), 39)
+    np.testing.assert_array_equal(found, np.bincount(places, minlength=40))
+    np.testing.assert_array_equal(
+        figures.count_scores(scores[:, 0], chosen), figures.count_scores(scores[:, :1], chosen)
+    )
+
+
+def test_what_does_not_speak_for_a_label_fades_to_white():
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(figures.fade(pixels, np.ones((4, 5))), pixels)
+    pale = figures.fade(pixels, np.zeros((4, 5)))
+    assert pale.min() >= 215 and (pale >= pixels).all()
+
+
+def texts(figure, path) -> list[str]:
+    """The texts of a figure's SVG."""
+    with figures.style():
+        figures.save(figure, path)
+    found = ElementTree.parse(path).iter("{http://www.w3.org/2000/svg}text")
+    return ["".join(text.itertext()) for text in found]
+
+
+def test_bars_leave_out_classes_without_positives_and_sort_by_the_classifier(tmp_path):
+    values = {"labels": [50.0, None, 70.0], "classifier": [80.0, None, 20.0]}
+    figure = figures.draw_average_precision(["cat", "dog", "owl"], [3, 0, 5], values)
+    found = texts(figure, tmp_path / "a.svg")
+    assert "dog (0)" not in found
+    # From the bottom up.
+    assert found.index("owl (5)") < found.index("cat (3)")
+
+
+def test_beyond_the_limit_only_the_most_frequent_classes_are_drawn(tmp_path):
+    count = figures.MAX_CLASSES + 20
+    names = [f"c{i}" for i in range(count)]
+    figure = figures.draw_average_precision(names, list(range(1, count + 1)), {"a": [50.0] * count})
+    assert figure.axes[0].get_ylim()[1] < figures.MAX_CLASSES
+    found = texts(figure, tmp_path / "a.svg")
+    assert "c20 (21)" in found and "c19 (20)" not in found
+    counts = np.diag(np.arange(1, count + 1))
+    found = texts(figures.draw_cooccurrence({"all": counts}, names), tmp_path / "b.svg")
+    assert "c20" in found and "c19" not in found
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_learning_curves_show_what_is_known(known, tmp_path):
+    history = {"epoch": [1, 2], "loss": [2.0, 1.0], "label_movement": [0.0, 0.1]}
+    history |= {"label_mAP": [50.0, 60.0] if known else [None, None], "test_mAP": [None, None]}
+    figure = figures.draw_learning(history)
+    assert len(figure.axes) == (3 if known else 2)
+    assert ("mAP (%)" in texts(figure, tmp_path / "a.svg")) == known
+
+
+def test_every_axis_has_a_label():
+    """Each with its unit, in words or in brackets."""
+    random = np.random.default_rng(0)
+    truth, scores = random.random((40, 3)) < 0.5, random.random((40, 3))
+    drawn = [
+        figures.draw_scores({"all": {"global": random.integers(1, 9, 40)}}, 0.3),
+        figures.draw_average_precision(CLASSES, [1, 2, 3], {"labels": [1.0, 2.0, 3.0]}),
+        figures.draw_precision_recall(
+            {"labels": scores}, truth, np.ones_like(truth), CLASSES, [1.0, 2.0, 3.0], 0.5
+        ),
+        figures.draw_learning({"epoch": [1], "loss": [1.0], "label_movement": [0.0]}),
+        figures.draw_cooccurrence({"all": figures.cooccurrence(truth)}, CLASSES),
+    ]
+    for figure in drawn:
+        assert any(axis.get_xlabel() for axis in figure.axes)
+        assert all(axis.get_ylabel() for axis in figure.axes if not axis.get_shared_y_axes())
+        assert figure.axes[0].get_ylabel()
+
+
+# The page
+
+
+def parse(page: str) -> ElementTree.Element:
+    """The page as XML: nothing unclosed, nothing unescaped."""
+    assert page.startswith("<!DOCTYPE html>")
+    return ElementTree.fromstring(page.removeprefix("<!DOCTYPE html>"))
+
+
+def elements(root: ElementTree.Element, name: str) -> list[ElementTree.Element]:
+    return list(root.iter(f"{{http://www.w3.org/1999/xhtml}}{name}"))
+
+
+def is_self_contained(root: ElementTree.Element) -> bool:
+    """Nothing is loaded from elsewhere, and no script runs."""
+    loaded = [e.get(key) for e in root.iter() for key in ("src", "href", "data") if e.get(key)]
+    styles = "".join(e.text for e in elements(root, "style"))
+    return (
+        all(value.startswith(("data:", "#")) for value in loaded)
+        and not re.search(r"url\(|@import", styles)
+        and not elements(root, "script")
+        and not any(key.startswith("on") for e in root.iter() for key in e.attrib)
+    )
+
+
+def test_the_page_escapes_all_text():
+    bad = '<script>alert("1")</script>&\''
+    section = Section(bad, facts=[(bad, bad)], notes=[bad], parts=[Table(bad, [bad], [[bad]])])
+    page = render([section], title=bad, written=bad, version=bad, git=bad)
+    root = parse(page)
+    assert is_self_contained(root)
+    assert page.count("<script") == 0
+    for name in ("h2", "dt", "dd", "th", "td"):
+        assert [e.text for e in elements(root, name)] == [bad]
+
+
+def test_tables_show_dashes_and_two_decimals():
+    table = Table("", ["a", "b", "c"], [["x", 1, 2.345], ["y", None, None]])
+    root = parse(render([Section("s", parts=[table])], title="", written="", version="", git=None))
+    assert [e.text for e in elements(root, "td")] == ["x", "1", "2.35", "y", "-", "-"]
+    assert table.numbers == {1, 2}
+
+
+def test_every_figure_has_a_title_and_a_caption():
+    assert set(CAPTIONS) == set(TITLES)
+    assert all(len(text) > 100 for text in CAPTIONS.values())
+
+
+# Whole reports
+
+
+def run_stages(root: Path, known: bool) -> Path:
+    """All stages on a few images of noise, one of which is none; the training's folder."""
+    for split, count in (("train", 9), ("test", 5)):
+        for i in range(count):
+            tiny.noise(root / "images" / split / f"{i}.png", i if split == "train" else i + 50)
+    (root / "images/train/<b>&.jpg").write_text("not an image")
+    (root / "classes.yaml").write_text(json.dumps(CLASSES))
+    results = root / "results/data<1>"
+    images, encoder = results / "manifest/images.parquet", results / "clip"
+    rows = {
+        "path": [str(p.relative_to(root)) for p in sorted(root.glob("images/*/*"))],
+        "split": [p.parent.name for p in sorted(root.glob("images/*/*"))],
+    }
+    for c, name in enumerate(CLASSES):
+        rows[name] = [int(i % 3 == c or i % 4 == c) for i in range(len(rows["path"]))]
+    pq.write_table(pa.table(rows), root / "table.parquet")
+    make_manifest(
+        reader="table" if known else "folder",
+        root=root / ("table.parquet" if known else "images/train"),
+        classes=root / "classes.yaml",
+        splits={"train": "train", "test": "test"} if known else {"train": "."},
+        grid=(2, 2),
+        shard_size=8,
+        max_pixels=tiny.MAX_PIXELS,
+        output=images,
+    )
+    model = tiny.make_clip(root / "clip")
+    encode_text(
+        classes=root / "classes.yaml",
+        output=encoder / "text.parquet",
+        model=model,
+        pretrained=None,
+        templates=["a {}"],
+    )
+    splits = ("train", "test") if known else ("train",)
+    for split in splits:
+        store = encoder / f"embeddings/{split}.zarr"
+        write_store(images=images, split=split, text=encoder / "text.parquet", store=store)
+        for manifest in sorted((images.parent / split).glob("*.parquet")):
+            encode_shard(
+                manifest=manifest,
+                store=store,
+                table=encoder / "encode" / split / manifest.name,
+                model=model,
+                pretrained=None,
+                precision="fp32",
+                resize_mode=None,
+                batch_size=0,
+                **TINY,
+            )
+        make_similarity(
+            store=store,
+            text=encoder / "text.parquet",
+            images=images,
+            split=split,
+            tables=sorted((encoder / "encode" / split).glob("*.parquet")),
+            max_failed_share=0.5,
+            output=encoder / f"similarity/{split}.zarr",
+        )
+    labels, measuring = encoder / "final", {"difficult": "ignore", "ap": "all"}
+    similarity = {split: encoder / f"similarity/{split}.zarr" for split in splits}
+    settings = {"images": images, "tau": None, "zeta": 0.3, "lam": 0.0}
+    make_labels(
+        similarity=similarity["train"],
+        split="train",
+        construction="final",
+        output=labels / "pseudo_labels.parquet",
+        **settings,
+    )
+    quality = labels / "quality.json"
+    evaluate_labels(similarity=similarity, output=quality, **settings, **measuring)
+    training = labels / "small"
+    text = '{"model": "test_resnet", "image_size": 64, "epochs": 2, "alignment": {"warmup": 0}}'
+    train_classifier(
+        labels=labels / "pseudo_labels.parquet",
+        images=images,
+        settings=read_training(text),
+        difficult="ignore",
+        output=training,
+        **TINY,
+    )
+    for split in splits:
+        predictions = training / f"predictions/{split}.parquet"
+        predict_images(
+            model=training / "model",
+            inputs=[],
+            images=images,
+            split=split,
+            output=predictions,
+            threshold=None,
+            batch_size=8,
+            **TINY,
+        )
+    evaluate_scores(
+        scores=predictions, images=images, output=training / "metrics.json", **measuring
+    )
+    return training
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory) -> Path:
+    """A training with truth and a test split."""
+    return run_stages(tmp_path_factory.mktemp("measured"), known=True)
+
+
+@pytest.fixture(scope="module")
+def unmeasured(tmp_path_factory) -> Path:
+    """A training on a folder of images: no truth, no test split."""
+    return run_stages(tmp_path_factory.mktemp("unmeasured"), known=False)
+
+
+@pytest.fixture
+def copied(measured, tmp_path) -> Path:
+    """The labels folder of a copy that a test may change."""
+    results = measured.parents[3]
+    return shutil.copytree(results, tmp_path / "results") / measured.parent.relative_to(results)
+
+
+def report(folder: Path, output: Path) -> tuple[ElementTree.Element, str, set[str]]:
+    """The parsed page, its text, and the names of its figures."""
+    make_report(folders=[folder], output=output)
+    page = (output / "report.html").read_text(encoding="utf-8")
+    root = parse(page)
+    assert is_self_contained(root)
+    files = {p.stem: p for p in output.rglob("*.*") if p.suffix in (".svg", ".jpg")}
+    sources = [image.get("src") for image in elements(root, "img")]
+    assert len(sources) == len(files)
+    for source in sources:
+        content = base64.b64decode(source.partition("base64,")[2])
+        assert content in {file.read_bytes() for file in files.values()}
+    return root, " ".join(" ".join(root.itertext()).split()), set(files)
+
+
+@pytest.fixture(scope="module")
+def whole(measured, tmp_path_factory):
+    """The report of all results of a measured training: its folder, and as `report` gives it."""
+    folder = tmp_path_factory.mktemp("report") / "report"
+    return folder, *report(measured.parents[3], folder)
+
+
+def test_a_report_has_all_its_parts(measured, whole):
+    _, root, text, found = whole
+    assert found == set(CAPTIONS)
+    assert all(CAPTIONS[name] in text for name in found)
+    headings = [e.text for e in elements(root, "h2")]
+    assert headings == [
+        "Overview",
+        "Data: data<1>",
+        "Encoder: data<1> / clip",
+        "Pseudo-labels: data<1> / clip / final",
+        "Classifier: data<1> / clip / final / small",
+        "Images that could not be used",
+        "Time, speed and memory",
+        "Software",
+    ]
+    cells = [e.text for e in elements(root, "td")]
+    for name in CLASSES:
+        assert name in cells
+    metrics = json.loads((measured / "metrics.json").read_text())
+    assert f"{metrics['mAP']:.2f}" in cells
+    quality = json.loads((measured.parent / "quality.json").read_text())
+    assert f"{quality['splits']['train']['local_max']['mAP']:.2f}" in cells
+    for value in ("images/train/<b>&.jpg", "not_an_image"):
+        assert value in cells
+    assert {"torch", "timm", "open_clip_torch", "zarr"} <= set(cells)
+
+
+def test_names_are_text_in_the_figures(whole):
+    folder = whole[0] / "data<1>/clip/final/small"
+    for name in ("average_precision", "precision_recall", "cooccurrence"):
+        svg = (folder / f"{name}.svg").read_text(encoding="utf-8")
+        assert "<script" not in svg
+        if name != "precision_recall":  # it names three classes at most
+            assert "狗 &amp; $x_1$" in svg and "&lt;script&gt;alert(1)" in svg
+    with Image.open(folder / "class_maps.jpg") as image:
+        assert image.width > 800
+
+
+def test_a_folder_of_images_has_no_measures(unmeasured, tmp_path):
+    root, text, found = report(unmeasured, tmp_path / "report")
+    assert found == {"scores", "learning", "cooccurrence", "class_maps"}
+    assert "No ground truth is known" in text
+    assert "mAP" not in [e.text for e in elements(root, "th")]
+    assert "<b>&.jpg" in [e.text for e in elements(root, "td")]
+
+
+def test_what_has_not_been_made_is_absent(copied, tmp_path):
+    encoder, training = copied.parent, copied / "small"
+    tables = ["encode", "text.parquet", "similarity"]
+    for gone, expected in [
+        ([encoder / "similarity/test.zarr"], set(CAPTIONS)),
+        ([training / "metrics.json", training / "model"], {"scores", "learning", "cooccurrence"}),
+        ([training / "predictions", copied / "quality.json"], {"scores", "learning"}),
+        ([encoder / name for name in tables], {"learning"}),
+        ([training], set()),
+    ]:
+        for place in gone:
+            shutil.rmtree(place) if place.is_dir() else place.unlink()
+        _, _, found = report(copied, tmp_path / "report")
+        assert found == expected, gone
+
+
+def test_images_that_are_gone_have_no_maps(copied, tmp_path):
+    images = copied.parents[1] / "manifest/images.parquet"
+    predictions = copied / "small/predictions/test.parquet"
+    table = pq.read_table(predictions)
+    gone = pa.array([f"/nowhere/{i}.png" for i in range(len(table))])
+    pq.write_table(table.set_column(table.column_names.index("path"), "path", gone), predictions)
+    assert images.is_file()
+    _, text, found = report(copied, tmp_path / "report")
+    assert found == set(CAPTIONS) - {"class_maps"}
+    assert "No class activation maps: none of the images can be read any more." in text
+
+
+def test_time_and_memory_come_from_the_benchmarks(copied, tmp_path):
+    table = copied.parents[2] / "benchmarks/predict/data<1>/clip/final/small/{}.tsv"
+    table.parent.mkdir(parents=True)
+    for split, seconds, memory in (("train", "3.0", "900.5"), ("test", "2.0", "NA")):
+        Path(str(table).format(split)).write_text(f"s\tmax_pss\n{seconds}\t{memory}\n")
+    root, _, _ = report(copied, tmp_path / "report")
+    rows = [[e.text for e in row] for row in elements(root, "tr")]
+    (predict,) = [row for row in rows if row[0] == "predict"]
+    # 15 images in 5 seconds.
+    assert predict == ["predict", "data<1> / clip / final / small", "2", "5.00", "3.00", "900"]
+    (encode,) = [row for row in rows if row[0] == "encode"]
+    assert encode[2] == encode[5] == "-" and float(encode[3]) > 0 and float(encode[4]) > 0
+
+
+def test_the_same_results_give_the_same_figures(measured, whole, tmp_path):
+    report(measured, tmp_path)
+    for file in whole[0].rglob("*.*"):
+        other = tmp_path / file.relative_to(whole[0])
+        assert file.name == "report.html" or file.read_bytes() == other.read_bytes()
+
+
+def make(folder: Path, output: Path) -> None:
+    make_report(folders=[folder], output=output)
+
+
+def test_mistakes(measured, tmp_path):
+    message = message_of(make, tmp_path, tmp_path / "report")
+    assert "neither a folder of results" in message and str(tmp_path) in message
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/photo.jpg").touch()
+    assert "holds other files" in message_of(make, measured, tmp_path / "mine")
+    assert (tmp_path / "mine/photo.jpg").exists()

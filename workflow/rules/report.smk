@@ -1,0 +1,34 @@
+# Not part of `all`: results must not wait for their pictures, nor a new picture make them anew.
+rule report:
+    input:
+        rules.all.input,
+    output:
+        report(
+            directory(f"{RESULTS}/report"),
+            patterns=[
+                "{page}.html",
+                f"{FIGURE_OF}/{{figure}}.svg",
+                f"{FIGURE_OF}/{{training,[^/]+}}/{{figure}}.svg",
+                f"{FIGURE_OF}/{{training,[^/]+}}/{{figure}}.jpg",
+            ],
+            caption="../report/figure.rst",
+            category=figure_category,
+            labels=figure_labels,
+        ),
+    log:
+        f"{LOGS}/report.log",
+    conda:
+        "../../environment.yml"
+    params:
+        folders=expand(
+            TRAINING,
+            dataset=RUN.datasets,
+            encoder=RUN.encoders,
+            labels=RUN.labels,
+            training=RUN.trainings,
+        ),
+        captions=CAPTIONS,
+        page=digest(Path(workflow.basedir) / "cdul_steps/report/page.html"),
+        code=code("report"),
+    shell:
+        "cdul report {params.folders:q} --output {output:q} 2> {log:q}"
