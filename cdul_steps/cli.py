@@ -347,6 +347,23 @@ def summary(
     typer.echo(summarise(results, as_json=json))
 
 
+@app.command()
+def gallery(
+    folder: Annotated[
+        Path, typer.Argument(metavar="TRAINING", help="results/DATASET/ENCODER/LABELS/TRAINING.")
+    ],
+    output: Annotated[Path, Option(help="Folder to write; open its index.html.")],
+    split: Split = "train",
+) -> None:
+    """Write a web page of the images with their scores before and after refinement.
+
+    It opens from a disk, without server or network. An earlier gallery at OUTPUT is replaced.
+    """
+    from cdul_steps.steps.gallery import make_gallery
+
+    make_gallery(folder=folder, split=split, output=output)
+
+
 @demo.command()
 def scenes(
     output: Annotated[Path, Option(help="Folder to write: images and scenes.csv.")],
