@@ -348,6 +348,24 @@ def summary(
 
 
 @app.command()
+def show(
+    file: Annotated[
+        Path,
+        typer.Argument(help="Pseudo-labels, refined labels, predictions, images or encode table."),
+    ],
+    of_class: Annotated[
+        str | None, Option("--class", help="Only this class, with its best and worst images.")
+    ] = None,
+    top: Annotated[int, Option(help="Images to name at either end.", min=0)] = 5,
+    json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Look into a table of results: counts and score quantiles a class, best and worst images."""
+    from cdul_steps.steps.show import show_table
+
+    typer.echo(show_table(file, of_class=of_class, top=top, as_json=json))
+
+
+@app.command()
 def gallery(
     folder: Annotated[
         Path, typer.Argument(metavar="TRAINING", help="results/DATASET/ENCODER/LABELS/TRAINING.")

@@ -52,6 +52,8 @@ run("label", "--similarity", "sim.zarr", *images, "--split", "train", "--output"
 run("quality", "--similarity", "train=sim.zarr", *images, "--output", f"{labels}/quality.json")
 run("evaluate", "--scores", f"{labels}/pseudo_labels.parquet", *images, "--output",
     f"{labels}/fixed/metrics.json")
+run("show", f"{labels}/pseudo_labels.parquet", "--class", "dog")
+run("show", "manifest/images.parquet")
 run("summary", "results")
 run("summary", "results", "--json")
 """
@@ -69,7 +71,7 @@ def commands():
 def test_help_lists_every_stage(cdul):
     done = cdul("--help")
     assert done.returncode == 0
-    for stage in [*STAGES, "summary", "demo"]:
+    for stage in [*STAGES, "summary", "show", "gallery", "demo"]:
         assert f" {stage} " in done.stdout
     assert "config-schema" not in done.stdout
 
