@@ -618,6 +618,41 @@ def report(
     make_report(folders=folders or [Path("results")], output=output)
 
 
+@app.command()
+def show(
+    file: Annotated[
+        Path,
+        typer.Argument(help="Pseudo-labels, refined labels, predictions, images or encode table."),
+    ],
+    of_class: Annotated[
+        str | None, Option("--class", help="Only this class, with its best and worst images.")
+    ] = None,
+    top: Annotated[int, Option(help="Images to name at either end.", min=0)] = 5,
+    json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Look into a table of results: counts and score quantiles a class, best and worst images."""
+    from cdul_steps.steps.show import show_table
+
+    typer.echo(show_table(file, of_class=of_class, top=top, as_json=json))
+
+
+@app.command()
+def gallery(
+    folder: Annotated[
+        Path, typer.Argument(metavar="TRAINING", help="results/DATASET/ENCODER/LABELS/TRAINING.")
+    ],
+    output: Annotated[Path, Option(help="Folder to write; open its index.html.")],
+    split: Split = "train",
+) -> None:
+    """Write a web page of the images with their scores before and after refinement.
+
+    It opens from a disk, without server or network. An earlier gallery at OUTPUT is replaced.
+    """
+    from cdul_steps.steps.gallery import make_gallery
+
+    make_gallery(folder=folder, split=split, output=output)
+
+
 @demo.command()
 def scenes(
     output: Annotated[Path, Option(help="Folder to write: images and scenes.csv.")],

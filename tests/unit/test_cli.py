@@ -57,6 +57,8 @@ run("sweep", "--similarity", "train=sim.zarr", *images, "--output", "sweep.parqu
     "sweep.svg", "--settings", '{"tau": [1], "zeta": [0.5], "lambda": [0]}')
 run("evaluate", "--scores", f"{labels}/pseudo_labels.parquet", *images, "--output",
     f"{labels}/fixed/metrics.json")
+run("show", f"{labels}/pseudo_labels.parquet", "--class", "dog")
+run("show", "manifest/images.parquet")
 run("summary", "results")
 run("summary", "results", "--json")
 """
@@ -74,7 +76,7 @@ def commands():
 def test_help_lists_every_stage(cdul):
     done = cdul("--help")
     assert done.returncode == 0
-    for stage in [*STAGES, "summary", "demo"]:
+    for stage in [*STAGES, "summary", "show", "gallery", "demo"]:
         assert f" {stage} " in done.stdout
     assert "config-schema" not in done.stdout
 

@@ -1,0 +1,284 @@
+"""A static page of images with their scores, which opens from a disk: no server, no network."""
+
+import json
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from cdul_steps.data.files import replacing
+from cdul_steps.data.images import ImageError, decode
+from cdul_steps.data.manifest import read_shard, read_split, read_truth
+from cdul_steps.data.stores import open_similarity, read_blocks
+from cdul_steps.data.tables import read_facts, read_scores
+from cdul_steps.errors import UserError
+from cdul_steps.method.aggregation import build_labels
+from cdul_steps.method.similarity import scores as scores_of
+from cdul_steps.method.similarity import temperature
+from cdul_steps.progress import Progress, note
+
+WEB = Path(__file__).parents[1] / "web"
+THUMBNAIL = 256
+"""Longer side of a thumbnail in pixels."""
+PAGE_SIZE = 50
+"""Images a data file: sorted by a score, a screenful comes from about as many files."""
+CLIP, REFINED, CLASSIFIER = "CLIP", "refined", "classifier"
+# What the labels of another split can be made again by.
+LABEL_SETTINGS = {"construction", "tau", "zeta", "lambda"}
+LABEL_FACTS = {"kind", "schema_version", "classes", "split", "similarity", "software"}
+
+
+def make_gallery(*, folder: Path, split: str, output: Path) -> None:
+    """Write the gallery of a split of a training's results at the folder `output`.
+
+    `folder` is `{dataset}/{encoder}/{labels}/{training}` below the results, or its
+    `{dataset}/{encoder}/{labels}` before any training. Scores: CLIP's labels, for the train split
+    the refined ones, and the classifier's predictions; those that are there. An earlier gallery
+    at `output` is replaced. Raises UserError where there is nothing to show, tables do not fit
+    together, or `output` is something else.
+    """
+    if output.exists() and not _is_empty(output) and not (output / "data/index.js").is_file():
+        raise UserError(f"{output}: is there already and no gallery; give a new folder")
+    folder = folder.resolve()
+    labels = folder if (folder / "pseudo_labels.parquet").is_file() else folder.parent
+    if not (labels / "pseudo_labels.parquet").is_file():
+        raise UserError(
+            f"{folder}: no pseudo_labels.parquet there or above; "
+            "give results/DATASET/ENCODER/LABELS/TRAINING"
+        )
+    encoder = labels.parent
+    manifest = encoder.parent / "manifest"
+    similarity = encoder / "similarity" / f"{split}.zarr"
+    columns = ["image_id", "path", "width", "height", "shard", "row"]
+    table = read_split(manifest / "images.parquet", split, columns)
+    classes, kinds = _read_kinds(folder, labels, similarity, table, split)
+    views, boxes = _read_views(similarity, classes, labels, table), _read_boxes(manifest, split)
+    some = np.isfinite(np.stack(list(kinds.values()))).all(axis=2).any(axis=0)
+    if not some.any():
+        raise UserError(f"{folder}: no image of split {split!r} has a score")
+    if not some.all():
+        note(f"gallery: images without any score, left out: {np.count_nonzero(~some)}")
+    table = table.filter(pa.array(some))
+    scores = np.stack([kind[some] for kind in kinds.values()])
+    tops, top_scores = (values[some] for values in views)
+    truth = {i["image_id"]: i for i in read_truth(manifest / "images.parquet", classes).to_pylist()}
+    max_pixels = read_facts(manifest / "images.parquet")["layout"]["max_pixels"]
+
+    with replacing(output) as part:
+        shutil.copytree(WEB, part)
+        drawn = _write_thumbnails(table["path"].to_pylist(), part / "thumbnails", max_pixels)
+        images = []
+        for i, image in enumerate(table.to_pylist()):
+            known = truth.get(image["image_id"], {})
+            seen = bool(np.isfinite(top_scores[i]).all())
+            images.append(
+                {
+                    "id": image["image_id"],
+                    "link": _link(Path(image["path"]), output),
+                    "size": [max(1, image["width"]), max(1, image["height"])],
+                    "thumbnail": drawn[i],
+                    "positive": known.get("positive"),
+                    "difficult": known.get("difficult") or [],
+                    "scores": _thousandths(scores[:, i]),
+                    # The whole image first, then its snippets.
+                    "top": tops[i].tolist() if seen else [],
+                    "top_scores": _thousandths(top_scores[i]) if seen else [],
+                    "boxes": boxes.get(image["image_id"], []) if seen else [],
+                }
+            )
+        index = {
+            "title": " / ".join(folder.relative_to(encoder.parents[1]).parts),
+            "split": split,
+            "classes": classes,
+            "kinds": list(kinds),
+            "truth": any(image["positive"] is not None for image in images),
+        }
+        _write_data(part / "data", index, images, _measures(scores, list(kinds)))
+    note(f"gallery: {len(images)} images; open {output / 'index.html'}")
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
+
+
+def _read_kinds(
+    folder: Path, labels: Path, similarity: Path, table: pa.Table, split: str
+) -> tuple[list[str], dict[str, np.ndarray]]:
+    """The classes, and by the name of each kind of score float32 (images, C), NaN where absent."""
+    pseudo_labels = labels / "pseudo_labels.parquet"
+    facts = read_facts(pseudo_labels)
+    files = {
+        CLIP: pseudo_labels,
+        REFINED: folder / "refined_labels.parquet",
+        CLASSIFIER: folder / "predictions" / f"{split}.parquet",
+    }
+    if split != facts.get("split", split):
+        del files[CLIP], files[REFINED]
+    found: dict[str, tuple[list[str], np.ndarray]] = {}
+    if CLIP not in files:
+        made = _labels_again(similarity, table, facts)
+        if made is not None:
+            found[CLIP] = made
+    ids = table["image_id"].to_pylist()
+    for kind, file in files.items():
+        if file.is_file():
+            found[kind] = _match(file, ids)
+    if not found:
+        raise UserError(f"{folder}: no scores of split {split!r}; run snakemake first")
+    first, (classes, _) = next(iter(found.items()))
+    for kind, (other, _) in found.items():
+        if other != classes:
+            raise UserError(
+                f"{folder}: the scores of {first} and {kind} are of different class tables; "
+                "run snakemake again"
+            )
+    return classes, {kind: values for kind, (_, values) in found.items()}
+
+
+def _labels_again(
+    similarity: Path, table: pa.Table, facts: dict[str, Any]
+) -> tuple[list[str], np.ndarray] | None:
+    """CLIP's labels of a split that has none, by the settings of the pseudo-labels."""
+    unknown = {k for k, v in facts.items() if v is not None} - LABEL_SETTINGS - LABEL_FACTS
+    if unknown or not facts.keys() >= LABEL_SETTINGS:
+        note("gallery: CLIP's labels of this split cannot be made here and are left out")
+        return None
+    tau, construction = facts["tau"], facts["construction"]
+    array, classes, _ = open_similarity(similarity, tau)
+    made = build_labels(
+        read_blocks(similarity, array),
+        (array.shape[0], len(classes)),
+        [construction],
+        tau=tau,
+        zeta=facts["zeta"],
+        lam=facts["lambda"],
+    )
+    return classes, made[construction][table["row"].to_numpy()]
+
+
+def _match(file: Path, image_ids: list[str]) -> tuple[list[str], np.ndarray]:
+    """Class names of a table of scores, and its rows in the order of the ids."""
+    ids, classes, values = read_scores(file)
+    place = {image_id: i for i, image_id in enumerate(ids["image_id"].to_pylist())}
+    rows = np.array([place.get(image_id, len(values)) for image_id in image_ids])
+    absent = np.full((1, len(classes)), np.nan, np.float32)
+    return classes, np.concatenate([values, absent])[rows]
+
+
+def _read_views(
+    similarity: Path, classes: list[str], labels: Path, table: pa.Table
+) -> tuple[np.ndarray, np.ndarray]:
+    """CLIP's top class of every view and its score: int (images, 1+S) and float32 (images, 1+S)."""
+    tau = read_facts(labels / "pseudo_labels.parquet").get("tau")
+    array, names, scale = open_similarity(similarity, tau)
+    if names != classes:
+        raise UserError(f"{similarity}: its classes are not those of the scores; run snakemake")
+    tau = temperature(scale) if tau is None else tau
+    tops, top_scores = [], []
+    with Progress("gallery, snippets", array.shape[0], "images") as progress:
+        for _, cosines in progress.watch(read_blocks(similarity, array)):
+            scores = scores_of(cosines, tau)
+            tops.append(scores.argmax(axis=2))
+            top_scores.append(scores.max(axis=2))
+    rows = table["row"].to_numpy()
+    return np.concatenate(tops)[rows], np.concatenate(top_scores)[rows]
+
+
+def _read_boxes(manifest: Path, split: str) -> dict[str, list[list[int]]]:
+    """By image id the boxes of its snippets: left, top, width, height in thousandths of it."""
+    found = {}
+    for shard in (manifest / split).glob("*.parquet"):
+        _, images, views = read_shard(shard)
+        x0, y0, x1, y1 = np.moveaxis(views[:, 1:].astype(float), 2, 0)
+        sizes = np.maximum(views[:, :1, 2:], 1)
+        boxes = np.stack([x0, y0, x1 - x0, y1 - y0], axis=2) / np.tile(sizes, 2)
+        found.update(zip(images["image_id"].to_pylist(), _thousandths(boxes), strict=True))
+    return found
+
+
+def _measures(scores: np.ndarray, kinds: list[str]) -> dict[str, np.ndarray]:
+    """What images are chosen and sorted by, from scores (kinds, N, C).
+
+    `score` and `uncertainty` 1 - |2 s - 1| are (kinds, N, C); `disagreement` of CLIP and
+    classifier and `change` by the refinement, absolute differences, (N, C) where both are there.
+    """
+    of = dict(zip(kinds, scores, strict=True))
+    found = {"scores": scores, "uncertainty": 1 - np.abs(2 * scores - 1)}
+    for name, kind in (("disagreement", CLASSIFIER), ("change", REFINED)):
+        if CLIP in of and kind in of:
+            found[name] = np.abs(of[kind] - of[CLIP])
+    return found
+
+
+def _write_thumbnails(paths: list[str], folder: Path, max_pixels: int) -> list[bool]:
+    """Write `{place}.webp` for every image that can be read; whether each could."""
+    folder.mkdir()
+
+    def draw(place: int) -> bool:
+        try:
+            image = decode(Path(paths[place]), max_pixels=max_pixels)
+        except ImageError:
+            return False
+        image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC, reducing_gap=2)
+        image.save(folder / f"{place}.webp", quality=75, method=2)
+        return True
+
+    drawn = []
+    with (
+        ThreadPoolExecutor() as pool,
+        Progress("gallery, thumbnails", len(paths), "images") as progress,
+    ):
+        for done in pool.map(draw, range(len(paths))):
+            drawn.append(done)
+            progress.update()
+    if not all(drawn):
+        note(f"gallery: files that cannot be read and have no thumbnail: {drawn.count(False)}")
+    return drawn
+
+
+def _link(path: Path, output: Path) -> str:
+    """URL of a file, relative to the page."""
+    return quote(os.path.relpath(path.resolve(), output.resolve()))
+
+
+def _thousandths(values: np.ndarray) -> Any:
+    """Thousandths as whole numbers in nested lists, for JSON; -1 for NaN."""
+    values = np.asarray(values, dtype=np.float64)
+    return np.where(np.isnan(values), -1, np.rint(1000 * values)).astype(int).tolist()
+
+
+def _write_data(
+    folder: Path,
+    index: dict[str, Any],
+    images: list[dict[str, Any]],
+    measures: dict[str, np.ndarray],
+) -> None:
+    """Write the data files: `index`, `page-N` of the images, and `class-N` of the measures.
+
+    They are scripts: a page opened from a disk may not read any other file.
+    """
+    folder.mkdir()
+    over_classes = {name: np.mean if name == "uncertainty" else np.max for name in measures}
+    any_class = {name: over_classes[name](values, axis=-1) for name, values in measures.items()}
+    parts: dict[str, Any] = {
+        "index": {
+            **index,
+            "images": len(images),
+            "page_size": PAGE_SIZE,
+            "any": {name: _thousandths(values) for name, values in any_class.items()},
+        }
+    }
+    for first in range(0, len(images), PAGE_SIZE):
+        parts[f"page-{first // PAGE_SIZE}"] = images[first : first + PAGE_SIZE]
+    for c in range(len(index["classes"])):
+        of_class = {name: _thousandths(values[..., c]) for name, values in measures.items()}
+        parts[f"class-{c}"] = of_class
+    for name, value in parts.items():
+        text = f"part({json.dumps(name)},{json.dumps(value, separators=(',', ':'))});\n"
+        (folder / f"{name}.js").write_text(text, encoding="ascii")

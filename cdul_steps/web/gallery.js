@@ -1,0 +1,296 @@
+"use strict";
+
+const PER_PAGE = 60;
+const ROWS_OF_A_CARD = 3;
+const MEANING = {
+  Snippets: "Pointing at an image, or focusing it, shows its snippets, each with the class that CLIP scores highest in it. Enter opens the image with the scores of all classes.",
+  CLIP: "CLIP's label: the pseudo-label before any refinement. Of test images, the label that the same settings give them.",
+  refined: "The pseudo-label after the training's refinement.",
+  classifier: "The trained classifier's probability.",
+  Uncertainty: "1 - |2 s - 1| of a score s: 1 where it is 0.5, 0 where it is 0 or 1. Without a class, the mean over the classes.",
+  "Disagreement, change": "The difference of CLIP's and the classifier's scores, or of a label before and after refinement. Without a class, the largest over the classes.",
+  "Score without a class": "The largest of the image's scores.",
+};
+
+// A page opened from a disk may not fetch, but it may load scripts: a data file calls part().
+const arrived = new Map();
+const loading = new Map();
+
+function part(name, value) {
+  arrived.set(name, value);
+}
+
+function load(name) {
+  if (!loading.has(name)) {
+    loading.set(
+      name,
+      new Promise((resolve, reject) => {
+        const script = element("script", { src: `data/${name}.js` });
+        script.onload = () => resolve(arrived.get(name));
+        script.onerror = () => {
+          loading.delete(name);
+          script.remove();
+          reject(new Error(`data/${name}.js cannot be read; make the gallery again`));
+        };
+        document.head.append(script);
+      }),
+    );
+  }
+  return loading.get(name);
+}
+
+/** An element; its children may be text, which is never read as HTML. */
+function element(tag, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
+}
+
+const find = (id) => document.getElementById(id);
+const form = find("choice");
+const controls = form.elements;
+const list = find("images");
+const viewer = find("viewer");
+const hide = (selector) => document.querySelectorAll(selector).forEach((e) => e.remove());
+const shown = (score) => (score < 0 ? "–" : (score / 1000).toFixed(2));
+
+let index; // data/index.js
+let order = []; // the chosen images, in order
+let page = 0;
+let latest = 0; // number of the newest request for the list; what older ones load comes too late
+let latestView = 0; // the same for the viewer
+let open = 0; // place in `order` of the image in the viewer
+
+function failed(error) {
+  list.ariaBusy = "false";
+  find("status").textContent = error.message;
+}
+
+/** The images that fit the form, in its order. */
+function choose(columns) {
+  const kind = Number(controls.kind.value);
+  const limit = (control, empty) =>
+    control && control.value !== "" ? Math.round(1000 * control.valueAsNumber) : empty;
+  const from = limit(controls.from, 0);
+  const to = limit(controls.to, 1000);
+  const differ = limit(controls.differ, 0);
+  const everything = from <= 0 && to >= 1000;
+  const scores = columns.scores[kind];
+  const fits = (i) =>
+    (everything || (scores[i] >= Math.max(from, 0) && scores[i] <= to)) &&
+    (differ <= 0 || columns.disagreement[i] >= differ);
+  const chosen = Array.from(scores.keys()).filter(fits);
+  const key = {
+    uncertainty: columns.uncertainty[kind],
+    highest: scores,
+    lowest: scores.map((score) => (score < 0 ? -2000 : -score)),
+    disagreement: columns.disagreement,
+    change: columns.change,
+    manifest: null,
+  }[controls.sort.value];
+  return key ? chosen.sort((a, b) => key[b] - key[a]) : chosen;
+}
+
+async function update() {
+  const request = ++latest;
+  list.ariaBusy = "true";
+  const of = controls.class.value;
+  const columns = of === "" ? index.any : await load(`class-${of}`);
+  if (request !== latest) return;
+  order = choose(columns);
+  page = 0;
+  await show();
+}
+
+async function imageAt(place) {
+  const number = order[place];
+  const images = await load(`page-${Math.floor(number / index.page_size)}`);
+  return { ...images[number % index.page_size], number };
+}
+
+async function show() {
+  const request = ++latest;
+  list.ariaBusy = "true";
+  const pages = Math.max(1, Math.ceil(order.length / PER_PAGE));
+  const first = page * PER_PAGE;
+  const places = order.slice(first, first + PER_PAGE).map((_, i) => first + i);
+  const images = await Promise.all(places.map(imageAt));
+  if (request !== latest) return;
+  list.replaceChildren(...images.map((image, i) => card(image, first + i)));
+  list.ariaBusy = "false";
+  const count = `${order.length.toLocaleString("en")} of ${index.images.toLocaleString("en")} images`;
+  find("status").textContent = order.length
+    ? `${count}, page ${page + 1} of ${pages}`
+    : `${count}: widen the score range, or reset`;
+  find("previous").disabled = page === 0;
+  find("next").disabled = page + 1 >= pages;
+}
+
+function turn(step) {
+  page += step;
+  show().then(() => find("images").scrollIntoView({ block: "nearest" }), failed);
+}
+
+/** The image with its snippets above it, each with its top class and that class's score. */
+function picture(image) {
+  const grid = element("span", { className: "grid" });
+  image.boxes.forEach(([left, top, width, height], i) => {
+    const name = element("b", {}, index.classes[image.top[i + 1]]);
+    const score = element("span", {}, ` ${shown(image.top_scores[i + 1])}`);
+    const cell = element("span", { className: "snippet" }, name, score);
+    Object.assign(cell.style, {
+      left: `${left / 10}%`,
+      top: `${top / 10}%`,
+      width: `${width / 10}%`,
+      height: `${height / 10}%`,
+    });
+    grid.append(cell);
+  });
+  const whole = element("span", { className: "picture" }, grid);
+  const [width, height] = image.size;
+  whole.style.setProperty("--ratio", width / height);
+  if (image.thumbnail) {
+    const source = `thumbnails/${image.number}.webp`;
+    whole.prepend(element("img", { src: source, alt: "", loading: "lazy", decoding: "async" }));
+  } else {
+    whole.prepend(element("span", { className: "absent" }, "image file not readable"));
+  }
+  return whole;
+}
+
+const isTrue = (image, c) => controls.truth?.checked && image.positive?.includes(c);
+
+function truthText(image) {
+  if (!controls.truth?.checked) return "";
+  if (!image.positive) return "truth unknown";
+  const names = image.positive.map((c) => index.classes[c]);
+  const hard = image.difficult.map((c) => `${index.classes[c]} (difficult)`);
+  return `truth: ${[...names, ...hard].join(", ") || "none of the classes"}`;
+}
+
+/** Classes of an image by their largest score. */
+function ranked(image) {
+  const best = index.classes.map((_, c) => Math.max(...image.scores.map((kind) => kind[c])));
+  return Array.from(best.keys()).sort((a, b) => best[b] - best[a]);
+}
+
+function card(image, place) {
+  const of = controls.class.value;
+  const classes = of === "" ? ranked(image).slice(0, ROWS_OF_A_CARD) : [Number(of)];
+  const table = element("span", { className: "scores" });
+  table.style.setProperty("--kinds", index.kinds.length);
+  table.append(element("span", { className: "class" }), ...index.kinds.map((kind) => element("i", {}, kind)));
+  const words = [];
+  for (const c of classes) {
+    const values = image.scores.map((kind) => shown(kind[c]));
+    const name = `${isTrue(image, c) ? "✓ " : ""}${index.classes[c]}`;
+    const label = element("span", { className: "class" }, name);
+    table.append(label, ...values.map((value) => element("span", {}, value)));
+    words.push(`${name} ${values.map((value, k) => `${index.kinds[k]} ${value}`).join(", ")}`);
+  }
+  const truth = truthText(image);
+  const whole = picture(image);
+  whole.querySelector(".grid").setAttribute("aria-hidden", "true");
+  const button = element(
+    "button",
+    { type: "button", className: "card" },
+    element("span", { className: "box" }, whole),
+    element("span", { className: "name", title: image.id }, image.id),
+    table,
+    ...(truth ? [element("span", { className: "truth" }, truth)] : []),
+  );
+  button.setAttribute("aria-label", [image.id, ...words, ...(truth ? [truth] : [])].join("; "));
+  button.onclick = () => view(place).catch(failed);
+  return element("li", {}, button);
+}
+
+async function view(place) {
+  const request = ++latestView;
+  const image = await imageAt(place);
+  if (request !== latestView) return;
+  open = place;
+  find("viewer-title").textContent = image.id;
+  const head = element("tr", {}, element("th", { scope: "col" }, "class"));
+  head.append(...index.kinds.map((kind) => element("th", { scope: "col" }, kind)));
+  const rows = ranked(image).map((c) => {
+    const name = element("th", { scope: "row" }, `${isTrue(image, c) ? "✓ " : ""}${index.classes[c]}`);
+    const cells = image.scores.map((kind) => {
+      const cell = element("td", {}, shown(kind[c]));
+      cell.style.setProperty("--score", `${Math.max(kind[c], 0) / 10}%`);
+      return cell;
+    });
+    return element("tr", {}, name, ...cells);
+  });
+  const caption = element("caption", {}, "Scores");
+  const table = element("table", {}, caption, element("thead", {}, head), element("tbody", {}, ...rows));
+  const truth = truthText(image);
+  const [width, height] = image.size;
+  find("viewer-body").replaceChildren(
+    element(
+      "div",
+      {},
+      element("span", { className: "box" }, picture(image)),
+      element("p", {}, image.top.length ? `Whole image: ${index.classes[image.top[0]]} ${shown(image.top_scores[0])}` : ""),
+      ...(truth ? [element("p", { className: "truth" }, truth)] : []),
+      element("p", {}, element("a", { href: image.link }, "Original"), ` ${width} × ${height} pixels`),
+    ),
+    table,
+  );
+  find("before").disabled = place === 0;
+  find("after").disabled = place + 1 >= order.length;
+  if (!viewer.open) viewer.showModal();
+}
+
+function step(by) {
+  if (open + by >= 0 && open + by < order.length) view(open + by).catch(failed);
+}
+
+function moveInList(event) {
+  const cards = [...list.querySelectorAll(".card")];
+  const at = cards.indexOf(document.activeElement);
+  const columns = cards.filter((c) => c.offsetTop === cards[0].offsetTop).length;
+  const to = {
+    ArrowRight: at + 1,
+    ArrowLeft: at - 1,
+    ArrowDown: at + columns,
+    ArrowUp: at - columns,
+    Home: 0,
+    End: cards.length - 1,
+  }[event.key];
+  if (at < 0 || to === undefined) return;
+  event.preventDefault();
+  cards[to]?.focus();
+}
+
+async function start() {
+  index = await load("index");
+  document.title = `${index.title}: gallery`;
+  find("title").textContent = index.title;
+  find("subtitle").textContent = `Split ${index.split}, ${index.classes.length} classes`;
+  const has = (kind) => index.kinds.includes(kind);
+  if (!has("classifier") || !has("CLIP")) hide(".needs-classifier");
+  if (!has("refined") || !has("CLIP")) hide(".needs-refined");
+  if (!index.truth) hide(".needs-truth");
+  controls.class.append(element("option", { value: "" }, "any"));
+  controls.class.append(...index.classes.map((name, c) => element("option", { value: c }, name)));
+  controls.kind.append(...index.kinds.map((name, k) => element("option", { value: k }, name)));
+  for (const [term, text] of Object.entries(MEANING)) {
+    if (["CLIP", "refined", "classifier"].includes(term) && !has(term)) continue;
+    find("meaning").append(element("dt", {}, term), element("dd", {}, text));
+  }
+  const changed = (event) => (event.target === controls.truth ? show() : update()).catch(failed);
+  form.onchange = changed;
+  form.oninput = (event) => event.target.type === "number" && changed(event);
+  form.onreset = () => setTimeout(() => update().catch(failed)); // once the fields are reset
+  form.onsubmit = (event) => event.preventDefault();
+  find("previous").onclick = () => turn(-1);
+  find("next").onclick = () => turn(1);
+  find("before").onclick = () => step(-1);
+  find("after").onclick = () => step(1);
+  find("close").onclick = () => viewer.close();
+  list.onkeydown = moveInList;
+  viewer.onkeydown = (event) => step({ ArrowRight: 1, ArrowLeft: -1 }[event.key] ?? NaN);
+  await update();
+}
+
+start().catch(failed);

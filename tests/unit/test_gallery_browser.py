@@ -1,0 +1,336 @@
+"""A gallery in a real browser: chromium without a window, on a page opened from the disk."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import made
+import numpy as np
+import pytest
+from axe_core_python.selenium import Axe
+from selenium import webdriver
+from selenium.webdriver import ActionChains, Keys
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select, WebDriverWait
+
+from cdul_steps.data.tables import read_scores
+from cdul_steps.steps.gallery import make_gallery
+
+CLASSES = ["boat", "<script>hit=1</script>", "cat"]
+HOSTILE = 'a"><img src=x onerror=hit=1>.jpg'
+NAMES = [HOSTILE if i == 4 else f"{i:03}.jpg" for i in range(131)]
+PHONE = {"width": 360, "height": 740, "pixelRatio": 2, "touch": True}
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory) -> Path:
+    results = tmp_path_factory.mktemp("made") / "results"
+    return made.make_results(results, {"train": NAMES}, CLASSES)
+
+
+@pytest.fixture(scope="module")
+def page(training) -> str:
+    folder = training.parents[4] / "a gallery #1"
+    make_gallery(folder=training, split="train", output=folder)
+    return (folder / "index.html").as_uri()
+
+
+@pytest.fixture(scope="module")
+def scores(training) -> dict[str, np.ndarray]:
+    """Scores of all shown images by kind, float (images, C), and their ids."""
+    tables = {
+        "CLIP": training.parent / "pseudo_labels.parquet",
+        "refined": training / "refined_labels.parquet",
+        "classifier": training / "predictions/train.parquet",
+    }
+    found = {kind: read_scores(table)[2].astype(float) for kind, table in tables.items()}
+    ids = read_scores(tables["CLIP"])[0]["image_id"].to_pylist()
+    return found | {"id": np.array(ids)}
+
+
+def start_browser(**experimental: object) -> webdriver.Chrome:
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not browser or not driver:
+        pytest.skip("no chromium with chromedriver: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",  # chromium refuses to run as root with it
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--window-size=1280,900",
+    ):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for name, value in experimental.items():
+        options.add_experimental_option(name, value)
+    return webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[webdriver.Chrome]:
+    driver = start_browser()
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def driver(chromium, page) -> Iterator[webdriver.Chrome]:
+    """The freshly opened page; what it writes on the console is an error."""
+    chromium.get("about:blank")
+    chromium.get(page)
+    assert status(chromium) == "130 of 130 images, page 1 of 3"
+    yield chromium
+    assert chromium.get_log("browser") == []
+    assert chromium.execute_script("return window.hit") is None
+
+
+def status(driver) -> str:
+    """What the page says of its images, once it has them."""
+    images = driver.find_element(By.ID, "images")
+    wait_until(driver, lambda d: images.get_dom_attribute("aria-busy") == "false")
+    return driver.find_element(By.ID, "status").text
+
+
+def wait_until(driver, holds) -> None:
+    WebDriverWait(driver, 20).until(holds)
+
+
+def opened(driver) -> str:
+    """The name of the image in the viewer, which is about to open."""
+    wait_until(driver, lambda d: d.find_element(By.ID, "viewer").is_displayed())
+    return driver.find_element(By.ID, "viewer-title").text
+
+
+def field(driver, name: str):
+    return driver.find_element(By.NAME, name)
+
+
+def choose(driver, name: str, text: str) -> None:
+    Select(field(driver, name)).select_by_visible_text(text)
+
+
+def fill(driver, name: str, value: float) -> None:
+    field(driver, name).clear()
+    field(driver, name).send_keys(str(value))
+
+
+def cards(driver) -> list:
+    return driver.find_elements(By.CSS_SELECTOR, "#images .card")
+
+
+def names(driver) -> list[str]:
+    """Ids of the images on the page, in order."""
+    status(driver)
+    script = "return [...document.querySelectorAll('#images .name')].map(e => e.textContent)"
+    return driver.execute_script(script)
+
+
+def in_order(ids: np.ndarray, values: np.ndarray) -> list[str]:
+    """The first page by falling values in thousandths, ties in the manifest's order."""
+    return ids[np.argsort(-np.rint(1000 * values), kind="stable")][:60].tolist()
+
+
+def test_filter_by_class_score_and_disagreement(driver, scores):
+    boat = scores["classifier"][:, 0]
+    choose(driver, "class", "boat")
+    choose(driver, "kind", "classifier")
+    choose(driver, "sort", "order of the manifest")
+    fill(driver, "from", 0.4)
+    fill(driver, "to", 0.9)
+    rounded = np.rint(1000 * boat)
+    fits = (rounded >= 400) & (rounded <= 900)
+    assert status(driver) == f"{fits.sum()} of 130 images, page 1 of 1"
+    assert names(driver) == scores["id"][fits].tolist()
+    fill(driver, "differ", 0.3)
+    fits &= np.rint(1000 * abs(boat - scores["CLIP"][:, 0])) >= 300
+    assert names(driver) == scores["id"][fits].tolist() != []
+
+    fill(driver, "from", 0.95)
+    assert status(driver) == "0 of 130 images: widen the score range, or reset"
+    driver.find_element(By.CSS_SELECTOR, "button[type=reset]").click()
+    wait_until(driver, lambda d: status(d) == "130 of 130 images, page 1 of 3")
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "refined"])
+def test_sort(kind, driver, scores):
+    values, ids = scores[kind], scores["id"]
+    uncertainty = 1 - abs(2 * values - 1)
+    choose(driver, "kind", kind)
+    assert names(driver) == in_order(ids, uncertainty.mean(1))
+    choose(driver, "class", "cat")
+    assert names(driver) == in_order(ids, uncertainty[:, 2])
+    for label, by in {
+        "score, highest first": values[:, 2],
+        "score, lowest first": -values[:, 2],
+        "change by the refinement": abs(scores["refined"] - scores["CLIP"])[:, 2],
+        "disagreement of CLIP and classifier": abs(scores["classifier"] - scores["CLIP"])[:, 2],
+    }.items():
+        choose(driver, "sort", label)
+        assert names(driver) == in_order(ids, by)
+
+
+def test_pages(driver):
+    choose(driver, "sort", "order of the manifest")
+    first = names(driver)
+    assert len(first) == 60
+    assert driver.find_element(By.ID, "previous").get_property("disabled")
+    for page, count in ((2, 60), (3, 10)):
+        driver.find_element(By.ID, "next").click()
+        assert status(driver) == f"130 of 130 images, page {page} of 3"
+        assert len(names(driver)) == count
+    assert driver.find_element(By.ID, "next").get_property("disabled")
+    images = driver.find_elements(By.CSS_SELECTOR, "#images img")
+    assert all(image.get_dom_attribute("loading") == "lazy" for image in images)
+    done = "return [...document.querySelectorAll('#images img')].every(i => i.naturalWidth > 0)"
+    wait_until(driver, lambda d: d.execute_script(done))
+
+
+def test_hovering_shows_the_snippets(driver):
+    card = cards(driver)[1]
+    grid = card.find_element(By.CSS_SELECTOR, ".grid")
+    assert not grid.is_displayed()
+    ActionChains(driver).move_to_element(card).perform()
+    assert grid.is_displayed()
+    cells = grid.find_elements(By.CSS_SELECTOR, ".snippet")
+    assert len(cells) == 9
+    image = card.find_element(By.TAG_NAME, "img").rect
+    for i, cell in enumerate(cells):
+        name, score = cell.text.split("\n")
+        assert name in CLASSES and 0 <= float(score) <= 1
+        assert cell.rect["x"] == pytest.approx(image["x"] + i % 3 * image["width"] / 3, abs=1)
+        assert cell.rect["y"] == pytest.approx(image["y"] + i // 3 * image["height"] / 3, abs=1)
+    ActionChains(driver).move_to_element(driver.find_element(By.ID, "title")).perform()
+    assert not grid.is_displayed()
+
+
+def focused(driver):
+    return driver.switch_to.active_element
+
+
+def press(driver, *keys: str) -> None:
+    for key in keys:
+        ActionChains(driver).send_keys(key).perform()
+
+
+def test_keyboard_alone(driver):
+    ActionChains(driver).send_keys(Keys.TAB).perform()
+    assert focused(driver).text == "Skip to the images"
+    press(driver, Keys.ENTER, Keys.TAB)
+    assert focused(driver) == cards(driver)[0]
+    assert cards(driver)[0].find_element(By.CSS_SELECTOR, ".grid").is_displayed()
+    columns = len({card.rect["x"] for card in cards(driver)})
+    press(driver, Keys.ARROW_RIGHT, Keys.ARROW_DOWN)
+    assert focused(driver) == cards(driver)[1 + columns]
+    press(driver, Keys.ARROW_UP, Keys.ARROW_LEFT)
+    assert focused(driver) == cards(driver)[0]
+
+    press(driver, Keys.ENTER)
+    assert opened(driver) == names(driver)[0]
+    press(driver, Keys.ARROW_RIGHT)
+    wait_until(driver, lambda d: opened(d) == names(d)[1])
+    viewer = driver.find_element(By.ID, "viewer")
+    assert len(viewer.find_elements(By.CSS_SELECTOR, ".snippet")) == 9
+    rows = viewer.find_elements(By.CSS_SELECTOR, "tbody tr")
+    assert {row.find_element(By.TAG_NAME, "th").text for row in rows} == set(CLASSES)
+    press(driver, Keys.ESCAPE)
+    assert not viewer.is_displayed()
+    assert focused(driver) == cards(driver)[0]
+
+
+def test_focus_goes_through_the_form_to_the_pages_to_the_images(driver):
+    ActionChains(driver).send_keys(Keys.TAB).perform()
+    seen = []
+    for _ in range(10):
+        ActionChains(driver).send_keys(Keys.TAB).perform()
+        element = focused(driver)
+        seen.append(element.get_dom_attribute("name") or element.get_dom_attribute("id"))
+    reset = card = None
+    controls = ["class", "kind", "from", "to", "differ", "sort", "truth", reset]
+    assert seen == [*controls, "next", card]
+    assert focused(driver) == cards(driver)[0]
+
+
+def test_names_are_text_and_nothing_else(driver):
+    choose(driver, "sort", "order of the manifest")
+    assert f"train/{HOSTILE}" in names(driver)
+    options = [option.text for option in Select(field(driver, "class")).options]
+    assert options == ["any", *CLASSES]
+    choose(driver, "class", CLASSES[1])
+    card = cards(driver)[names(driver).index(f"train/{HOSTILE}")]
+    assert card.accessible_name.startswith(f"train/{HOSTILE}; {CLASSES[1]} CLIP ")
+    card.click()
+    assert opened(driver) == f"train/{HOSTILE}"
+    link = driver.find_element(By.LINK_TEXT, "Original").get_property("href")
+    assert driver.find_elements(By.CSS_SELECTOR, "img[src=x], main script, dialog script") == []
+    driver.get(link)
+    assert driver.find_element(By.TAG_NAME, "img").size["width"] > 0
+    assert driver.get_log("browser") == []
+
+
+def test_a_script_in_the_page_would_not_run(driver):
+    image = '<img src="none.png" onerror="hit=1">'
+    driver.execute_script("document.body.insertAdjacentHTML('beforeend', arguments[0])", image)
+    wait_until(driver, lambda d: "Content Security Policy" in str(d.get_log("browser")))
+
+
+def test_the_truth_is_shown_when_asked_for(driver):
+    assert driver.find_elements(By.CSS_SELECTOR, ".truth") == []
+    field(driver, "truth").click()
+    assert len(names(driver)) == 60
+    texts = [e.text.partition(":")[0] for e in driver.find_elements(By.CSS_SELECTOR, ".truth")]
+    assert len(texts) == 60
+    assert set(texts) == {"truth", "truth unknown"}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_accessible_by_axe(scheme, driver):
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    background = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert (background == "rgb(255, 255, 255)") == (scheme == "light")
+    field(driver, "truth").click()
+    # The last page, of ten images: axe takes many seconds for a full one.
+    for page in (2, 3):
+        driver.find_element(By.ID, "next").click()
+        assert f"page {page} of 3" in status(driver)
+    for in_viewer in (False, True):
+        if in_viewer:
+            cards(driver)[0].click()
+            assert opened(driver) == names(driver)[0]
+        found = Axe().run(driver, options={"resultTypes": ["violations"]})["violations"]
+        assert found == [], "\n".join(f"{v['id']}: {v['nodes'][0]['html']}" for v in found)
+
+
+def test_a_missing_data_file_is_told(training, driver, tmp_path):
+    make_gallery(folder=training, split="train", output=tmp_path / "gallery")
+    (tmp_path / "gallery/data/class-0.js").unlink()
+    driver.get((tmp_path / "gallery/index.html").as_uri())
+    assert "1 of 3" in status(driver)
+    choose(driver, "class", "boat")
+    assert status(driver) == "data/class-0.js cannot be read; make the gallery again"
+    assert len(driver.get_log("browser")) == 1
+
+
+def test_on_a_phone(page):
+    driver = start_browser(mobileEmulation={"deviceMetrics": PHONE})
+    try:
+        driver.get(page)
+        assert "1 of 3" in status(driver)
+        assert driver.execute_script("return document.documentElement.scrollWidth") == 360
+        assert len({card.rect["x"] for card in cards(driver)}) == 1
+        for control in driver.find_elements(By.CSS_SELECTOR, "form select, button:not(.card)"):
+            if control.is_displayed():
+                assert control.rect["height"] >= 40
+        cards(driver)[2].click()
+        assert opened(driver) == names(driver)[2]
+        viewer = driver.find_element(By.ID, "viewer")
+        assert viewer.rect["width"] <= 360
+        assert viewer.find_element(By.CSS_SELECTOR, ".grid").is_displayed()
+        assert viewer.find_element(By.CSS_SELECTOR, "table").rect["width"] <= 360
+        driver.find_element(By.ID, "close").click()
+        assert not viewer.is_displayed()
+        assert driver.get_log("browser") == []
+    finally:
+        driver.quit()
