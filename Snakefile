@@ -61,4 +61,6 @@ rule ablation:
             dataset=RUN.datasets,
             encoder=RUN.encoders,
         ),
+
+
 include: "workflow/rules/report.smk"
