@@ -34,20 +34,22 @@ def run(overlay: dict, folder: Path, cores: str) -> None:
 def measures(results: Path, seed: int) -> dict[str, float]:
     """mAP of every label construction on every split, of the refined labels and classifiers."""
     found = {}
-    (quality,) = results.glob("*/*/*/quality.json")
-    for split, constructions in json.loads(quality.read_text())["splits"].items():
-        for name, values in constructions.items():
-            found[f"CLIP, {name.replace('_', ' ')}, {split}"] = values["mAP"]
-    for metrics in sorted(quality.parent.glob(f"*-{seed}/metrics.json")):
-        name = metrics.parent.name.removesuffix(f"-{seed}")
-        found[f"classifier, {name}, test"] = json.loads(metrics.read_text())["mAP"]
-        command = [sys.executable, "-m", "cdul_steps.cli", "evaluate", "--output"]
-        refined = metrics.parent / "refined_metrics.json"
-        images = quality.parents[2] / "manifest/images.parquet"
-        labels = metrics.parent / "refined_labels.parquet"
-        command += [refined, "--scores", labels, "--images", images]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        found[f"labels after training, {name}, train"] = json.loads(refined.read_text())["mAP"]
+    for quality in sorted(results.glob("*/*/*/quality.json")):
+        labels = quality.parent.name
+        for split, constructions in json.loads(quality.read_text())["splits"].items():
+            for name, values in constructions.items():
+                found[f"CLIP, {name.replace('_', ' ')}, {labels}, {split}"] = values["mAP"]
+        for metrics in sorted(quality.parent.glob(f"*-{seed}/metrics.json")):
+            name = f"{labels}, {metrics.parent.name.removesuffix(f'-{seed}')}"
+            found[f"classifier, {name}, test"] = json.loads(metrics.read_text())["mAP"]
+            command = [sys.executable, "-m", "cdul_steps.cli", "evaluate", "--output"]
+            refined = metrics.parent / "refined_metrics.json"
+            images = quality.parents[2] / "manifest/images.parquet"
+            table = metrics.parent / "refined_labels.parquet"
+            command += [refined, "--scores", table, "--images", images]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            value = json.loads(refined.read_text())["mAP"]
+            found[f"labels after training, {name}, train"] = value
     return found
 
 
@@ -55,6 +57,7 @@ def main() -> None:
     """Run every seed and print what was measured."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--configfile", type=Path, help="overlay; default: the demo")
+    parser.add_argument("--labels", nargs="+", help="default: those of the config's run")
     parser.add_argument("--trainings", nargs="+", default=["aligned", "fixed"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--results", type=Path, default=Path("results/seeds"))
@@ -72,7 +75,8 @@ def main() -> None:
         overlay = {
             **config,
             "results": str(results),
-            "run": {**config["run"], "trainings": list(names)},
+            "run": {**config["run"], "trainings": list(names)}
+            | ({"labels": options.labels} if options.labels else {}),
             "trainings": {name: {**section, "seed": seed} for name, section in names.items()},
         }
         if is_demo:

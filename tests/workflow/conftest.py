@@ -18,7 +18,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = copy_project(tmp_path_factory.mktemp("demo") / "project")
     project.config = {
         "datasets": {"demo": {"shard_size": 20, "scenes": {"train": 50, "test": 20}}},
-        "run": {"trainings": ["small"]},
+        "run": {"labels": ["final"], "trainings": ["small"]},
         "trainings": {"small": SMALL_TRAINING},
     }
     project.snakemake()

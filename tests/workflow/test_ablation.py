@@ -25,7 +25,7 @@ def ablated(tmp_path_factory):
     (project.folder / "variants.csv").write_text(TABLE)
     project.config = {
         "datasets": {"demo": {"scenes": {"train": 20, "test": 10}}},
-        "run": {"trainings": ["small"]},
+        "run": {"labels": ["final"], "trainings": ["small"]},
         "trainings": {"small": {**SMALL_TRAINING, "epochs": 1}},
         "ablation": {"training": "small", "table": "variants.csv", "seeds": [3, 5]},
     }

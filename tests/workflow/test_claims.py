@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 def test_the_default_config_shows_the_claims(project):
     done = project.snakemake()
     assert "Nothing to be done" not in done.stdout
-    results = project.results / "demo/tiny-clip/final"
+    results = project.results / "demo/tiny-clip/calibrated"
     quality = json.loads((results / "quality.json").read_text())["splits"]
     for split, images in (("train", 2000), ("test", 500)):
         assert quality[split]["final"]["images"] == images
