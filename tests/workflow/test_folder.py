@@ -21,7 +21,7 @@ def photos(project, tmp_path):
         shutil.copy(image, folder)
     (project.folder / "names.txt").write_text("\n".join(CLASSES))
     project.config = {
-        "run": {"datasets": ["photos"], "trainings": ["small"]},
+        "run": {"datasets": ["photos"], "labels": ["final"], "trainings": ["small"]},
         "datasets": {
             "photos": {
                 "reader": "folder",
