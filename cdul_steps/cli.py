@@ -251,7 +251,10 @@ def label(
     ] = False,
     positives: Annotated[
         float | None,
-        Option(min=0, help="What the labels of an image sum to, on the mean; default: as is."),
+        Option(
+            min=0,
+            help="Make the labels of an image sum to this, on the mean; default: as they come.",
+        ),
     ] = None,
     threshold: Annotated[
         float | None, Option(min=0, max=1, help="Make labels of at least this 1 and all others 0.")

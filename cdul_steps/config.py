@@ -203,8 +203,9 @@ class Labels(Section):
     positives: float | None = Field(
         None,
         gt=0,
-        description="What the labels of an image sum to, on the mean over the train split: about "
-        "as many objects as images show. Default: as they come, near 1 with a cold softmax.",
+        description="What the labels of an image are made to sum to, on the mean over the train "
+        "split: about as many objects as images show. They get the sharpness of the model's own "
+        "temperature, whatever `tau` is. Default: as they come.",
     )
     harden: Harden = Field(Harden(), description="Hard labels.")
     corrections: Place | None = Field(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from cdul_steps.method.calibration import ClassStatistics, pieces, shift, standardise
+from cdul_steps.method.calibration import ClassStatistics, pieces, rescale, standardise
 from cdul_steps.method.metrics import top_k as top_k_of
 from cdul_steps.method.similarity import scores as scores_of
 
@@ -94,12 +94,13 @@ def finish(
     labels: np.ndarray,
     *,
     bias: float | None = None,
+    slope: float = 1.0,
     threshold: float | None = None,
     top_k: int | None = None,
 ) -> None:
-    """Shift finite labels (N, C) by `bias`, then harden them, in place: what is not None."""
+    """Rescale finite labels (N, C), then harden them, in place; neither where all is None."""
     for piece in pieces(labels):
         if bias is not None:
-            piece[:] = shift(piece, bias)
+            piece[:] = rescale(piece, bias, slope)
         if threshold is not None or top_k is not None:
             piece[:] = harden(piece, threshold=threshold, top_k=top_k)

@@ -55,19 +55,26 @@ def standardise(cosines: np.ndarray, statistics: ClassStatistics) -> np.ndarray:
     return result
 
 
-def shift(labels: np.ndarray, bias: float) -> np.ndarray:
-    """Add `bias` to the logit of each label: `sigmoid(logit(y) + bias)`, float32 (N, C).
+def odds_against(labels: np.ndarray, slope: float = 1.0) -> np.ndarray:
+    """`((1 - y) / y) ** slope`, float32, infinite for a label of 0."""
+    with np.errstate(divide="ignore", over="ignore"):
+        odds = (1 - labels) / labels
+        return odds if slope == 1 else odds ** np.float32(slope)
 
-    A softmax is a sigmoid already: `S[c] = sigmoid(l[c] - log(sum_{j != c} exp(l[j])))`, so this
-    turns labels that share one object out among the classes into labels of their own, exactly.
-    The order of the images within a class stays. Written as odds, so that 0 and 1 stay too.
+
+def rescale(labels: np.ndarray, bias: float, slope: float = 1.0) -> np.ndarray:
+    """Scale and shift the logit of each label: `sigmoid(slope * logit(y) + bias)`, float32 (N, C).
+
+    A softmax is a sigmoid already: `S[c] = sigmoid(l[c] - log(sum_{j != c} exp(l[j])))`. So a bias
+    turns labels that share one object out among the classes into labels of their own, exactly,
+    and a slope of `tau / (the model's tau)` gives labels of a warmer softmax the sharpness that
+    the model was trained with. The order of the images within a class stays, and 0 and 1 stay.
     """
-    present = labels * np.float32(np.exp(bias))
-    return present / (1 - labels + present)
+    return 1 / (1 + np.float32(np.exp(-bias)) * odds_against(labels, slope))
 
 
-def find_bias(labels: np.ndarray, positives: float) -> float:
-    """The `bias` for which shifted labels (N, C) sum to `positives` an image, on the mean.
+def find_bias(labels: np.ndarray, positives: float, slope: float = 1.0) -> float:
+    """The `bias` for which rescaled labels (N, C) sum to `positives` an image, on the mean.
 
     By bisection in -50..50. Raises ValueError where no bias can: where `positives` is not above
     the number of labels an image that are 1 and below that of those that are not 0.
@@ -75,10 +82,14 @@ def find_bias(labels: np.ndarray, positives: float) -> float:
     lowest, highest = (labels == 1).sum() / len(labels), (labels > 0).sum() / len(labels)
     if not lowest < positives < highest:
         raise ValueError(f"{positives:g} is not in {lowest:g}..{highest:g}")
+    against = np.empty_like(labels)
+    for part, piece in zip(pieces(against), pieces(labels), strict=True):
+        part[:] = odds_against(piece, slope)
     low, high = -50.0, 50.0
     for _ in range(40):
         bias = (low + high) / 2
-        mean = sum(shift(piece, bias).sum(dtype=np.float64) for piece in pieces(labels))
+        factor = np.float32(np.exp(-bias))
+        mean = sum((1 / (1 + factor * piece)).sum(dtype=np.float64) for piece in pieces(against))
         low, high = (bias, high) if mean < positives * len(labels) else (low, bias)
     return (low + high) / 2
 

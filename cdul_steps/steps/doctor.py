@@ -26,11 +26,11 @@ from cdul_steps.data.images import ImageError, read_size
 from cdul_steps.data.readers import read_dataset
 from cdul_steps.demo.scenes import write_scenes
 from cdul_steps.errors import UserError, first_line
-from cdul_steps.method.gradient_alignment import LOSSES
 from cdul_steps.method.snippets import view_boxes
 from cdul_steps.models.classifier import new_classifier
 from cdul_steps.models.device import DTYPES, set_up
 from cdul_steps.models.encoder import ImageEncoder, load_clip
+from cdul_steps.models.label_table import new_labels
 from cdul_steps.provenance import versions
 from cdul_steps.steps.encode import BatchedEncoder, ShardImages
 
@@ -326,12 +326,14 @@ def _train_time(training: Training, images: int, config: Config, seconds: float)
     pixels = torch.rand(size, 3, training.image_size, training.image_size, device=target)
     pixels = pixels.contiguous(memory_format=torch.channels_last)
     labels = torch.full((size, 2), 0.4, device=target)
+    labels = new_labels(labels, torch.zeros_like(labels, dtype=torch.bool), training)
+    index = torch.arange(size, device=target)
     dtype = DTYPES[training.precision]
     steps, start = -1, 0.0
     while steps < 1 or time.monotonic() - start < seconds:
         with torch.autocast(target.type, dtype, enabled=dtype is not torch.float32):
             logits = network(pixels).float()
-        LOSSES[training.loss](logits, labels).mean().backward()
+        labels.loss(logits, index).mean().backward()
         if target.type == "cuda":
             torch.cuda.synchronize(target)
         # The first step warms up.

@@ -132,8 +132,8 @@ def evaluate_labels(
     """Measure every label construction on each split: `quality.json`.
 
     `similarity` maps splits to their stores. Result: split, construction, then as `measure`.
-    Where the table `labels` was calibrated or hardened, labels made in its way are there too, as
-    `pseudo_labels`: on every split with the statistics and the bias that the table has.
+    Where the table `labels` was calibrated or finishing, labels made in its way are there too, as
+    `pseudo_labels`: on every split with the statistics, bias and slope that the table has.
     """
     own = read_facts(labels) if labels else {}
     finishing = {key: own.get(key) for key in ("bias", "threshold", "top_k")}
@@ -164,7 +164,7 @@ def evaluate_labels(
                 lam=own["lambda"],
                 statistics=own["statistics"] and ClassStatistics(**own["statistics"]),
             )[own["construction"]]
-            finish(found["pseudo_labels"], **finishing)
+            finish(found["pseudo_labels"], slope=own["slope"], **finishing)
         names = table["image_id"].filter(pa.array(usable)).to_pylist()
         truth = Truth.of(images, names, classes, difficult)
         result["splits"][split] = {

@@ -80,11 +80,12 @@ def make_labels(
 ) -> None:
     """Write the pseudo-labels of a split: `image_id, path`, a float32 column a class.
 
-    One row an image that has an embedding, in the order of `images`. With `corrections`, the
-    entries that they name have their value, and the column `corrected` lists them. Settings, class
-    table and what was learnt from the split (the statistics of the classes, the bias) go into the
-    schema's metadata. Raises UserError for input that does not fit together, and for a correction
-    of an image or class that is not there.
+    One row an image that has an embedding, in the order of `images`. With `positives` the labels
+    sum to it, and have the sharpness of the model's own temperature whatever `tau` is. With
+    `corrections`, the entries that they name have their value, and the column `corrected` lists
+    them. Settings, class table and what was learnt from the split (the statistics of the classes,
+    the bias) go into the schema's metadata. Raises UserError for input that does not fit together,
+    and for a correction of an image or class that is not there.
     """
     array, classes, scale = open_similarity(similarity, tau)
     check_classes(images, classes, similarity)
@@ -112,15 +113,19 @@ def make_labels(
     table = table.filter(pa.array(usable))
     # Class by class, as they lie in memory and go to the file.
     labels = np.take(labels.T, rows[usable], axis=1).T
-    bias = None
+    bias, slope = None, 1.0
     if positives is not None:
+        own = array.attrs.get("logit_scale")
+        if not (isinstance(own, int | float) and own > 0):
+            raise UserError(f"{similarity}: has no attribute 'logit_scale', which positives needs")
+        slope = tau / temperature(own)
         try:
-            bias = find_bias(labels, positives)
+            bias = find_bias(labels, positives, slope)
         except ValueError as error:
             raise UserError(
                 f"positives: no bias makes the labels of an image sum to {positives:g}: {error}"
             ) from error
-    finish(labels, bias=bias, threshold=threshold, top_k=top_k)
+    finish(labels, bias=bias, slope=slope, threshold=threshold, top_k=top_k)
     facts = {}
     if corrections:
         entries = read_corrections(corrections)
@@ -143,6 +148,7 @@ def make_labels(
         statistics=statistics and {k: v.tolist() for k, v in statistics._asdict().items()},
         positives=positives,
         bias=bias,
+        slope=slope,
         threshold=threshold,
         top_k=top_k,
         similarity={k: v for k, v in array.attrs.items() if k != "classes"},

@@ -14,7 +14,7 @@ from cdul_steps.method.aggregation import (
     harden,
     local_scores,
 )
-from cdul_steps.method.calibration import class_statistics, shift, standardise
+from cdul_steps.method.calibration import class_statistics, rescale, standardise
 from cdul_steps.method.similarity import scores
 
 shapes = st.tuples(st.integers(1, 5), st.integers(2, 6), st.integers(1, 5))
@@ -193,12 +193,12 @@ def test_a_label_of_exactly_the_threshold_counts():
 
 
 @given(tables, st.floats(-3, 3), st.sampled_from([{}, {"threshold": 0.5}, {"top_k": 1}]))
-def test_finish_shifts_and_then_hardens(labels, bias, hard):
-    expected = shift(labels, bias)
+def test_finish_rescales_and_then_hardens(labels, bias, hard):
+    expected = rescale(labels, bias, 2.0)
     if hard:
         expected = harden(expected, **hard)
     result = np.asfortranarray(labels)
-    finish(result, bias=bias, **hard)
+    finish(result, bias=bias, slope=2.0, **hard)
     np.testing.assert_array_equal(result, expected)
     untouched = labels.copy()
     finish(untouched)

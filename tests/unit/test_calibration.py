@@ -8,8 +8,9 @@ from cdul_steps.method.calibration import (
     ClassStatistics,
     class_statistics,
     find_bias,
+    odds_against,
     pieces,
-    shift,
+    rescale,
     standardise,
 )
 from cdul_steps.method.similarity import scores
@@ -105,38 +106,57 @@ def test_a_class_without_deviation_becomes_zero():
 
 
 @given(cosines, st.floats(-5, 5))
-def test_a_shifted_softmax_is_the_sigmoid_of_its_own_logit(p, bias):
+def test_a_softmax_with_a_bias_is_the_sigmoid_of_its_own_logit(p, bias):
     logits = p.astype(np.float64) / 0.2
     expected = np.empty(p.shape)
     for i, v, c in np.ndindex(p.shape):
         others = np.delete(logits[i, v], c)
         expected[i, v, c] = sigmoid(logits[i, v, c] - np.logaddexp.reduce(others) + bias)
-    np.testing.assert_allclose(shift(scores(p, 0.2), bias), expected, atol=1e-5)
+    np.testing.assert_allclose(rescale(scores(p, 0.2), bias), expected, atol=1e-5)
 
 
-@given(tables, st.floats(-5, 5))
-def test_shift_adds_to_the_logit_and_keeps_zero_and_one(labels, bias):
-    result = shift(labels, bias)
+@given(cosines, st.floats(-5, 5), st.floats(1, 4))
+def test_a_sharpened_warm_softmax_keeps_its_logit_and_pools_the_others_warmly(p, bias, slope):
+    logits = p.astype(np.float64) / 0.2
+    expected = np.empty(p.shape)
+    for i, v, c in np.ndindex(p.shape):
+        others = slope * np.logaddexp.reduce(np.delete(logits[i, v], c) / slope)
+        expected[i, v, c] = sigmoid(logits[i, v, c] - others + bias)
+    np.testing.assert_allclose(rescale(scores(p, 0.2 * slope), bias, slope), expected, atol=1e-4)
+
+
+@given(tables, st.floats(-5, 5), st.floats(0.5, 5))
+def test_rescale_works_on_the_logit_and_keeps_zero_and_one(labels, bias, slope):
+    result = rescale(labels, bias, slope)
+    assert result.dtype == np.float32
     inside = (labels > 1e-6) & (labels < 1 - 1e-6)
-    expected = sigmoid(logit(labels[inside].astype(np.float64)) + bias)
-    np.testing.assert_allclose(result[inside], expected, rtol=1e-4, atol=1e-6)
+    expected = sigmoid(slope * logit(labels[inside].astype(np.float64)) + bias)
+    np.testing.assert_allclose(result[inside], expected, rtol=1e-3, atol=1e-6)
     for value in (0, 1):
         assert (result[labels == value] == value).all()
-    np.testing.assert_allclose(shift(labels, 0.0), labels, rtol=1e-6)
-    assert result.dtype == np.float32
+    assert (result >= 0).all() and (result <= 1).all()
+    np.testing.assert_allclose(rescale(labels, 0.0), labels, rtol=1e-6, atol=1e-7)
 
 
-@given(tables, st.floats(-3, 3))
-def test_shift_keeps_the_order(labels, bias):
-    order = np.argsort(labels, axis=0, kind="stable")
-    assert (np.diff(np.take_along_axis(shift(labels, bias), order, axis=0), axis=0) >= -1e-7).all()
+@given(tables, st.floats(-3, 3), st.floats(0.5, 5))
+def test_rescale_keeps_the_order(labels, bias, slope):
+    ordered = np.sort(labels, axis=0)
+    assert (np.diff(rescale(ordered, bias, slope), axis=0) >= -1e-7).all()
 
 
+@pytest.mark.filterwarnings("error")
+def test_odds_against():
+    labels = np.array([0, 0.2, 0.5, 1], np.float32)
+    np.testing.assert_allclose(odds_against(labels), [np.inf, 4, 1, 0], rtol=1e-6)
+    np.testing.assert_allclose(odds_against(labels, 3), [np.inf, 64, 1, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("slope", [1, 3])
 @pytest.mark.parametrize("positives", [0.3, 1.0, 2.5, 4.9])
-def test_the_bias_meets_the_target(positives):
+def test_the_bias_meets_the_target(positives, slope):
     labels = scores(random(40, 5), 0.1)
-    shifted = shift(labels, find_bias(labels, positives))
-    assert shifted.sum(axis=1).mean() == pytest.approx(positives, rel=1e-5)
+    rescaled = rescale(labels, find_bias(labels, positives, slope), slope)
+    assert rescaled.sum(axis=1).mean() == pytest.approx(positives, rel=1e-5)
 
 
 def test_labels_that_meet_the_target_need_no_bias():

@@ -433,6 +433,19 @@ def test_positives_raise_the_labels_of_the_split_and_keep_their_order(small):
     np.testing.assert_allclose(raised, odds / (1 + odds), rtol=1e-4)
 
 
+def test_raised_labels_of_a_warm_softmax_have_the_sharpness_of_the_model(small):
+    plain = values(label(small, tau=3 / 20))
+    raised = values(label(small, tau=3 / 20, positives=2.0))
+    facts = read_facts(small / "labels.parquet")
+    assert facts["slope"] == pytest.approx(3)
+    odds = (plain / (1 - plain)) ** 3 * math.exp(facts["bias"])
+    np.testing.assert_allclose(raised, odds / (1 + odds), rtol=1e-3)
+    assert raised.sum(axis=1).mean() == pytest.approx(2.0, rel=1e-5)
+    write_sim(small, classes=CLASSES)
+    with pytest.raises(UserError, match="'logit_scale', which positives needs"):
+        label(small, tau=3 / 20, positives=2.0)
+
+
 def test_statistics_are_those_of_the_split(small):
     array = zarr.open_array(small / "sim.zarr", mode="r+")
     array[0] = 0.9  # image a is of the test split
@@ -497,13 +510,13 @@ def test_quality_measures_calibrated_labels_too(settings, small):
 
 
 def test_quality_takes_statistics_and_bias_of_the_train_split_to_the_test_split(small):
-    label(small, standardise=True, positives=2.0)
+    label(small, standardise=True, positives=2.0, tau=0.1)
     facts = read_facts(small / "labels.parquet")
     mean, deviation = (np.array(v)[[0, 1, 1, 1]] for v in facts["statistics"].values())
     cosines = zarr.open_array(small / "sim.zarr", mode="r")[0].astype(float)
     unit = deviation.mean(axis=1, keepdims=True)
-    expected = final_label((cosines - mean) / deviation * unit, 1 / 20, 0.3)
-    odds = expected / (1 - expected) * math.exp(facts["bias"])
+    expected = final_label((cosines - mean) / deviation * unit, 0.1, 0.3)
+    odds = (expected / (1 - expected)) ** 2 * math.exp(facts["bias"])
     splits = quality(small)["splits"]
     said = odds / (1 + odds) >= 0.5  # the one image of the test split shows a dog
     hits = {"OP": 100 * said[0] / max(1, said.sum()), "OR": 100 * said[0]}

@@ -43,7 +43,12 @@ def hostile(project):
     shutil.copytree(project.folder / "cdul_steps/demo/tiny-clip", project.folder / f"{evil} clip")
     project.config = {
         "results": f"{evil} results",
-        "run": {"datasets": ["evil"], "encoders": ["evil"], "labels": ["final"], "trainings": ["small"]},
+        "run": {
+            "datasets": ["evil"],
+            "encoders": ["evil"],
+            "labels": ["final"],
+            "trainings": ["small"],
+        },
         "datasets": {
             "evil": {
                 "reader": "folder",
