@@ -701,6 +701,14 @@ def _explain(error: Exception) -> str | None:
     """What to tell the user of an error; None for one that is a bug."""
     if isinstance(error, UserError):
         return " ".join(str(error).split())
+    # Of a process of a DataLoader that is gone, torch tells in several ways.
+    told = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
+    cut_off = isinstance(error, FileNotFoundError) and not error.filename
+    if told or cut_off or isinstance(error, ConnectionError | EOFError):
+        return (
+            "a process that decodes images was killed, as it is when memory runs out; run again, "
+            "with fewer workers or a smaller max_pixels if it happens again"
+        )
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
         return f"{error.strerror or first_line(error)}{where}"
@@ -709,11 +717,6 @@ def _explain(error: Exception) -> str | None:
         return "out of GPU memory; use a smaller batch_size or image_size, or --device cpu"
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return "out of memory; use fewer workers, or a smaller batch_size or max_pixels"
-    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
-        return (
-            "a process that decodes images was killed, as it is when memory runs out; run again, "
-            "with fewer workers or a smaller max_pixels if it happens again"
-        )
     return None
 
 
@@ -731,6 +734,8 @@ def main() -> None:
     try:
         app()
     except Exception as error:
+        # torch's handler would tell of the next process to go by an exception out of nowhere.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if line := _explain(error):
             sys.exit(f"cdul: error: {line}")
         raise
