@@ -13,6 +13,10 @@ from cdul_steps.errors import UserError
 RESERVED_NAMES = ("image_id", "path", "split", "labels", "status", "corrected")
 
 
+SHORT = reprlib.Repr()
+SHORT.maxlevel = 1  # lists of lists of lists would still be long
+
+
 @dataclass(frozen=True)
 class ClassTable:
     """The classes of a data set; a class index is a position in these tuples.
@@ -112,7 +116,7 @@ def _entry(entry: object, where: str) -> tuple[str, tuple[str, ...]]:
 def _name(value: object, where: str) -> str:
     if not isinstance(value, str):
         raise UserError(
-            f"{where}: a name must be text, found {reprlib.repr(value)} ({_kind(value)}); "
+            f"{where}: a name must be text, found {SHORT.repr(value)} ({_kind(value)}); "
             "put the name in quotes (YAML reads a bare no, on or 1 as something else)"
         )
     name = unicodedata.normalize("NFC", value).strip()

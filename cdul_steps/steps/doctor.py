@@ -153,7 +153,7 @@ def _device(name: str) -> Result:
 
 
 def _views(dataset: Dataset) -> int:
-    return 1 + dataset.grid[0] * dataset.grid[1]
+    return 1 + sum(rows * columns for rows, columns in dataset.grid)
 
 
 def _paths(dataset: Dataset) -> dict[str, list[str]]:
@@ -249,7 +249,7 @@ def _encode_time(
         paths, boxes = [], []
         for path in _sample(dataset, scenes, Path(scratch)):
             try:
-                boxes.append(view_boxes(*read_size(path), *dataset.grid))
+                boxes.append(view_boxes(*read_size(path), dataset.grid, dataset.overlap))
             except ImageError:
                 continue
             paths.append(path)

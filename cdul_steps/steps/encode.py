@@ -106,7 +106,7 @@ def encode_shard(
     resize_mode: str | None,
     max_pixels: int,
     device: str,
-    engine: EngineName,
+    engine: EngineName = "auto",
     batch_size: int,
     workers: int,
     threads: int,

@@ -1,14 +1,12 @@
 """Stage evaluate: scores against the truth."""
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import zarr
 
 from cdul_steps.data.files import SCHEMA_VERSION, write_text
 from cdul_steps.data.manifest import check_rows, read_split, read_truth
@@ -16,12 +14,11 @@ from cdul_steps.data.stores import open_similarity
 from cdul_steps.data.tables import read_facts, read_scores
 from cdul_steps.errors import UserError
 from cdul_steps.method import metrics
-from cdul_steps.method.aggregation import CONSTRUCTIONS, build_labels, finish
-from cdul_steps.method.calibration import ClassStatistics
+from cdul_steps.method.aggregation import CONSTRUCTIONS
 from cdul_steps.method.similarity import temperature
 from cdul_steps.method.snippets import Grid
 from cdul_steps.provenance import versions
-from cdul_steps.steps.label import read_views, views_of
+from cdul_steps.steps.label import build_rows, labels_like
 from cdul_steps.steps.truth import Truth
 
 AP = {"all": metrics.average_precision, "voc07": metrics.average_precision_voc07}
@@ -132,12 +129,12 @@ def evaluate_labels(
     """Measure every label construction on each split: `quality.json`.
 
     `similarity` maps splits to their stores. Result: split, construction, then as `measure`.
-    Where the table `labels` was calibrated or finishing, labels made in its way are there too, as
+    Where the table `labels` was calibrated or hardened, labels made in its way are there too, as
     `pseudo_labels`: on every split with the statistics, bias and slope that the table has.
     """
     own = read_facts(labels) if labels else {}
-    finishing = {key: own.get(key) for key in ("bias", "threshold", "top_k")}
-    calibrated = own.get("statistics") or any(v is not None for v in finishing.values())
+    changes = ("statistics", "bias", "threshold", "top_k")
+    calibrated = any(own.get(key) is not None for key in changes)
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "definition": _definition(difficult, ap),
@@ -150,21 +147,14 @@ def evaluate_labels(
         known = read_truth(images, classes)["image_id"]
         table = read_split(images, split, ["image_id", "row"])
         table = table.filter(pc.is_in(table["image_id"], pc.unique(known)))
-        build = partial(_build_rows, store, array, images, table["row"].to_numpy(), len(classes))
-        found = build(list(CONSTRUCTIONS), grid, tau=used_tau, zeta=zeta, lam=lam)
+        rows = table["row"].to_numpy()
+        settings = {"tau": used_tau, "zeta": zeta, "lam": lam}
+        found = build_rows(store, array, images, rows, list(CONSTRUCTIONS), grid, **settings)
         usable = np.isfinite(found["global"]).all(axis=1)
         if calibrated:
             if own["classes"] != classes:
                 raise UserError(f"{labels} and {store} are not of the same class table")
-            found["pseudo_labels"] = build(
-                [own["construction"]],
-                own["grid"],
-                tau=own["tau"],
-                zeta=own["zeta"],
-                lam=own["lambda"],
-                statistics=own["statistics"] and ClassStatistics(**own["statistics"]),
-            )[own["construction"]]
-            finish(found["pseudo_labels"], slope=own["slope"], **finishing)
+            found["pseudo_labels"] = labels_like(own, store, array, images, rows)
         names = table["image_id"].filter(pa.array(usable)).to_pylist()
         truth = Truth.of(images, names, classes, difficult)
         result["splits"][split] = {
@@ -174,23 +164,6 @@ def evaluate_labels(
     result["software"] = versions("numpy")
     write_json(output, result)
     return result
-
-
-def _build_rows(
-    store: Path,
-    array: zarr.Array,
-    images: Path,
-    rows: np.ndarray,
-    classes: int,
-    constructions: list[str],
-    grid: Grid | None,
-    **settings: Any,
-) -> dict[str, np.ndarray]:
-    """Labels (len(rows), C) of some rows of a store, by each of the constructions."""
-    blocks = read_views(store, array, views_of(images, grid)) if len(rows) else ()
-    shape = (array.shape[0] if len(rows) else 0, classes)
-    built = build_labels(blocks, shape, constructions, **settings)
-    return {name: values[rows] for name, values in built.items()}
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

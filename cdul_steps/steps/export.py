@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cdul_steps.data.files import digest, replacing, write_text
 from cdul_steps.errors import UserError, first_line
-from cdul_steps.models.classifier import CARD, WEIGHTS, Card, load_classifier
+from cdul_steps.models.classifier import ACTIVATIONS, CARD, WEIGHTS, Card, load_classifier
 from cdul_steps.progress import note
 from cdul_steps.provenance import versions
 
@@ -30,6 +30,7 @@ import json, sys
 import numpy as np
 import {library}
 from PIL import Image, ImageOps
+
 {load}
 image = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB")
 image = image.resize(about["resize"]["size"], Image.Resampling[about["resize"]["filter"]])
@@ -62,7 +63,7 @@ EXAMPLES = {
 
 
 class Exported(torch.nn.Module):
-    """A classifier with its normalisation and its sigmoid inside.
+    """A classifier with its normalisation and its activation inside.
 
     uint8 RGB images (B, H, W, 3), as Pillow and NumPy have them, to float32 probabilities (B, C).
     Resizing stays outside: a graph's own resize is not Pillow's, and would shift the scores.
@@ -71,6 +72,7 @@ class Exported(torch.nn.Module):
     def __init__(self, network: torch.nn.Module, card: Card) -> None:
         super().__init__()
         self.network = network
+        self.activation = ACTIVATIONS[card.activation]
         # Buffers and not `Card.normalize`, whose constants a trace would nail to one device.
         self.register_buffer("mean", 255 * torch.tensor(card.mean).view(3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(card.std).view(3, 1, 1))
@@ -78,7 +80,7 @@ class Exported(torch.nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Probabilities of images."""
         pixels = images.permute(0, 3, 1, 2).float()
-        return torch.sigmoid(self.network((pixels - self.mean) / self.std))
+        return self.activation(self.network((pixels - self.mean) / self.std))
 
 
 def _write_onnx(model: Exported, example: Tensor, path: Path, about: str) -> None:

@@ -18,10 +18,10 @@ from cdul_steps.data.manifest import read_shard, read_split, read_truth
 from cdul_steps.data.stores import open_similarity, read_blocks
 from cdul_steps.data.tables import read_facts, read_scores
 from cdul_steps.errors import UserError
-from cdul_steps.method.aggregation import build_labels
 from cdul_steps.method.similarity import scores as scores_of
 from cdul_steps.method.similarity import temperature
 from cdul_steps.progress import Progress, note
+from cdul_steps.steps.label import labels_like
 
 WEB = Path(__file__).parents[1] / "web"
 THUMBNAIL = 256
@@ -29,9 +29,6 @@ THUMBNAIL = 256
 PAGE_SIZE = 50
 """Images a data file: sorted by a score, a screenful comes from about as many files."""
 CLIP, REFINED, CLASSIFIER = "CLIP", "refined", "classifier"
-# What the labels of another split can be made again by.
-LABEL_SETTINGS = {"construction", "tau", "zeta", "lambda"}
-LABEL_FACTS = {"kind", "schema_version", "classes", "split", "similarity", "software"}
 
 
 def make_gallery(*, folder: Path, split: str, output: Path) -> None:
@@ -57,7 +54,7 @@ def make_gallery(*, folder: Path, split: str, output: Path) -> None:
     similarity = encoder / "similarity" / f"{split}.zarr"
     columns = ["image_id", "path", "width", "height", "shard", "row"]
     table = read_split(manifest / "images.parquet", split, columns)
-    classes, kinds = _read_kinds(folder, labels, similarity, table, split)
+    classes, kinds = _read_kinds(folder, labels, manifest, similarity, table, split)
     views, boxes = _read_views(similarity, classes, labels, table), _read_boxes(manifest, split)
     some = np.isfinite(np.stack(list(kinds.values()))).all(axis=2).any(axis=0)
     if not some.any():
@@ -108,7 +105,7 @@ def _is_empty(folder: Path) -> bool:
 
 
 def _read_kinds(
-    folder: Path, labels: Path, similarity: Path, table: pa.Table, split: str
+    folder: Path, labels: Path, manifest: Path, similarity: Path, table: pa.Table, split: str
 ) -> tuple[list[str], dict[str, np.ndarray]]:
     """The classes, and by the name of each kind of score float32 (images, C), NaN where absent."""
     pseudo_labels = labels / "pseudo_labels.parquet"
@@ -122,7 +119,7 @@ def _read_kinds(
         del files[CLIP], files[REFINED]
     found: dict[str, tuple[list[str], np.ndarray]] = {}
     if CLIP not in files:
-        made = _labels_again(similarity, table, facts)
+        made = _labels_again(manifest / "images.parquet", similarity, table, facts)
         if made is not None:
             found[CLIP] = made
     ids = table["image_id"].to_pylist()
@@ -142,24 +139,14 @@ def _read_kinds(
 
 
 def _labels_again(
-    similarity: Path, table: pa.Table, facts: dict[str, Any]
+    images: Path, similarity: Path, table: pa.Table, facts: dict[str, Any]
 ) -> tuple[list[str], np.ndarray] | None:
-    """CLIP's labels of a split that has none, by the settings of the pseudo-labels."""
-    unknown = {k for k, v in facts.items() if v is not None} - LABEL_SETTINGS - LABEL_FACTS
-    if unknown or not facts.keys() >= LABEL_SETTINGS:
+    """CLIP's labels of a split that has none, made as the pseudo-labels were."""
+    if "statistics" not in facts:
         note("gallery: CLIP's labels of this split cannot be made here and are left out")
         return None
-    tau, construction = facts["tau"], facts["construction"]
-    array, classes, _ = open_similarity(similarity, tau)
-    made = build_labels(
-        read_blocks(similarity, array),
-        (array.shape[0], len(classes)),
-        [construction],
-        tau=tau,
-        zeta=facts["zeta"],
-        lam=facts["lambda"],
-    )
-    return classes, made[construction][table["row"].to_numpy()]
+    array, classes, _ = open_similarity(similarity, facts["tau"])
+    return classes, labels_like(facts, similarity, array, images, table["row"].to_numpy())
 
 
 def _match(file: Path, image_ids: list[str]) -> tuple[list[str], np.ndarray]:

@@ -1,7 +1,8 @@
 """Stage label: cosines to pseudo-labels."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -59,6 +60,46 @@ def learn_statistics(
             return class_statistics(block[member[i : i + len(block)]] for i, block in blocks)
         except ValueError as error:
             raise UserError(f"{similarity}: {error}") from error
+
+
+def build_rows(
+    similarity: Path,
+    array: zarr.Array,
+    images: Path,
+    rows: np.ndarray,
+    constructions: Sequence[str],
+    grid: Grid | None,
+    **settings: Any,
+) -> dict[str, np.ndarray]:
+    """Labels (len(rows), C) of some rows of a store by each construction; see `build_labels`."""
+    blocks = read_views(similarity, array, views_of(images, grid)) if len(rows) else ()
+    shape = (array.shape[0] if len(rows) else 0, array.shape[2])
+    built = build_labels(blocks, shape, constructions, **settings)
+    return {name: values[rows] for name, values in built.items()}
+
+
+def labels_like(
+    facts: dict[str, Any], similarity: Path, array: zarr.Array, images: Path, rows: np.ndarray
+) -> np.ndarray:
+    """Labels (len(rows), C) of some rows of a store, made as the table with these `facts` was.
+
+    With that table's statistics, bias and slope, so another split is judged by the same measure.
+    """
+    construction = facts["construction"]
+    labels = build_rows(
+        similarity,
+        array,
+        images,
+        rows,
+        [construction],
+        facts["grid"],
+        tau=facts["tau"],
+        zeta=facts["zeta"],
+        lam=facts["lambda"],
+        statistics=facts["statistics"] and ClassStatistics(**facts["statistics"]),
+    )[construction]
+    finish(labels, **{key: facts[key] for key in ("bias", "slope", "threshold", "top_k")})
+    return labels
 
 
 def make_labels(

@@ -21,7 +21,6 @@ from cdul_steps.data.tables import read_facts, read_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.aggregation import (
     CONSTRUCTIONS,
-    build_labels,
     global_scores,
     local_scores,
 )
@@ -33,6 +32,7 @@ from cdul_steps.report.costs import costs
 from cdul_steps.report.page import Picture, Section, Table, render
 from cdul_steps.report.runs import Run, Scored, find_runs, once
 from cdul_steps.steps.evaluate import THRESHOLD
+from cdul_steps.steps.label import build_rows, labels_like
 from cdul_steps.steps.similarity import check_failures
 
 PAGE = "report.html"
@@ -148,7 +148,7 @@ def _data_section(run: Run) -> tuple[Section, Drawn]:
     section.facts = [
         ("read by", f"{layout['reader']} from {layout['root']}"),
         ("classes", f"{len(facts['classes'])}: {', '.join(facts['classes'])}"),
-        ("snippets", "{} x {} an image".format(*layout["grid"])),
+        ("snippets", ", ".join(f"{rows} x {columns}" for rows, columns in layout["grid"])),
     ]
     header = ["split", "in the data set", "images", "with known truth"]
     section.parts = [Table("Images.", header, rows)]
@@ -313,20 +313,15 @@ def _clip_scores(run: Run, scored: Scored) -> dict[str, np.ndarray]:
     store, facts = run.similarity(scored.split), run.settings
     if not store.is_dir():
         return {}
-    array, classes, _ = open_similarity(store, facts["tau"])
+    array, _, _ = open_similarity(store, facts["tau"])
     table = read_split(run.images, scored.split, ["image_id", "row"])
     row = dict(zip(table["image_id"].to_pylist(), table["row"].to_pylist(), strict=True))
-    rows = [row[name] for name in scored.images["image_id"].to_pylist()]
-    labels = build_labels(
-        read_blocks(store, array),
-        (array.shape[0], len(classes)),
-        list(dict.fromkeys(("global", facts["construction"]))),
-        tau=facts["tau"],
-        zeta=facts["zeta"],
-        lam=facts["lambda"],
-    )
+    rows = np.array([row[name] for name in scored.images["image_id"].to_pylist()])
+    settings = {"tau": facts["tau"], "zeta": facts["zeta"], "lam": facts["lambda"]}
+    labels = build_rows(store, array, run.images, rows, ["global"], facts["grid"], **settings)
+    labels[facts["construction"]] = labels_like(facts, store, array, run.images, rows)
     # In an image that its encoder refused, CLIP found nothing.
-    return {_label_name(run, n): np.nan_to_num(values[rows]) for n, values in labels.items()}
+    return {_label_name(run, n): np.nan_to_num(values) for n, values in labels.items()}
 
 
 def _cooccurrence(scored: Scored) -> Figure:

@@ -47,7 +47,7 @@ def _scores(file: Path, facts: dict[str, Any], of_class: str | None, top: int) -
         raise UserError(f"{file}: no class {of_class!r}{hint}")
     if not len(scores):
         raise UserError(f"{file}: no image has scores")
-    threshold = facts.get("threshold", THRESHOLD)
+    threshold = facts.get("threshold") or THRESHOLD
     shown = classes if of_class is None else [of_class]
     columns = scores[:, [classes.index(name) for name in shown]]
     best_class, best = columns.argmax(axis=1), columns.max(axis=1)

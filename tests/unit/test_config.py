@@ -219,9 +219,10 @@ def test_one_grid_or_several():
 
 
 def test_labels_of_a_grid_that_the_data_set_has_not():
-    assert load(changed("labels/final/grid", [3, 3])).labels["final"].grid == (3, 3)
-    message = message_of(changed("labels/final/grid", [2, 2]))
-    assert message == "config: labels.final.grid is [2, 2], and datasets.demo.grid has only [3, 3]"
+    assert load(changed("labels/calibrated/grid", [3, 3])).labels["calibrated"].grid == (3, 3)
+    message = message_of(changed("labels/calibrated/grid", [2, 2]))
+    assert message.startswith("config: labels.calibrated.grid is [2, 2], and")
+    assert message.endswith("datasets.demo.grid has only [3, 3]")
 
 
 def test_hard_labels_are_made_in_one_way():

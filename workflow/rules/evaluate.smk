@@ -22,7 +22,7 @@ rule quality:
         code=code("evaluate"),
     shell:
         "cdul quality {params.similarity:q} --images {input.images:q} {params.tau} "
-        "--zeta {params.zeta} --lambda={params.lam} {params.views} --labels {input.labels:q} "
+        "--zeta {params.zeta} --lambda={params.lam} {params.views:q} --labels {input.labels:q} "
         "--difficult {params.difficult} --ap {params.ap} --output {output:q} 2> {log:q}"
 
 

@@ -22,4 +22,4 @@ rule label:
     shell:
         "cdul label --similarity {input.similarity:q} --images {input.images:q} --split train "
         "--construction {params.construction} {params.tau} --zeta {params.zeta} "
-        "--lambda={params.lam} {params.further} {params.corrections:q} --output {output:q} 2> {log:q}"
+        "--lambda={params.lam} {params.further:q} {params.corrections:q} --output {output:q} 2> {log:q}"

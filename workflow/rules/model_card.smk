@@ -14,6 +14,6 @@ rule model_card:
         model=subpath(input.model, parent=True),
         code=code("model_card"),
     shell:
-        "cdul model-card --model {params.model:q} --data {wildcards.dataset} "
+        "cdul model-card --model {params.model:q} --data {wildcards.dataset:q} "
         "--images {input.images:q} --quality {input.quality:q} --metrics {input.metrics:q} "
         "--output {output:q} 2> {log:q}"
