@@ -151,6 +151,8 @@ def load_classifier(folder: Path, device: torch.device) -> tuple[torch.nn.Module
             raise ValueError(f"{CARD} names weights of elsewhere ({', '.join(elsewhere)})")
         network = timm.create_model(card.model, num_classes=len(card.classes), **card.model_args)
         network.load_state_dict(load_file(folder / WEIGHTS))
+    except UserError:
+        raise
     except (FileNotFoundError, NotADirectoryError) as error:
         missing = next((n for n in (CARD, WEIGHTS) if not (folder / n).is_file()), "a file")
         raise UserError(f"{folder}: not a model folder, {missing} is missing") from error

@@ -67,9 +67,14 @@ def _cell(value: Any) -> str:
 def summarise(results: Path, *, as_json: bool) -> str:
     """The metrics below a results folder (percent), as a table for people or as JSON.
 
-    Raises UserError where there are none.
+    Raises UserError where there are none, or not in this version's form.
     """
-    rows = _rows(results)
+    try:
+        rows = _rows(results)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{results}: a quality.json or metrics.json there has no {error}; run snakemake again"
+        ) from error
     if not rows:
         raise UserError(f"{results}: no metrics there yet; run snakemake first")
     if as_json:
