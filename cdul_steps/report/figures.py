@@ -265,7 +265,7 @@ def draw_cooccurrence(counts: dict[str, np.ndarray], classes: Sequence[str]) -> 
     figure.colorbar(
         axes[0].images[0],
         ax=axes,
-        label="images with the column's label too (% of the row's)",
+        label="share of the row's images (%)",
         format=PercentFormatter(symbol="", decimals=0),
         shrink=0.7,
         aspect=30,

@@ -63,9 +63,13 @@ class Run:
         return "test" if "test" in self.splits else "train"
 
     def encode_tables(self, *splits: str) -> list[Path]:
-        """The encode jobs' tables of some splits, or of all."""
-        folders = [self.encoder / "encode" / split for split in splits or self.splits]
-        return [table for folder in folders for table in sorted(folder.glob("*.parquet"))]
+        """The encode jobs' tables of some splits, or of all, by the shards of the manifest."""
+        tables = [
+            self.encoder / "encode" / split / shard.name
+            for split in splits or self.splits
+            for shard in sorted(self.images.with_name(split).glob("*.parquet"))
+        ]
+        return [table for table in tables if table.is_file()]
 
     def similarity(self, split: str) -> Path:
         return self.encoder / "similarity" / f"{split}.zarr"

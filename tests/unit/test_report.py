@@ -417,6 +417,17 @@ def test_what_has_not_been_made_is_absent(copied, tmp_path):
         assert found == expected, gone
 
 
+def test_tables_of_shards_that_are_no_more_do_not_count(copied, whole, tmp_path):
+    folder = copied.parent / "encode/train"
+    shutil.copy(folder / "1.parquet", folder / "7.parquet")
+    root, _, _ = report(copied, tmp_path / "report")
+    costs = [[e.text for e in row] for row in elements(root, "tr")]
+    assert [row for row in costs if row[0] == "encode"] == [
+        row for row in ([e.text for e in r] for r in elements(whole[1], "tr")) if row[0] == "encode"
+    ]
+    assert [row[0] for row in costs].count("data<1>") == 2  # once over all, once for the failure
+
+
 def test_images_that_are_gone_have_no_maps(copied, tmp_path):
     images = copied.parents[1] / "manifest/images.parquet"
     predictions = copied / "small/predictions/test.parquet"

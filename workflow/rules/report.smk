@@ -6,10 +6,10 @@ rule report:
         report(
             directory(f"{RESULTS}/report"),
             patterns=[
-                "{page}.html",
-                f"{FIGURE_OF}/{{figure}}.svg",
-                f"{FIGURE_OF}/{{training,[^/]+}}/{{figure}}.svg",
-                f"{FIGURE_OF}/{{training,[^/]+}}/{{figure}}.jpg",
+                "{page,[^/]+}.html",
+                f"{FIGURE_OF}/{{figure,[^/]+}}.svg",
+                f"{FIGURE_OF}/{{training,[^/]+}}/{{figure,[^/]+}}.svg",
+                f"{FIGURE_OF}/{{training,[^/]+}}/{{figure,[^/]+}}.jpg",
             ],
             caption="../report/figure.rst",
             category=figure_category,
