@@ -22,6 +22,7 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/sweep.smk"
 include: "workflow/rules/ablation.smk"
 include: "workflow/rules/model_card.smk"
+include: "workflow/rules/gallery.smk"
 
 
 rule all:

@@ -151,7 +151,7 @@ function picture(image) {
   whole.style.setProperty("--ratio", width / height);
   if (image.thumbnail) {
     const source = `thumbnails/${image.number}.webp`;
-    whole.prepend(element("img", { src: source, alt: "", loading: "lazy", decoding: "async" }));
+    whole.prepend(element("img", { loading: "lazy", decoding: "async", alt: "", src: source }));
   } else {
     whole.prepend(element("span", { className: "absent" }, "image file not readable"));
   }

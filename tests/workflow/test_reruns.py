@@ -50,6 +50,14 @@ def test_summary(demo):
     assert "CLIP, final" in text and "classifier, small" in text
 
 
+def test_a_gallery_is_made_when_asked_for(demo):
+    gallery = "results/demo/tiny-clip/final/small/gallery/test"
+    assert demo.plan(gallery) == {"gallery": 1}
+    demo.snakemake(gallery)
+    assert (demo.folder / gallery / "index.html").is_file()
+    assert len(list((demo.folder / gallery / "thumbnails").iterdir())) == 20
+
+
 def test_second_run_does_nothing(demo):
     assert demo.plan() == {}
     assert "Nothing to be done" in demo.snakemake().stdout
