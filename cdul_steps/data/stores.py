@@ -15,7 +15,9 @@ from cdul_steps.data.files import SCHEMA_VERSION, check_version, replacing
 from cdul_steps.errors import UserError, first_line
 
 CHUNK_BYTES = 1 << 20
-BLOCK_BYTES = 64 << 20
+# Less than 32 MiB: larger blocks get new memory from the system every time, which glibc hands out
+# page by page and which takes as long as reading them.
+BLOCK_BYTES = 24 << 20
 
 
 def _create(

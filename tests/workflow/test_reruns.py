@@ -97,6 +97,40 @@ def test_other_snippets_make_the_manifest_anew(demo, key, value):
     assert demo.set(f"datasets.demo.{key}", value).plan()["manifest"] == 1
 
 
+def test_labels_of_two_grids_from_one_encoding(project):
+    variants = {
+        "coarse": {"grid": [2, 2]},
+        "fine": {"grid": [3, 3]},
+        "both": {"positives": 2, "harden": {"top_k": 1}},
+    }
+    project.config = {
+        "datasets": {
+            "demo": {
+                "grid": [[2, 2], [3, 3]],
+                "overlap": 0.2,
+                "scenes": {"train": 12, "test": 5},
+            }
+        },
+        "labels": variants,
+        "run": {"labels": list(variants)},
+    }
+    encoder = project.results / "demo/tiny-clip"
+    made = [f"results/demo/tiny-clip/{name}/quality.json" for name in variants]
+    done = project.snakemake(*made)
+    assert done.stdout.count("rule encode:") == 2  # a shard a split
+    assert zarr.open_array(encoder / "embeddings/train.zarr", mode="r").shape[:2] == (12, 14)
+    quality = {
+        name: json.loads((encoder / name / "quality.json").read_text())["splits"]["test"]
+        for name in variants
+    }
+    assert len({values["local_mean"]["mAP"] for values in quality.values()}) == 3
+    assert len({values["global"]["mAP"] for values in quality.values()}) == 1
+    assert "pseudo_labels" in quality["both"] and "pseudo_labels" not in quality["fine"]
+    table = pq.read_table(encoder / "both/pseudo_labels.parquet").to_pandas()
+    assert (table.iloc[:, 2:].sum(axis=1) == 1).all()
+    assert project.plan(*made) == {}
+
+
 def test_sweep(demo):
     project = demo.set("sweep", {"tau": [1, 2], "zeta": [0.3], "lambda": [0]})
     assert project.plan("sweep") == {"sweep": 1, "sweep_labels": 1}
