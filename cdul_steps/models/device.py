@@ -37,9 +37,7 @@ def choose_device(name: str) -> torch.device:
 def _free_gpu() -> int:
     """Number of a GPU that this process has from now on to itself."""
     # A GPU's number depends on CUDA_VISIBLE_DEVICES and on SLURM's allocation; its UUID does not.
-    gpus = [
-        str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())
-    ]
+    gpus = [str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())]
     runtime = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
     parent = runtime if runtime.is_absolute() and runtime.is_dir() else tempfile.gettempdir()
     folder = Path(parent) / f"cdul-{os.getuid()}"

@@ -12,7 +12,7 @@ def project(tmp_path: Path) -> Project:
     return copy_project(tmp_path / "project")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A small cut of the demo, run whole; tests leave it as they found it."""
     project = copy_project(tmp_path_factory.mktemp("demo") / "project")

@@ -25,30 +25,27 @@ class Project:
     def results(self) -> Path:
         return self.folder / "results"
 
-    def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
-        """Run snakemake in the copy; the answer's stdout holds stderr too."""
+    def start(self, *arguments: str) -> subprocess.Popen:
+        """Start snakemake in the copy; its stdout holds stderr too."""
         overlay = self.folder / "overlay.yaml"
         overlay.write_text(yaml.safe_dump(self.config))
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "snakemake",
-                "--cores",
-                "2",
-                *arguments,
-                "--configfile",
-                overlay,
-            ],
+        command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+        return subprocess.Popen(
+            [*command, "--configfile", overlay],
             cwd=self.folder,
             env={**os.environ, "PYTHONPATH": str(self.folder)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
+
+    def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
+        """Run snakemake in the copy; the answer's stdout holds stderr too."""
+        run = self.start(*arguments)
+        output, _ = run.communicate()
         if check:
-            assert done.returncode == 0, done.stdout
-        return done
+            assert run.returncode == 0, output
+        return subprocess.CompletedProcess(run.args, run.returncode, output)
 
     def plan(self, *arguments: str) -> dict[str, int]:
         """The jobs that snakemake would run, by rule."""
