@@ -16,6 +16,8 @@ from cdul_steps.errors import UserError
 PROGRESS = re.compile(r"(\d+)/(\d+) images, ([\d.]+) images/s, (\d+) s left$")
 EPOCH = re.compile(r"train: (?:epoch|going on after epoch) (\d+)")
 EPOCHS = re.compile(r"(\d+) epochs$|^train epoch \d+/(\d+):")
+ALIVE = 60
+"""Seconds without a word in its log after which a job counts as gone."""
 TAIL = 1 << 16
 """Bytes of a log's end that are read."""
 
@@ -99,11 +101,12 @@ def _encode(results: Path, encoder: Path, split: str, sizes: dict[int, int]) -> 
             intervals.append((end - facts["seconds"], end))
             continue
         lines = _lines(log)
-        here, _, rate, _ = _progress(lines) or (0, 0, 0.0, 0.0)
-        left += sizes.get(shard, 0) - here
+        left += sizes.get(shard, 0)
         if (error := _error(lines)) is not None:
             errors.append(f"shard {shard}: {error}")
-        elif here and time.time() - log.stat().st_mtime < 60:
+        elif lines and time.time() - log.stat().st_mtime < ALIVE:
+            here, _, rate, _ = _progress(lines) or (0, 0, 0.0, 0.0)
+            left -= here
             running_rate += rate
     # Jobs may overlap, and there may be nights between them.
     rate = images / _busy(intervals) if intervals else running_rate

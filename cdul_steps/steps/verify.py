@@ -159,13 +159,13 @@ def _check_shard(
     expected: np.ndarray | None,
     report: Report,
 ) -> None:
-    rows = usable = content = None
+    content = None
     with report.reading(table):
         outcome = read_table(table, ["row", "status"])
         rows, usable = outcome["row"].to_numpy(), pc.equal(outcome["status"], "ok").to_numpy()
-        content = read_facts(table)["digest"]
         if expected is not None and not np.array_equal(rows, expected):
             raise ValueError("its rows are not those of the shard's manifest")
+        content = read_facts(table)["digest"]
     if content is None:
         return
     with report.reading(vectors, table):
