@@ -656,6 +656,31 @@ def gallery(
     make_gallery(folder=folder, split=split, output=output)
 
 
+@app.command()
+def status(
+    results: Annotated[Path, typer.Argument(help="Folder of results.")] = Path("results"),
+    json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print how far every stage is, how fast, and what failed: while it runs, and after."""
+    from cdul_steps.steps.status import status
+
+    typer.echo(status(results, as_json=json))
+
+
+@app.command()
+def verify(
+    results: Annotated[Path, typer.Argument(help="Folder of results.")] = Path("results"),
+    json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check that every file is whole and fits the others; exit status 1 where one does not."""
+    from cdul_steps.steps.verify import describe_report, verify
+
+    report = verify(results)
+    typer.echo(describe_report(report, as_json=json))
+    if report.broken:
+        raise typer.Exit(1)
+
+
 @demo.command()
 def scenes(
     output: Annotated[Path, Option(help="Folder to write: images and scenes.csv.")],

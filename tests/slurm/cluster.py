@@ -41,7 +41,7 @@ def _write_conf(folder: Path, host: str) -> None:
     """The plugin drops SLURM_CONF from its jobs' environment, so the default place it must be."""
     controller, daemon = _free_ports(2)
     CONF.mkdir(parents=True, exist_ok=True)
-    # A quarter of a real node's memory would do; what matters is that the jobs' requests fit.
+    # The node is made to look large enough for what the profile asks for.
     (CONF / "slurm.conf").write_text(
         f"""{MARK}
 ClusterName=test
@@ -64,6 +64,7 @@ SelectType=select/cons_tres
 GresTypes=gpu
 ReturnToService=2
 KillWait=5
+MinJobAge=3600
 SchedulerParameters=sched_interval=1,batch_sched_delay=0,sched_min_interval=0
 JobAcctGatherType=jobacct_gather/none
 NodeName={host} NodeAddr=127.0.0.1 CPUs=16 RealMemory=128000 Gres=gpu:1 State=UNKNOWN

@@ -37,9 +37,9 @@ class Project:
         words = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
         return [*words, "--configfile", str(overlay)]
 
-    def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
-        """Run snakemake in the copy; the answer's stdout holds stderr too."""
-        done = subprocess.run(
+    def start(self, *arguments: str) -> subprocess.Popen:
+        """Start snakemake in the copy; its stdout holds stderr too."""
+        return subprocess.Popen(
             self.command(*arguments),
             cwd=self.folder,
             env=self.environment,
@@ -47,9 +47,14 @@ class Project:
             stderr=subprocess.STDOUT,
             text=True,
         )
+
+    def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
+        """Run snakemake in the copy; the answer's stdout holds stderr too."""
+        run = self.start(*arguments)
+        output, _ = run.communicate()
         if check:
-            assert done.returncode == 0, done.stdout
-        return done
+            assert run.returncode == 0, output
+        return subprocess.CompletedProcess(run.args, run.returncode, output)
 
     def plan(self, *arguments: str) -> dict[str, int]:
         """The jobs that snakemake would run, by rule."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -231,5 +232,29 @@ def test_new_weights_rerun_encode(demo):
     assert jobs["encode"] == ENCODE_JOBS and jobs["encode_text"] == 1
 
 
-def test_gpu_limit_of_zero_still_runs(demo):
-    assert demo.set("encoders.tiny-clip.precision", "bf16").plan("--resources", "gpu=0")["encode"]
+def resources(demo, rule, *arguments):
+    """The resources of a rule's first job in a plan in which every rule runs."""
+    text = demo.snakemake("-n", "--forceall", *arguments).stdout
+    line = re.search(rf"^rule {rule}:.*?resources: (.*?)$", text, re.M | re.S)[1]
+    return dict(entry.split("=", 1) for entry in line.split(", "))
+
+
+def test_gpu_limit_of_zero_keeps_jobs_off_the_gpu(demo):
+    for rule in ("encode", "train", "predict"):
+        assert resources(demo, rule)["gpu"] == "1"
+        assert resources(demo, rule, "--resources", "gpu=0")["gpu"] == "0"
+
+
+SLURM = ["--profile", "profiles/slurm", "--workflow-profile"]
+
+
+@pytest.mark.parametrize("profile", ["profiles/slurm", "profiles/slurm-gres"])
+def test_profiles_rerun_nothing(demo, profile):
+    assert demo.plan(*SLURM, profile) == {}
+
+
+def test_profile_for_gres(demo):
+    asked = resources(demo, "train", *SLURM, "profiles/slurm-gres")
+    wanted = {"gpu": "0", "gres": "gpu:1", "device": "cuda", "runtime": "720", "mem_mb": "32000"}
+    assert {name: asked[name] for name in wanted} == wanted
+    assert "gres" not in resources(demo, "label", *SLURM, "profiles/slurm-gres")

@@ -1,0 +1,231 @@
+"""How far every stage is, from what is on disk: while it runs, and after."""
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+
+from cdul_steps.data.tables import read_facts, read_table
+from cdul_steps.errors import UserError
+
+PROGRESS = re.compile(r"(\d+)/(\d+) images, ([\d.]+) images/s, (\d+) s left$")
+EPOCH = re.compile(r"train: (?:epoch|going on after epoch) (\d+)")
+EPOCHS = re.compile(r"(\d+) epochs$|^train epoch \d+/(\d+):")
+ALIVE = 60
+"""Seconds without a word in its log after which a job counts as gone."""
+TAIL = 1 << 16
+"""Bytes of a log's end that are read."""
+
+
+def _age(*files: Path) -> float | None:
+    """Seconds since the last of the files that are there was written."""
+    times = [f.stat().st_mtime for f in files if f.exists()]
+    return round(max(0.0, time.time() - max(times)), 1) if times else None
+
+
+def _lines(log: Path) -> list[str]:
+    if not log.is_file():
+        return []
+    with log.open("rb") as stream:
+        stream.seek(max(0, log.stat().st_size - TAIL))
+        return stream.read().decode(errors="replace").splitlines()
+
+
+def _progress(lines: list[str]) -> tuple[int, int, float, float] | None:
+    """`(images done, images, images a second, seconds left)` of the last line of progress."""
+    found = next((m for line in reversed(lines) if (m := PROGRESS.search(line))), None)
+    return (int(found[1]), int(found[2]), float(found[3]), float(found[4])) if found else None
+
+
+def _error(lines: list[str]) -> str | None:
+    """What a job died of, where its log ends with it."""
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    if last.startswith("cdul: error:"):
+        return last.removeprefix("cdul: error: ")
+    return last if "Traceback (most recent call last):" in lines else None
+
+
+def _row(stage: str, of: str, **values: Any) -> dict[str, Any]:
+    empty = {"images_per_second": None, "seconds_left": None, "failed": None, "error": None}
+    return {"stage": stage, "of": of, **empty, **values}
+
+
+def _single(stage: str, of: str, log: Path, output: Path, total: int | None) -> dict[str, Any]:
+    """The row of a stage that is one job, on `total` images."""
+    lines = _lines(log)
+    done, _, rate, left = _progress(lines) or (0, total, None, None)
+    error = _error(lines)
+    if output.exists():
+        done, left, error = total, 0, None
+    values = {"done": done, "total": total, "unit": "images", "images_per_second": rate}
+    return _row(stage, of, **values, seconds_left=left, error=error, idle_seconds=_age(log, output))
+
+
+def _failed(table: Path) -> int:
+    return int(pc.sum(pc.not_equal(read_table(table, ["status"])["status"], "ok")).as_py() or 0)
+
+
+def _busy(intervals: list[tuple[float, float]]) -> float:
+    """Seconds that the intervals `(start, end)` cover together."""
+    total, until = 0.0, float("-inf")
+    for start, end in sorted(intervals):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total
+
+
+def _encode(results: Path, encoder: Path, split: str, sizes: dict[int, int]) -> dict[str, Any]:
+    """The row of a split's shards, `sizes` being the images of each."""
+    of = encoder.relative_to(results)
+    manifests = results / of.parts[0] / "manifest" / split
+    logs = results / "logs/encode" / of / split
+    images, failed, intervals = 0, 0, []
+    left, running_rate, errors = 0, 0.0, []
+    shards = [int(p.stem) for p in manifests.glob("*.parquet") if p.stem.isdecimal()]
+    done = 0
+    changed = []
+    for shard in shards:
+        table, log = encoder / "encode" / split / f"{shard}.parquet", logs / f"{shard}.log"
+        changed += [table, log]
+        manifest = manifests / f"{shard}.parquet"
+        if table.exists() and table.stat().st_mtime >= manifest.stat().st_mtime:
+            done += 1
+            end, facts = table.stat().st_mtime, read_facts(table)
+            images += sizes.get(shard, 0)
+            failed += _failed(table)
+            intervals.append((end - facts["seconds"], end))
+            continue
+        lines = _lines(log)
+        left += sizes.get(shard, 0)
+        if (error := _error(lines)) is not None:
+            errors.append(f"shard {shard}: {error}")
+        elif lines and time.time() - log.stat().st_mtime < ALIVE:
+            here, _, rate, _ = _progress(lines) or (0, 0, 0.0, 0.0)
+            left -= here
+            running_rate += rate
+    # Jobs may overlap, and there may be nights between them.
+    rate = images / _busy(intervals) if intervals else running_rate
+    return _row(
+        "encode",
+        f"{of} {split}",
+        done=done,
+        total=len(shards),
+        unit="shards",
+        failed=failed,
+        images_per_second=round(rate, 2) or None,
+        seconds_left=round(left / rate, 1) if rate else None,
+        error="; ".join(errors[:3]) or None,
+        idle_seconds=_age(*changed),
+    )
+
+
+def _train(results: Path, training: Path) -> dict[str, Any]:
+    of = training.relative_to(results)
+    log = results / "logs/train" / of.parent / f"{of.name}.log"
+    history = training / "history.parquet"
+    if history.exists():
+        rates = read_table(history, ["images_per_second"])["images_per_second"]
+        values = {"done": len(rates), "total": len(rates), "seconds_left": 0}
+        values["images_per_second"] = round(pc.mean(rates).as_py(), 2)
+    else:
+        lines = _lines(log)
+        epochs = [int(m[1]) for line in lines if (m := EPOCH.match(line))]
+        totals = [int(m[1] or m[2]) for line in lines if (m := EPOCHS.search(line))]
+        values = {"done": max(epochs, default=0), "total": totals[-1] if totals else None}
+        values["error"] = _error(lines)
+        if totals and (progress := _progress(lines)):
+            here, images, rate, _ = progress
+            left = (values["total"] - values["done"]) * images - here % images
+            values["images_per_second"] = rate
+            values["seconds_left"] = round(left / rate, 1) if rate else None
+    files = (log, history, training / "checkpoint.pt")
+    return _row("train", str(of), **values, unit="epochs", idle_seconds=_age(*files))
+
+
+def _rows(results: Path) -> Iterator[dict[str, Any]]:
+    logs = results / "logs"
+    datasets = {p.stem for p in (logs / "manifest").glob("*.log")}
+    datasets |= {p.parts[-3] for p in results.glob("*/manifest/images.parquet")}
+    for dataset in sorted(datasets):
+        images = results / dataset / "manifest/images.parquet"
+        table = read_table(images, ["split", "shard"]) if images.exists() else None
+        total = None if table is None else len(table)
+        yield _single("manifest", dataset, logs / f"manifest/{dataset}.log", images, total)
+        if table is None:
+            continue
+        sizes: dict[str, dict[int, int]] = {split: {} for split in read_facts(images)["rows"]}
+        counts = table.group_by(["split", "shard"]).aggregate([([], "count_all")])
+        for count in counts.to_pylist():
+            sizes[count["split"]][count["shard"]] = count["count_all"]
+        encoders = {p.parent.name for p in (results / dataset).glob("*/encode")}
+        encoders |= {p.name for p in (logs / "encode" / dataset).glob("*")}
+        for encoder in sorted(encoders):
+            yield from _of_encoder(results, results / dataset / encoder, sizes)
+
+
+def _of_encoder(
+    results: Path, encoder: Path, sizes: dict[str, dict[int, int]]
+) -> Iterator[dict[str, Any]]:
+    """The rows of all that an encoder's vectors lead to; `sizes` by split and shard."""
+    logs, of = results / "logs", encoder.relative_to(results)
+    totals = {split: sum(images.values()) for split, images in sizes.items()}
+    for split in sizes:
+        yield _encode(results, encoder, split, sizes[split])
+    for split, total in totals.items():
+        log, output = logs / f"similarity/{of}/{split}.log", encoder / f"similarity/{split}.zarr"
+        yield _single("similarity", f"{of} {split}", log, output, total)
+    labels = {p.stem for p in (logs / "label" / of).glob("*.log")}
+    labels |= {p.parent.name for p in encoder.glob("*/pseudo_labels.parquet")}
+    for place in sorted(of / name for name in labels):
+        log, output = logs / f"label/{place}.log", results / place / "pseudo_labels.parquet"
+        yield _single("label", str(place), log, output, totals["train"])
+        trainings = {p.stem for p in (logs / "train" / place).glob("*.log")}
+        trainings |= {p.parent.name for p in (results / place).glob("*/history.parquet")}
+        for training in sorted(place / name for name in trainings):
+            yield _train(results, results / training)
+            for split, total in totals.items():
+                log = logs / f"predict/{training}/{split}.log"
+                output = results / training / f"predictions/{split}.parquet"
+                row = _single("predict", f"{training} {split}", log, output, total)
+                yield row | {"failed": _failed(output) if output.exists() else None}
+
+
+def _duration(seconds: float | None) -> str:
+    return "-" if seconds is None else str(timedelta(seconds=round(seconds)))
+
+
+def status(results: Path, *, as_json: bool) -> str:
+    """A row a stage: units done and in all, failed images, images a second, and seconds to go.
+
+    Read from tables and logs alone. The rate of encode is that of the finished shards, over the
+    time in which at least one was at work. Raises UserError where there is nothing yet.
+    """
+    rows = list(_rows(results))
+    if not rows:
+        raise UserError(f"{results}: nothing there yet; run snakemake first")
+    if as_json:
+        return json.dumps(rows, indent=2, ensure_ascii=False)
+    cells = [["stage", "of", "done", "failed", "images/s", "to go", "last change"]]
+    for row in rows:
+        total = "?" if row["total"] is None else row["total"]
+        rate, failed = row["images_per_second"], row["failed"]
+        cells.append(
+            [
+                row["stage"],
+                row["of"],
+                f"{row['done']}/{total} {row['unit']}",
+                "-" if failed is None else str(failed),
+                "-" if rate is None else f"{rate:.1f}",
+                _duration(row["seconds_left"]),
+                "-" if row["idle_seconds"] is None else f"{_duration(row['idle_seconds'])} ago",
+            ]
+        )
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(x, widths, strict=True)).rstrip() for x in cells]
+    lines += [f"{r['stage']} {r['of']}: {r['error']}" for r in rows if r["error"]]
+    return "\n".join(lines)

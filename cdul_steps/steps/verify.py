@@ -1,0 +1,287 @@
+"""Whether all results are whole: every file readable, and in agreement with those it came from."""
+
+import json
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from cdul_steps.data.files import digest
+from cdul_steps.data.manifest import read_shard, read_split
+from cdul_steps.data.stores import open_store, read_blocks, shard_file, shard_rows
+from cdul_steps.data.tables import read_facts, read_scores, read_table
+from cdul_steps.errors import UserError, first_line
+from cdul_steps.method.similarity import cosine
+from cdul_steps.progress import Progress
+
+TOLERANCE = 1e-5
+"""Of a cosine computed anew: another machine may add up in another order."""
+
+
+@dataclass
+class Report:
+    """What is broken, and how much was looked at.
+
+    broken: `(file, problem, file to make again)`. unfinished: shards that are not there yet.
+    """
+
+    broken: list[tuple[Path, str, Path]] = field(default_factory=list)
+    unfinished: int = 0
+    files: int = 0
+
+    def add(self, path: Path, problem: str, remake: Path | None = None) -> None:
+        """Note that a file is broken."""
+        self.broken.append((path, problem, remake or path))
+
+    @contextmanager
+    def reading(self, path: Path, remake: Path | None = None) -> Iterator[None]:
+        """Count a file, and note it as broken where reading it fails."""
+        self.files += 1
+        try:
+            yield
+        except (UserError, OSError, ValueError, KeyError, SafetensorError) as error:
+            message = first_line(error).removeprefix(f"{path}: ")
+            self.add(path, message, remake)
+
+    @property
+    def command(self) -> str | None:
+        """The command that makes all that is broken anew; None where nothing is."""
+        if not self.broken:
+            return None
+        remake = sorted({str(remake) for *_, remake in self.broken})
+        command = f"snakemake --cores all --forcerun {shlex.join(remake)}"
+        # The manifest reads what it wrote before.
+        manifests = [str(p) for p, *_ in self.broken if "manifest" in p.parts and p.exists()]
+        return f"rm {shlex.join(manifests)} && {command}" if manifests else command
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split by its manifest: facts of the layout, and the images (`image_id, path, row`)."""
+
+    name: str
+    rows: int
+    views: int
+    shard_size: int
+    images: pa.Table
+
+    @property
+    def shards(self) -> range:
+        return range(-(-self.rows // self.shard_size))
+
+
+def _check_dataset(images: Path, report: Report) -> None:
+    splits = []
+    with report.reading(images):
+        facts = read_facts(images)
+        layout = facts["layout"]
+        views = 1 + layout["grid"][0] * layout["grid"][1]
+        pq.read_table(images)
+        for name, rows in facts["rows"].items():
+            table = read_split(images, name, ["image_id", "path", "row"])
+            splits.append(Split(name, rows, views, layout["shard_size"], table))
+    if not splits:
+        return
+    manifests = {split.name: _read_manifests(split, images, report) for split in splits}
+    for text in sorted(images.parents[1].glob("*/text.parquet")):
+        classes = None
+        with report.reading(text):
+            table = read_table(text, ["class", "embedding"])
+            classes = table["class"].to_pylist(), np.stack(table["embedding"].to_numpy())
+        for split in splits:
+            _check_shards(text.parent, split, manifests[split.name], report)
+            if classes and (text.parent / f"similarity/{split.name}.zarr").exists():
+                _check_similarity(text.parent, split, *classes, report)
+        for labels in sorted(text.parent.glob("*/pseudo_labels.parquet")):
+            _check_labels(labels, splits, report)
+
+
+def _read_manifests(split: Split, images: Path, report: Report) -> dict[int, np.ndarray]:
+    """The rows of each shard's manifest that can be read."""
+    found = {}
+    members = split.images["row"].to_numpy()
+    for shard in split.shards:
+        path = images.parent / split.name / f"{shard}.parquet"
+        with report.reading(path, images):
+            _, table, boxes = read_shard(path)
+            here = split.images.filter(pa.array(members // split.shard_size == shard))
+            if len(here.join(table, here.column_names, join_type="left anti")):
+                raise ValueError("does not hold the images that images.parquet gives it")
+            if boxes.shape[1] != split.views:
+                raise ValueError(f"has {boxes.shape[1]} views an image, not {split.views}")
+            found[shard] = table["row"].to_numpy()
+    return found
+
+
+def _check_shards(
+    encoder: Path, split: Split, manifests: dict[int, np.ndarray], report: Report
+) -> None:
+    """Each shard of embeddings against its table, and the table against the manifest."""
+    store = encoder / f"embeddings/{split.name}.zarr"
+    array = None
+    if (encoder / "encode" / split.name).exists():
+        with report.reading(store / "zarr.json"):
+            array = open_store(store)
+            shape = (*array.shape[:2], shard_rows(array))
+            expected = (split.rows, split.views, split.shard_size)
+            if shape != expected:
+                raise ValueError(f"has {shape} images, views, images a shard, not {expected}")
+    # Snakemake makes a missing shard by itself, but not once its successor is there.
+    finished = (encoder / f"similarity/{split.name}.zarr").exists()
+    with Progress(f"verify {encoder} {split.name}", len(split.shards), "shards") as progress:
+        for shard in split.shards:
+            table = encoder / f"encode/{split.name}/{shard}.parquet"
+            vectors = shard_file(store, shard)
+            missing = [path for path in (vectors, table) if not path.exists()]
+            if missing and finished:
+                report.add(missing[0], "is missing", table)
+            elif missing:
+                report.unfinished += 1
+            else:
+                _check_shard(shard, table, vectors, array, manifests.get(shard), report)
+            progress.update()
+
+
+def _check_shard(
+    shard: int,
+    table: Path,
+    vectors: Path,
+    array: Any,
+    expected: np.ndarray | None,
+    report: Report,
+) -> None:
+    content = None
+    with report.reading(table):
+        outcome = read_table(table, ["row", "status"])
+        rows, usable = outcome["row"].to_numpy(), pc.equal(outcome["status"], "ok").to_numpy()
+        if expected is not None and not np.array_equal(rows, expected):
+            raise ValueError("its rows are not those of the shard's manifest")
+        content = read_facts(table)["digest"]
+    if content is None:
+        return
+    with report.reading(vectors, table):
+        if digest(vectors) != content:
+            raise ValueError("is not what its job wrote: the checksum differs")
+        if array is not None:
+            size = shard_rows(array)
+            found = np.asarray(array[shard * size : (shard + 1) * size])
+            finite = np.isfinite(found).all(axis=(1, 2))
+            if not np.array_equal(np.flatnonzero(finite), rows[usable] - shard * size):
+                raise ValueError("its vectors are not those of the images that its table calls ok")
+
+
+def _check_similarity(
+    encoder: Path, split: Split, names: list[str], classes: np.ndarray, report: Report
+) -> None:
+    """The cosines against embeddings and class embeddings."""
+    store, source = (encoder / f"{kind}/{split.name}.zarr" for kind in ("similarity", "embeddings"))
+    broken = {path for path, *_ in report.broken}
+    with report.reading(store):
+        array = open_store(store)
+        if array.attrs.get("classes") != names:
+            raise ValueError("its classes are not those of text.parquet")
+        if array.shape[:2] != (split.rows, split.views):
+            raise ValueError(
+                f"has {array.shape[:2]} images and views, not {(split.rows, split.views)}"
+            )
+        blocks = read_blocks(store, array)
+        if any(source in path.parents for path in broken):
+            for _ in blocks:
+                pass
+            return
+        embeddings = open_store(source)
+        for first, cosines in blocks:
+            vectors = np.asarray(embeddings[first : first + len(cosines)])
+            expected = cosine(vectors, classes)
+            if not np.allclose(cosines, expected, atol=TOLERANCE, equal_nan=True):
+                raise ValueError(f"is not the cosine of {source} and text.parquet")
+
+
+def _check_labels(labels: Path, splits: list[Split], report: Report) -> None:
+    """Pseudo-labels, and each training that learnt from them."""
+    (train,) = [split for split in splits if split.name == "train"]
+    members = train.images.select(["image_id", "path"])
+    classes = None
+    with report.reading(labels):
+        table, classes, scores = read_scores(labels)
+        if len(table.join(members, ["image_id", "path"], join_type="left anti")):
+            raise ValueError("has images that the manifest's train split has not")
+        if not ((scores >= 0) & (scores <= 1)).all():
+            raise ValueError("has labels outside 0..1")
+    quality = labels.parent / "quality.json"
+    if quality.exists():
+        with report.reading(quality):
+            json.loads(quality.read_text(encoding="utf-8"))
+    if classes is None:
+        return
+    for history in sorted(labels.parent.glob("*/history.parquet")):
+        _check_training(history.parent, classes, table, splits, report)
+
+
+def _check_training(
+    folder: Path, classes: list[str], labels: pa.Table, splits: list[Split], report: Report
+) -> None:
+    card, weights = folder / "model/model.json", folder / "model/model.safetensors"
+    with report.reading(folder / "history.parquet"):
+        if not len(pq.read_table(folder / "history.parquet")):
+            raise ValueError("has no epochs")
+    with report.reading(folder / "refined_labels.parquet"):
+        table, names, _ = read_scores(folder / "refined_labels.parquet")
+        if names != classes or not table["image_id"].equals(labels["image_id"]):
+            raise ValueError("its images and classes are not those of pseudo_labels.parquet")
+    with report.reading(card):
+        if json.loads(card.read_text(encoding="utf-8"))["classes"] != classes:
+            raise ValueError("its classes are not those of pseudo_labels.parquet")
+    with report.reading(weights):
+        load_file(weights)
+    for split in splits:
+        path = folder / f"predictions/{split.name}.parquet"
+        if path.exists() and weights.exists():
+            with report.reading(path):
+                if read_facts(path).get("weights") != digest(weights):
+                    raise ValueError("is of other weights than model.safetensors")
+                predicted = pq.read_table(path)["image_id"]
+                if not predicted.equals(split.images["image_id"]):
+                    raise ValueError("its images are not those of the manifest")
+    metrics = folder / "metrics.json"
+    if metrics.exists():
+        with report.reading(metrics):
+            json.loads(metrics.read_text(encoding="utf-8"))
+
+
+def verify(results: Path) -> Report:
+    """Check all results: manifests, shards and their checksums, stores, tables, weights.
+
+    Reads every file once. Raises UserError where there is nothing to check.
+    """
+    report = Report()
+    found = sorted(results.glob("*/manifest/images.parquet"))
+    if not found:
+        raise UserError(f"{results}: no manifest there; run snakemake first")
+    for images in found:
+        _check_dataset(images, report)
+    return report
+
+
+def describe_report(report: Report, *, as_json: bool) -> str:
+    """A report as text for people, or as JSON."""
+    if as_json:
+        broken = [{"path": str(p), "problem": problem} for p, problem, _ in report.broken]
+        values = {"files": report.files, "unfinished_shards": report.unfinished, "broken": broken}
+        return json.dumps(values | {"command": report.command}, indent=2, ensure_ascii=False)
+    lines = [f"{path}: {problem}" for path, problem, _ in report.broken]
+    unfinished = f"; {report.unfinished} shards are not there yet" if report.unfinished else ""
+    lines.append(f"{report.files} files checked, {len(report.broken)} broken{unfinished}")
+    if report.broken:
+        lines.append("To make them again (with the --configfile of the run, if it had one):")
+        lines.append(f"  {report.command}")
+    return "\n".join(lines)

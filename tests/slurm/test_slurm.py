@@ -1,0 +1,75 @@
+"""The workflow through profiles/slurm, on a real SLURM."""
+
+import re
+import subprocess
+import time
+
+import pytest
+from copies import SMALL_TRAINING, copy_project
+
+pytestmark = pytest.mark.slurm
+
+# Asked often, since the jobs are short; and there is no accounting database.
+OPTIONS = ["--workflow-profile", "profiles/slurm", "--slurm-status-command", "squeue"]
+OPTIONS += ["--slurm-init-seconds-before-status-checks", "1"]
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A small cut of the demo in two shards."""
+    project = copy_project(tmp_path / "project")
+    cut = {
+        "reader": "demo",
+        "classes": "config/classes/demo.yaml",
+        "splits": {"train": "train"},
+        "shard_size": 20,
+        "scenes": {"train": 40, "test": 1},
+    }
+    project.config = {
+        "datasets": {"cut": cut},
+        "run": {"datasets": ["cut"], "trainings": ["small"]},
+        "trainings": {"small": {**SMALL_TRAINING, "epochs": 40}},
+    }
+    return project
+
+
+def submissions() -> list[dict[str, str]]:
+    """What SLURM knows of each submission so far, in order."""
+    command = ["scontrol", "show", "jobs", "--oneliner"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    jobs = [dict(re.findall(r"(\w+)=(\S+)", line)) for line in text.splitlines() if "JobId" in line]
+    return sorted(jobs, key=lambda job: int(job["JobId"]))
+
+
+def gpus(jobs: list[dict[str, str]]) -> list[tuple[str, str | None]]:
+    """`(rule or group, GPUs asked for)` of each submission."""
+    names = [re.match(r"rule_([a-z]+)", job["Comment"])[1] for job in jobs]
+    return [(name, job.get("TresPerJob")) for name, job in zip(names, jobs, strict=True)]
+
+
+def test_the_demo_on_slurm(cluster, project):
+    log = project.results / "logs/train/cut/tiny-clip/final/small.log"
+    run = project.start(*OPTIONS, "--retries", "0")
+    while not (log.exists() and "epoch 3:" in log.read_text()):
+        assert run.poll() is None, run.stdout.read()
+        time.sleep(0.1)
+    jobs = submissions()
+    subprocess.run(["scancel", jobs[-1]["JobId"]], check=True)
+    output, _ = run.communicate()
+    assert run.returncode == 1 and "CANCELLED" in output
+    one = "gres:gpu:1"
+    assert gpus(jobs) == [
+        ("scenes", None),
+        ("manifest", None),
+        ("encode", one),  # both shards
+        ("label", None),
+        ("train", one),
+    ]
+    assert "Traceback" not in log.read_text()
+
+    # A cluster without GPUs needs no more than this.
+    project.snakemake(*OPTIONS, "--resources", "gpu=0")
+    later = submissions()[len(jobs) :]
+    assert gpus(later) == [("train", None), ("predict", None), ("evaluate", None)]
+    assert "going on after epoch" in log.read_text()
+    assert project.plan() == {}

@@ -1,0 +1,141 @@
+"""Runs that are cut short: the next one finishes, and nobody can tell from the result."""
+
+import shutil
+import signal
+import time
+
+import psutil
+import pytest
+from copies import SMALL_TRAINING, Project, copy_project
+
+SHARDS = 3
+SIMILARITY = "results/demo/tiny-clip/similarity/train.zarr"
+TRAINING = "results/demo/tiny-clip/final/small"
+REFINED = f"{TRAINING}/refined_labels.parquet"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Project:
+    """A small cut of the demo up to its training, run without disturbance."""
+    project = copy_project(tmp_path_factory.mktemp("undisturbed") / "project")
+    scenes = {"train": 40 * SHARDS, "test": 1}
+    project.config = {
+        "datasets": {"demo": {"shard_size": 40, "scenes": scenes}},
+        "run": {"trainings": ["small"]},
+        "trainings": {"small": {**SMALL_TRAINING, "epochs": 12}},
+    }
+    project.snakemake(REFINED)
+    return project
+
+
+@pytest.fixture
+def project(undisturbed, tmp_path) -> Project:
+    """A copy of the finished run."""
+    shutil.copytree(undisturbed.folder, tmp_path / "project", symlinks=True)
+    return Project(tmp_path / "project", undisturbed.config)
+
+
+def find_job(run, stage: str, known: tuple = ()) -> psutil.Process:
+    """Wait for a running job of a stage that is not one of the known, and has its workers."""
+    while True:
+        assert run.poll() is None, run.stdout.read()
+        for process in psutil.Process(run.pid).children(recursive=True):
+            try:
+                words = process.cmdline()
+                found = words[1:2] and words[1].endswith("cdul") and words[2] == stage
+                if found and process not in known and process.children():
+                    return process
+            except psutil.NoSuchProcess:
+                continue
+        time.sleep(0.01)
+
+
+def forget_shards(project: Project) -> None:
+    encoder = project.results / "demo/tiny-clip"
+    shutil.rmtree(encoder / "embeddings/train.zarr/c")
+    shutil.rmtree(encoder / "encode/train")
+    shutil.rmtree(project.folder / SIMILARITY)
+
+
+def same(project: Project, other: Project, *patterns: str) -> bool:
+    """Whether the files of these patterns are the same in both, byte by byte."""
+    files = [
+        {
+            p.relative_to(place.folder): p.read_bytes()
+            for pattern in patterns
+            for p in place.folder.glob(pattern)
+            if p.is_file()
+        }
+        for place in (project, other)
+    ]
+    assert files[0]
+    return files[0] == files[1]
+
+
+def is_whole(project: Project, undisturbed: Project) -> bool:
+    """Whether all vectors and similarities are there, and as they should be."""
+    assert len(project.shard_times("demo", "tiny-clip")) == SHARDS
+    embeddings = "results/demo/tiny-clip/embeddings/train.zarr/**/*"
+    return same(project, undisturbed, embeddings, f"{SIMILARITY}/**/*")
+
+
+def leftovers(project: Project) -> list:
+    return [p for p in project.results.rglob(".*") if p.name != ".snakemake_timestamp"]
+
+
+def test_killed_encode_jobs(project, undisturbed):
+    forget_shards(project)
+    run = project.start(SIMILARITY)
+    # A worker process of one job, and another job as a whole.
+    first = find_job(run, "encode")
+    first.children()[0].kill()
+    second = find_job(run, "encode", (first,))
+    second.kill()
+    assert run.communicate() and run.returncode == 1
+    before = project.shard_times("demo", "tiny-clip")
+    assert len(before) == SHARDS - 2
+    project.snakemake(SIMILARITY)
+    after = project.shard_times("demo", "tiny-clip")
+    assert {shard: after[shard] for shard in before} == before
+    assert is_whole(project, undisturbed)
+    assert not leftovers(project)
+
+
+def test_killed_snakemake(project, undisturbed):
+    forget_shards(project)
+    run = project.start(SIMILARITY)
+    first = find_job(run, "encode")
+    second = find_job(run, "encode", (first,))
+    run.kill()
+    run.wait()
+    before = project.shard_times("demo", "tiny-clip")
+    assert second.is_running()
+    refused = project.snakemake(SIMILARITY, check=False)
+    assert refused.returncode == 1 and "--unlock" in refused.stdout
+    project.snakemake("--unlock")
+    project.snakemake(SIMILARITY)
+    after = project.shard_times("demo", "tiny-clip")
+    assert len(before) == 1 and {shard: after[shard] for shard in before} == before
+    assert is_whole(project, undisturbed)
+    psutil.wait_procs([second])
+    assert is_whole(project, undisturbed)
+    assert project.plan(SIMILARITY) == {}
+
+
+def test_training_that_is_told_to_stop(project, undisturbed):
+    shutil.rmtree(project.folder / TRAINING)
+    run = project.start(REFINED)
+    job = find_job(run, "train")
+    log = project.results / "logs/train/demo/tiny-clip/final/small.log"
+    while "epoch 3:" not in log.read_text():
+        time.sleep(0.01)
+    workers = job.children()
+    job.send_signal(signal.SIGTERM)
+    assert run.communicate() and run.returncode == 1
+    assert not any(worker.is_running() for worker in workers)
+    assert "Traceback" not in log.read_text()
+    assert [p.name for p in (project.folder / TRAINING).iterdir()] == ["checkpoint.pt"]
+    project.snakemake(REFINED)
+    assert "going on after epoch" in log.read_text()
+    assert same(project, undisturbed, f"{TRAINING}/model/*", REFINED)
+    assert not leftovers(project)
