@@ -166,7 +166,7 @@ def evaluate_labels(
     """Measure every label construction on each split: `quality.json`.
 
     `similarity` maps splits to their stores. Result: split, construction, then as `measure`.
-    Where the table `labels` was calibrated or finishing, labels made in its way are there too, as
+    Where the table `labels` was calibrated or hardened, labels made in its way are there too, as
     `pseudo_labels`: on every split with the statistics, bias and slope that the table has.
     """
     own = read_facts(labels) if labels else {}
