@@ -28,7 +28,10 @@ def views_of(images: Path, grid: Grid | None) -> np.ndarray | slice:
     """
     if grid is None:
         return slice(None)
-    known = as_grids(read_facts(images)["layout"]["grid"])
+    layout = read_facts(images).get("layout", {})
+    if "grid" not in layout:
+        raise UserError(f"{images}: does not say which grids there are; leave --grid out")
+    known = as_grids(layout["grid"])
     try:
         return grid_views(known, grid)
     except ValueError as error:

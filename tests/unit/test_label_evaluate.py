@@ -476,6 +476,8 @@ def test_hard_labels(small):
 
 
 def test_labels_of_one_of_several_grids(small):
+    with pytest.raises(UserError, match="leave --grid out"):
+        label(small, grid=(1, 2))
     rewrite_images(small, lambda t: describe(t, "images", layout={"grid": [[1, 2], [1, 1]]}))
     cosines = zarr.open_array(small / "sim.zarr", mode="r")[:].astype(float)
     for grid, views in (((1, 2), [0, 1, 2]), ((1, 1), [0, 3]), (None, [0, 1, 2, 3])):
