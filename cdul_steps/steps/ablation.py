@@ -77,7 +77,7 @@ def compare_variants(
         "ablation",
         difficult=difficult,
         ap=ap,
-        software=versions("scikit-learn"),
+        software=versions("numpy", "pandas"),
     )
     write_table(described, output / "ablation.parquet")
     write_text(output / "ablation.md", _markdown(frame))

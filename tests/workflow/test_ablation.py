@@ -103,18 +103,10 @@ def test_a_killed_ablation_goes_on(ablated):
             folder.with_name("aside").rename(folder)
 
 
-@pytest.mark.parametrize(
-    ("row", "part"),
-    [
-        ("x,,mse,,", "trainings.x.loss"),
-        ("x,fxed,,,", "'fxed'; did you mean 'fixed'?"),
-        ("x,,role,,false", "set 'positives: top1'"),
-    ],
-)
-def test_mistakes_are_one_line_and_hinder_no_other_target(ablated, row, part):
-    with table(ablated, f"{TABLE}{row}\n"):
+def test_a_mistake_is_one_line_and_hinders_no_other_target(ablated):
+    with table(ablated, f"{TABLE}x,,role,,false\n"):
         done = ablated.snakemake("ablation", "-n", check=False)
         assert done.returncode == 1 and "Traceback" not in done.stdout
         (line,) = [x for x in done.stdout.splitlines() if "cdul: error:" in x]
-        assert "variants.csv" in line and part in line
+        assert "variants.csv: trainings.x: loss 'role'" in line
         assert "train" in ablated.plan()
