@@ -195,7 +195,7 @@ def draw_precision_recall(
     single.set(title=f"{name}, each class")
     for axis in (together, single):
         axis.set(xlim=(0, 100), ylim=(0, 102), xlabel="recall (%)")
-        axis.legend(loc="lower left")
+        axis.legend()
     return figure
 
 
@@ -227,10 +227,11 @@ def draw_learning(history: dict[str, Sequence[float | None]]) -> Figure:
             axis.plot(
                 history["epoch"], values, color=colour, ls=dashes, lw=1.4, marker=".", label=text
             )
-        if len(columns) > 1:
+        if any(columns.values()):
             axis.legend()
+        else:
+            axis.set_ylim(bottom=min(0, np.nanmin(values)))
         axis.set_ylabel(label)
-    axes[0].set_ylim(bottom=0)
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[-1].set_xlabel("epoch (passes over the train split)")
     figure.align_ylabels(axes)
@@ -295,7 +296,7 @@ def _draw_matrix(axis: Axes, counts: np.ndarray, names: list[str], title: str) -
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     if len(names) > 25:
-        axis.tick_params(labelsize=5)
+        axis.tick_params(labelsize=min(5, 250 / len(names)))
         return
     for row, column in np.ndindex(counts.shape):
         value = share[row, column]

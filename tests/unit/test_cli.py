@@ -108,6 +108,7 @@ def test_stages_without_a_model_do_not_import_torch(tmp_path):
     "words",
     [
         ("summary", "/none"),
+        ("report", "/none"),
         ("evaluate", "--scores", "/none.parquet", "--images", "/none.parquet", "--output", "/x"),
         ("predict", "--model", "m", "--output", "o.csv"),
         (

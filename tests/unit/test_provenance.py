@@ -89,3 +89,34 @@ def test_versions():
     assert list(found) == ["cdul", "python", "numpy"]
     assert found["numpy"] == importlib.metadata.version("numpy")
     assert found["cdul"] == cdul_steps.__version__ == importlib.metadata.version("cdul-steps")
+
+
+def git_state_of(package):
+    program = "from cdul_steps.provenance import git_state; print(git_state())"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=package.parent, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_the_commit_is_that_of_the_checkout_itself(package):
+    def git(*words):
+        who = ["-c", "user.name=x", "-c", "user.email=x"]
+        command = ["git", "-C", str(package.parent), *who, *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert git_state_of(package) == "None"
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    commit = git("rev-parse", "HEAD")
+    state = git_state_of(package)
+    assert len(state) == 12 and commit.startswith(state)
+    edit(package / "errors.py", "The one exception", "One exception")
+    assert git_state_of(package) == f"{state}-dirty"
+
+
+def test_an_environment_in_another_projects_repository_has_no_commit(package, tmp_path):
+    subprocess.run(["git", "-C", str(tmp_path), "init", "-q"], check=True)
+    inner = tmp_path / "site-packages"
+    inner.mkdir()
+    assert git_state_of(Path(shutil.move(package, inner))) == "None"
