@@ -28,6 +28,8 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
+from cdul_steps.data.images import decode
+from cdul_steps.data.limits import MAX_PIXELS
 from cdul_steps.provenance import versions
 from cdul_steps.steps.gallery import make_gallery
 
@@ -96,11 +98,11 @@ def sheets_against_files(thumbnails: Path, folder: Path, repeat: int) -> dict[st
     files = sorted(thumbnails.iterdir(), key=lambda file: int(file.stem))
     files = files[: len(files) // 100 * 100]
     (folder / "sheets").mkdir(parents=True)
-    cell = max(max(Image.open(file).size) for file in files[:100])
+    cell = max(max(decode(file, max_pixels=MAX_PIXELS).size) for file in files[:100])
     for number in range(len(files) // 100):
         sheet = Image.new("RGB", (10 * cell, 10 * cell))
         for place, file in enumerate(files[100 * number : 100 * number + 100]):
-            sheet.paste(Image.open(file), (place % 10 * cell, place // 10 * cell))
+            sheet.paste(decode(file, max_pixels=MAX_PIXELS), (place % 10 * cell, place // 10 * cell))
         sheet.save(folder / f"sheets/{number}.webp", quality=75, method=2)
     chosen = random.Random(0).sample(range(len(files)), 60)
     pages = {
