@@ -102,7 +102,8 @@ def sheets_against_files(thumbnails: Path, folder: Path, repeat: int) -> dict[st
     for number in range(len(files) // 100):
         sheet = Image.new("RGB", (10 * cell, 10 * cell))
         for place, file in enumerate(files[100 * number : 100 * number + 100]):
-            sheet.paste(decode(file, max_pixels=MAX_PIXELS), (place % 10 * cell, place // 10 * cell))
+            thumbnail = decode(file, max_pixels=MAX_PIXELS)
+            sheet.paste(thumbnail, (place % 10 * cell, place // 10 * cell))
         sheet.save(folder / f"sheets/{number}.webp", quality=75, method=2)
     chosen = random.Random(0).sample(range(len(files)), 60)
     pages = {
