@@ -68,6 +68,13 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
 
 
 @cache
+def _read_module(file: Path) -> tuple[str, set[str]]:
+    """A module's code without comments, docstrings and layout, and what it imports of ours."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return ast.unparse(_without_docstrings(tree)), _imports(tree)
+
+
+@cache
 def source_digest(module: str) -> str:
     """Digest of a module's code and of all modules of this package that it imports.
 
@@ -82,8 +89,7 @@ def source_digest(module: str) -> str:
         file = _module_file(name)
         if file is None or name in sources or name in NEUTRAL:
             continue
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        waiting.extend(_imports(tree))
-        sources[name] = ast.unparse(_without_docstrings(tree))
+        sources[name], imports = _read_module(file)
+        waiting.extend(imports)
     text = "\0".join(f"{name}\n{sources[name]}" for name in sorted(sources))
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

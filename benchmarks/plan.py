@@ -1,0 +1,139 @@
+"""Time Snakemake's planning with many finished shards, and print it as JSON.
+
+    python benchmarks/plan.py
+    python benchmarks/plan.py --shards 1000 --profile plan.prof
+
+Images and manifest are real, of one image a shard; what the other stages would leave behind is
+empty files, which `snakemake --touch` takes for theirs.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+from PIL import Image
+
+from cdul_steps.provenance import versions
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("Snakefile", "workflow", "config", "profiles", "cdul_steps", "environment.yml")
+ENCODER = Path("results/many/tiny-clip")
+TRAINING = ENCODER / "final/aligned"
+SINGLE = [
+    ENCODER / "text.parquet",
+    ENCODER / "embeddings/train.zarr/zarr.json",
+    ENCODER / "similarity/train.zarr/zarr.json",
+    ENCODER / "final/pseudo_labels.parquet",
+    ENCODER / "final/quality.json",
+    TRAINING / "model/model.safetensors",
+    TRAINING / "model/model.json",
+    TRAINING / "history.parquet",
+    TRAINING / "refined_labels.parquet",
+    TRAINING / "predictions/train.parquet",
+    TRAINING / "metrics.json",
+]
+
+
+def snakemake(
+    folder: Path, *arguments: str, python: tuple[str, ...] = ()
+) -> tuple[dict[str, float], str]:
+    """Run snakemake; the seconds that it took, by the clock and of CPU, and what it said."""
+    command = [sys.executable, *python, "-m", "snakemake", "--cores", "1", *arguments]
+    start, used = time.monotonic(), os.times()
+    done = subprocess.run(
+        [*command, "--configfile", "overlay.yaml"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if done.returncode:
+        sys.exit(done.stdout)
+    now = os.times()
+    cpu = sum(getattr(now, n) - getattr(used, n) for n in ("children_user", "children_system"))
+    return {"s": round(time.monotonic() - start, 2), "cpu_s": round(cpu, 2)}, done.stdout
+
+
+def prepare(folder: Path, shards: int) -> None:
+    """A copy of the project, and a data set of so many images and shards with its manifest."""
+    for part in PARTS:
+        (folder / part).symlink_to(ROOT / part)
+    (folder / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "image.png")
+    names = [f"{i}.png" for i in range(shards)]
+    for name in names:
+        shutil.copy(folder / "image.png", folder / "images" / name)
+    (folder / "images/table.csv").write_text("\n".join(["path", *names]))
+    many = {
+        "reader": "table",
+        "root": "images/table.csv",
+        "classes": "config/classes/demo.yaml",
+        "splits": {"train": "train"},
+        "grid": [1, 1],
+        "shard_size": 1,
+    }
+    overlay = {"run": {"datasets": ["many"]}, "datasets": {"many": many}}
+    (folder / "overlay.yaml").write_text(yaml.safe_dump(overlay))
+    snakemake(folder, "results/many/manifest/images.parquet")
+
+
+def finish(folder: Path, shards: int) -> None:
+    """Make the run look finished."""
+    files = [
+        path
+        for k in range(shards)
+        for path in (
+            ENCODER / f"embeddings/train.zarr/c/{k}/0/0",
+            ENCODER / f"encode/train/{k}.parquet",
+        )
+    ]
+    for file in [*files, *SINGLE]:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).touch()
+    snakemake(folder, "--touch")
+
+
+def measure(shards: int, profile: Path | None) -> dict[str, dict[str, float]]:
+    """Times of a plan with all shards to do, with none to do, and of a run with none to do."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(folder, shards)
+        to_do, said = snakemake(folder, "-n", "--quiet", "rules")
+        assert f"encode {shards}" in " ".join(said.split()), said
+        finish(folder, shards)
+        done, said = snakemake(folder, "-n")
+        assert "Nothing to be done" in said, said
+        no_op, said = snakemake(folder)
+        assert "Nothing to be done" in said, said
+        if profile:
+            snakemake(folder, "-n", python=("-m", "cProfile", "-o", str(profile.resolve())))
+    return {"plan_all_to_do": to_do, "plan_none_to_do": done, "run_none_to_do": no_op}
+
+
+def main() -> None:
+    """Measure each number of shards."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--shards", nargs="+", type=int, default=[250, 500, 1000])
+    parser.add_argument("--profile", type=Path, help="write a cProfile of the last plan")
+    options = parser.parse_args()
+    found = {}
+    for shards in options.shards:
+        found[shards] = measure(shards, options.profile)
+        print(f"{shards} shards: {found[shards]}", file=sys.stderr, flush=True)
+    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    machine["load_1_min"] = os.getloadavg()[0]
+    software = versions("snakemake", "pyarrow")
+    print(json.dumps({"machine": machine, "software": software, "shards": found}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
