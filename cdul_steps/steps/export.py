@@ -30,6 +30,7 @@ import json, sys
 import numpy as np
 import {library}
 from PIL import Image, ImageOps
+
 {load}
 image = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB")
 image = image.resize(about["resize"]["size"], Image.Resampling[about["resize"]["filter"]])
@@ -62,7 +63,7 @@ EXAMPLES = {
 
 
 class Exported(torch.nn.Module):
-    """A classifier with its normalisation and its sigmoid inside.
+    """A classifier with its normalisation and its activation inside.
 
     uint8 RGB images (B, H, W, 3), as Pillow and NumPy have them, to float32 probabilities (B, C).
     Resizing stays outside: a graph's own resize is not Pillow's, and would shift the scores.
@@ -70,7 +71,7 @@ class Exported(torch.nn.Module):
 
     def __init__(self, network: torch.nn.Module, card: Card) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.card = network, card
         # Buffers and not `Card.normalize`, whose constants a trace would nail to one device.
         self.register_buffer("mean", 255 * torch.tensor(card.mean).view(3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(card.std).view(3, 1, 1))
@@ -78,7 +79,7 @@ class Exported(torch.nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Probabilities of images."""
         pixels = images.permute(0, 3, 1, 2).float()
-        return torch.sigmoid(self.network((pixels - self.mean) / self.std))
+        return self.card.probabilities(self.network((pixels - self.mean) / self.std))
 
 
 def _write_onnx(model: Exported, example: Tensor, path: Path, about: str) -> None:
@@ -151,7 +152,8 @@ def _about(card: Card, weights: Path, format_: str) -> dict[str, Any]:
             "name": "probabilities",
             "dtype": "float32",
             "shape": ["batch", classes],
-            "meaning": "a probability a class, each by itself, in the order of 'classes'",
+            "activation": card.activation,
+            "meaning": "a probability a class, in the order of 'classes'",
         },
         "normalisation": {"mean": card.mean, "std": card.std, "where": "inside the file"},
         "model": card.model,
@@ -170,7 +172,7 @@ def _difference(
     for batch in (1, 3):
         images = random.integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
         pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-        expected = torch.sigmoid(network(card.normalize(pixels))).numpy()
+        expected = card.probabilities(network(card.normalize(pixels))).numpy()
         largest = max(largest, float(np.abs(run(images) - expected).max()))
     return largest
 
