@@ -23,13 +23,14 @@ from torch.utils.data import DataLoader
 from cdul_steps.config import Config, Dataset, Encoder, Training, load
 from cdul_steps.data.classes import load_classes
 from cdul_steps.data.images import ImageError, read_size
-from cdul_steps.data.readers import read_dataset
+from cdul_steps.data.readers import check_counts, read_dataset
 from cdul_steps.demo.scenes import write_scenes
 from cdul_steps.errors import UserError, first_line
 from cdul_steps.method.snippets import view_boxes
 from cdul_steps.models.classifier import new_classifier
 from cdul_steps.models.device import DTYPES, set_up
 from cdul_steps.models.encoder import ImageEncoder, load_clip
+from cdul_steps.models.engine import choose_engine
 from cdul_steps.models.label_table import new_labels
 from cdul_steps.provenance import versions
 from cdul_steps.steps.encode import BatchedEncoder, ShardImages
@@ -140,8 +141,15 @@ def _software() -> Result:
     return ", ".join(f"{name} {version}" for name, version in names.items()), {"versions": names}
 
 
+def _target(name: str) -> str:
+    """The device that a job would get, without waiting until it is free."""
+    if name not in ("auto", "cuda") or (name == "auto" and not torch.cuda.is_available()):
+        return name
+    return "cuda:0"
+
+
 def _device(name: str) -> Result:
-    device, _ = set_up(name, 0, -1, cpu_workers=0)
+    device, _ = set_up(_target(name), 0, -1, cpu_workers=0)
     cores = len(os.sched_getaffinity(0))
     if device.type != "cuda":
         return f"no GPU is used; {cores} CPU cores", {"device": str(device), "cores": cores}
@@ -153,13 +161,17 @@ def _device(name: str) -> Result:
 
 
 def _views(dataset: Dataset) -> int:
-    return 1 + sum(rows * columns for rows, columns in dataset.grid)
+    return len(view_boxes(1, 1, dataset.grid))
 
 
 def _paths(dataset: Dataset) -> dict[str, list[str]]:
     """The paths of each split's images."""
     names = load_classes(Path(dataset.classes)).names
-    records = read_dataset(dataset.reader, Path(dataset.root or ""), dataset.splits, names)
+    root = Path(dataset.root or "")
+    records = read_dataset(
+        dataset.reader, root, dataset.splits, names, labelled_only=dataset.labelled_only
+    )
+    check_counts(records, dataset.expected_images or {}, root)
     return {s: [r.path for r in records if r.split == s] for s in dataset.splits}
 
 
@@ -233,7 +245,9 @@ def _encode_time(
     seconds: float,
 ) -> Result:
     """Encode images as the stage does, for about `seconds`."""
-    target, workers = set_up(config.runtime.device, 0, config.runtime.workers, cpu_workers=0)
+    target, workers = set_up(
+        _target(config.runtime.device), 0, config.runtime.workers, cpu_workers=0
+    )
     with _offline():
         network = load_clip(
             encoder.model,
@@ -244,7 +258,10 @@ def _encode_time(
         )
     in_workers = target.type == "cpu"
     model = ImageEncoder(network, encoder.precision, target)
-    encode = BatchedEncoder(model, config.runtime.batch_size or (5 if in_workers else 256))
+    views = _views(dataset)
+    runtime, work = config.runtime, dataset.shard_size * views / max(1, workers)
+    choice = choose_engine(model, runtime.engine, runtime.batch_size, views=views, work=work)
+    encode = BatchedEncoder(choice.encoder, choice.batch_size)
     with tempfile.TemporaryDirectory() as scratch:
         paths, boxes = [], []
         for path in _sample(dataset, scenes, Path(scratch)):
@@ -265,10 +282,10 @@ def _encode_time(
         rate = _rate(shard, workers, encode, seconds)
     duration = images / rate
     text = (
-        f"about {_duration(duration)} for {images * _views(dataset)} views "
-        f"({rate * _views(dataset):.0f} views/s)"
+        f"about {_duration(duration)} for {images * views} views "
+        f"({rate * views:.0f} views/s by {choice.engine})"
     )
-    return text, {"seconds": duration, "views_per_second": rate * _views(dataset)}
+    return text, {"seconds": duration, "views_per_second": rate * views, "engine": choice.engine}
 
 
 def _rate(shard: ShardImages, workers: int, encode: BatchedEncoder, seconds: float) -> float:
@@ -319,7 +336,7 @@ def _train_time(training: Training, images: int, config: Config, seconds: float)
 
     `images` are those of all label variants together.
     """
-    target, _ = set_up(config.runtime.device, 0, 1, cpu_workers=1)
+    target, _ = set_up(_target(config.runtime.device), 0, 1, cpu_workers=1)
     network, _ = new_classifier(training.model, ["a", "b"], training.model_args, None)
     network = network.to(target).train()
     size = max(training.batch_size, 2)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cdul_steps.data.files import digest, replacing, write_text
 from cdul_steps.errors import UserError, first_line
-from cdul_steps.models.classifier import ACTIVATIONS, CARD, WEIGHTS, Card, load_classifier
+from cdul_steps.models.classifier import CARD, WEIGHTS, Card, load_classifier
 from cdul_steps.progress import note
 from cdul_steps.provenance import versions
 
@@ -71,8 +71,7 @@ class Exported(torch.nn.Module):
 
     def __init__(self, network: torch.nn.Module, card: Card) -> None:
         super().__init__()
-        self.network = network
-        self.activation = ACTIVATIONS[card.activation]
+        self.network, self.card = network, card
         # Buffers and not `Card.normalize`, whose constants a trace would nail to one device.
         self.register_buffer("mean", 255 * torch.tensor(card.mean).view(3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(card.std).view(3, 1, 1))
@@ -80,7 +79,7 @@ class Exported(torch.nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Probabilities of images."""
         pixels = images.permute(0, 3, 1, 2).float()
-        return self.activation(self.network((pixels - self.mean) / self.std))
+        return self.card.probabilities(self.network((pixels - self.mean) / self.std))
 
 
 def _write_onnx(model: Exported, example: Tensor, path: Path, about: str) -> None:
@@ -153,7 +152,8 @@ def _about(card: Card, weights: Path, format_: str) -> dict[str, Any]:
             "name": "probabilities",
             "dtype": "float32",
             "shape": ["batch", classes],
-            "meaning": "a probability a class, each by itself, in the order of 'classes'",
+            "activation": card.activation,
+            "meaning": "a probability a class, in the order of 'classes'",
         },
         "normalisation": {"mean": card.mean, "std": card.std, "where": "inside the file"},
         "model": card.model,
@@ -172,7 +172,7 @@ def _difference(
     for batch in (1, 3):
         images = random.integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
         pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-        expected = torch.sigmoid(network(card.normalize(pixels))).numpy()
+        expected = card.probabilities(network(card.normalize(pixels))).numpy()
         largest = max(largest, float(np.abs(run(images) - expected).max()))
     return largest
 

@@ -10,7 +10,10 @@ from cdul_steps.data.tables import read_table
 from cdul_steps.errors import UserError
 
 PAPER = "[CDUL](https://arxiv.org/abs/2307.16634)"
-NOT_SETTINGS = ("kind", "schema_version", "classes", "split", "digest", "similarity", "software")
+NOT_SETTINGS = (
+    *("kind", "schema_version", "classes", "split", "digest", "similarity", "software"),
+    "statistics",
+)
 USE = """\
 ## How to use it
 
@@ -62,10 +65,13 @@ def make_model_card(
 
 
 def _head(card: dict[str, Any], data: str) -> str:
+    classes = f"{len(card['classes'])} classes"
+    if card.get("activation") == "softmax":
+        classes += ", which share a sum of 1"
     return f"""\
 # Multi-label classifier: {escape(data)}
 
-Scores an image for each of {len(card["classes"])} classes, every class by itself.
+Scores an image for each of {classes}.
 A {escape(card["model"])} for images of {card["image_size"]} x {card["image_size"]} pixels.
 It learnt from unlabelled images by {PAPER}, with an image-text model as the only teacher.
 """
@@ -82,12 +88,13 @@ def _measures(metrics: dict[str, Any], quality: dict[str, Any]) -> str:
         table = "\n".join(f"- {escape(name)}" for name in metrics["per_class"])
     else:
         split, definition = Path(metrics["scores"]).stem, metrics["definition"]
-        teacher = quality["splits"].get(split, {}).get("final", {}).get("mAP")
+        labels = quality["splits"].get(split, {}).get("pseudo_labels", {}).get("mAP")
         head = (
             f"mAP {_number(metrics['mAP'])} on {metrics['images']} images of the split {split}; "
             f"CF1 {_number(metrics['at_threshold']['CF1'])} and "
             f"OF1 {_number(metrics['at_threshold']['OF1'])} at {definition['threshold']}. "
-            f"The teacher's own final labels reach mAP {_number(teacher)} on that split.\n\n"
+            f"Labels made of its teacher's scores as those it learnt from reach mAP "
+            f"{_number(labels)} there.\n\n"
             f"All in percent; {definition['meaning'][definition['ap']]}; "
             f"{definition['meaning'][definition['difficult']]}."
         )
@@ -100,10 +107,12 @@ def _training(provenance: dict[str, Any], data: str, images: Path) -> str:
     splits = read_table(images, ["split"])["split"].to_pylist()
     split = labels.get("split", "train")
     facts = {
-        "images": f"{splits.count(split)} of {data}, split {split}; no truth of theirs was used",
+        "images": f"{splits.count(split)} of {data}, split {split}",
         "teacher": " ".join(filter(None, (teacher.get("model"), teacher.get("pretrained")))),
         "prompts": "; ".join(teacher.get("templates", [])),
-        "pseudo-labels": _listed({k: v for k, v in labels.items() if k not in NOT_SETTINGS}),
+        "pseudo-labels": _listed(
+            {k: v for k, v in labels.items() if k not in NOT_SETTINGS and v is not None}
+        ),
         "start": settings["weights"] or "random weights",
         "training": f"{settings['epochs']} epochs of batches of {settings['batch_size']}, "
         f"{settings['optimizer']}, learning rate {settings['learning_rate']:g}, "

@@ -27,7 +27,10 @@ CLASSES = ["cat", "dog", "élan | *"]
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     """A classifier whose scores differ between images."""
-    folder = tmp_path_factory.mktemp("model")
+    return make_model(tmp_path_factory.mktemp("model"))
+
+
+def make_model(folder: Path, **changes) -> Path:
     torch.manual_seed(0)
     network, _ = new_classifier("test_byobnet", CLASSES, {}, None)
     network.get_classifier().weight.data.normal_()
@@ -39,6 +42,7 @@ def model(tmp_path_factory) -> Path:
         std=[0.2, 0.25, 0.3],
         interpolation="bicubic",
         threshold=0.4,
+        **changes,
     )
     save_classifier(network, card, folder)
     (folder / "README.md").write_text("# The card\n")
@@ -79,6 +83,15 @@ def test_any_batch_gives_what_pytorch_gives(exported, model, name, batch):
         found = FORMATS[name][2](exported[name] / FORMATS[name][0])(images)
     assert expected.std() > 0.1
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated")
+def test_the_activation_is_the_models_own(tmp_path):
+    model = make_model(tmp_path / "model", activation="softmax")
+    export_classifier(model=model, format_="torchscript", output=tmp_path / "out")
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    found = FORMATS["torchscript"][2](tmp_path / "out/model.pt")(images)
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
 
 
 def test_the_onnx_file_says_what_it_is(exported):

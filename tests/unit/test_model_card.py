@@ -66,6 +66,7 @@ def made(tmp_path):
                 "split": "train",
                 "construction": "final",
                 "tau": 0.01,
+                "threshold": None,
                 "similarity": {"model": "RN50", "pretrained": "openai", "templates": ["{}"]},
             },
             "software": {"torch": "2.6"},
@@ -88,7 +89,7 @@ def made(tmp_path):
             NASTY: {"AP": None, "positives": 0, "images": 7},
         },
     }
-    quality = {"splits": {"test": {"final": {"mAP": 70.0}}}}
+    quality = {"splits": {"test": {"pseudo_labels": {"mAP": 70.0}}}}
     (tmp_path / "model").mkdir()
     images = pa.table({"image_id": list("abc"), "split": ["train", "train", "test"]})
     write_table(describe(images, "images"), tmp_path / "images.parquet")
@@ -118,12 +119,12 @@ def test_a_measured_model(made):
     text = make()
     for part in (
         "mAP 61.23 on 7 images of the split test",
-        "reach mAP 70.00",
+        "reach mAP 70.00 there",
         "| cat | 61.23 | 3 |",
         "| - | 0 |",
         "2 of pets, split train",
         "RN50 openai",
-        "construction final, tau 0.01",
+        "construction final, tau 0.01 |",
         "learning rate 1e-05",
         "from epoch 3 on",
         "Not measured for want of a positive image",

@@ -4,8 +4,8 @@ import sys
 from functools import cache, wraps
 from pathlib import Path
 
-# The package lies beside the Snakefile.
-sys.path.insert(0, str(Path(workflow.basedir)))
+# The package lies beside the Snakefile, also where another workflow takes this one as a module.
+sys.path.insert(0, str(Path(str(workflow.current_basedir)).parents[1]))
 
 from snakemake.utils import Paramspace
 
@@ -111,18 +111,15 @@ def gpus(wildcards):
     return 0 if in_slurm and "SLURM_GPUS_ON_NODE" not in os.environ else 1
 
 
-def dataset_root(wildcards):
-    """Where a data set lies; the demo's scenes are made among the results."""
-    dataset = CONFIG.datasets[wildcards.dataset]
-    if dataset.reader == "demo":
-        return f"{RESULTS}/{wildcards.dataset}/scenes/scenes.csv"
-    return dataset.root
-
-
 def dataset_source(wildcards):
     """The demo's scenes as an input; other data sets are watched through their content."""
     demo = CONFIG.datasets[wildcards.dataset].reader == "demo"
-    return dataset_root(wildcards) if demo else []
+    return f"{RESULTS}/{wildcards.dataset}/scenes/scenes.csv" if demo else []
+
+
+def dataset_root(wildcards, input):
+    """Where a data set lies; the demo's is the rule's input, made among the results."""
+    return input[0] if input else CONFIG.datasets[wildcards.dataset].root
 
 
 @one_line
@@ -194,7 +191,8 @@ def shard_manifest(wildcards):
     path = Path(images).parent / wildcards.split / f"{wildcards.shard}.parquet"
     if not path.is_file():
         raise UserError(f"{path} is missing: run again with --forcerun manifest")
-    return str(path)
+    # Not `path`: where this workflow is a module, Snakemake puts its prefix before the answer.
+    return f"{DATASET}/manifest/{{split}}/{{shard}}.parquet"
 
 
 @cache
