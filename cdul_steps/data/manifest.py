@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cdul_steps.data.tables import read_facts, read_table, require
+from cdul_steps.data.tables import read_facts, read_table
 from cdul_steps.errors import UserError
 
 IMAGES_KIND = "images"
@@ -41,7 +41,8 @@ def check_classes(images: Path, classes: list[str], owner: object) -> None:
 
 def check_rows(images: Path, split: str, store: Path, rows: int) -> None:
     """Raise UserError where a store has another number of rows than the manifest gave a split."""
-    expected = read_facts(images).get("rows", {}).get(split, rows)
+    given = read_facts(images).get("rows")
+    expected = given.get(split, rows) if isinstance(given, dict) else rows
     if rows != expected:
         raise UserError(
             f"{store} has {rows} rows and {images} gives split {split!r} {expected}: they are not "
@@ -75,12 +76,18 @@ def read_shard(manifest: Path) -> tuple[dict[str, Any], pa.Table, np.ndarray]:
     facts = read_facts(manifest)
     if facts.get("kind") != SHARD_KIND:
         raise UserError(f"{manifest}: not the manifest of a shard; make it with 'cdul manifest'")
-    facts = require(manifest, facts, "views", "shard", "shard_size")
     table = read_table(manifest, ["image_id", "path", "row", *CORNERS])
-    views = facts["views"]
-    shards = table["row"].to_numpy() // facts["shard_size"]
-    if len(table) % views or (shards != facts["shard"]).any():
-        raise UserError(f"{manifest}: its rows are not whole images of shard {facts['shard']}")
+    try:
+        views = facts["views"]
+        shards = table["row"].to_numpy() // max(1, facts["shard_size"])
+        whole = views > 0 and len(table) % views == 0 and bool((shards == facts["shard"]).all())
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError):
+        whole = False
+    if not whole:
+        raise UserError(
+            f"{manifest}: its rows are not whole images of the shard that its metadata says "
+            f"({facts.get('shard')!r}); run snakemake with --forcerun manifest"
+        )
     boxes = np.stack([table[c].to_numpy() for c in CORNERS], axis=1).reshape(-1, views, 4)
     first_views = pa.array(np.arange(0, len(table), views))
     return facts, table.select(["image_id", "path", "row"]).take(first_views), boxes

@@ -54,7 +54,7 @@ def read_facts(path: Path) -> dict[str, Any]:
         metadata = pq.read_schema(path).metadata or {}
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, ValueError, OSError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({first_line(error)})") from error
     try:
         facts = dict(json.loads(metadata.get(KEY, b"{}")))
@@ -88,7 +88,7 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ())
             raise UserError(f"{path}: no column {column!r}; it has {', '.join(names[:8])}")
     try:
         table = pq.read_table(path, columns=[*columns, *(c for c in optional if c in names)])
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, ValueError, OSError) as error:
         raise UserError(f"{path}: torn or damaged ({first_line(error)}); make it again") from error
     for place, (name, column) in enumerate(zip(table.column_names, table.columns, strict=True)):
         if name not in TYPES:

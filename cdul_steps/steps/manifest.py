@@ -136,7 +136,7 @@ def _earlier(output: Path, layout: dict[str, Any]) -> tuple[dict[str, dict], dic
     if not output.is_file():
         return {}, {}
     facts = read_facts(output)
-    if facts.get("layout") != layout:
+    if facts.get("layout") != layout or "rows" not in facts:
         return {}, {}
     found: dict[str, dict] = {}
     table = read_table(output, ["split", *IMAGE_COLUMNS])

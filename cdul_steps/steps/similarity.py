@@ -28,10 +28,16 @@ from cdul_steps.provenance import versions
 def write_store(*, images: Path, split: str, text: Path, store: Path) -> None:
     """Write the `zarr.json` of a split's embeddings: float16 (N, 1+S, D), its shards being
     the encode jobs' business."""
-    facts = require(images, read_facts(images), "layout", "rows")
-    layout = facts["layout"]
-    dimension = len(read_table(text, ["embedding"])["embedding"][0])
-    shape = (facts["rows"][split], layout["views"], dimension)
+    facts = read_facts(images)
+    dimension = read_text(text)[1].shape[1]
+    try:
+        layout, rows = facts["layout"], facts["rows"][split]
+        views = layout["views"]
+    except (KeyError, IndexError, TypeError) as error:
+        raise UserError(
+            f"{images}: its metadata does not say {error}; make it with 'cdul manifest'"
+        ) from error
+    shape = (rows, views, dimension)
     write_metadata(store, shape, layout["shard_size"], "float16", {"kind": "embeddings"})
 
 

@@ -206,9 +206,10 @@ def test_a_store_of_another_width(made):
 
 def test_a_shards_manifest_of_another_place(made):
     path = made / "manifest/train/0.parquet"
-    with_facts(path, shard=1)
-    assert f"{path}: its rows are not whole images of shard 1" in message_of(read_shard, path)
-    with_facts(path, shard=0)
+    for facts in ({"shard": 1}, {"shard_size": 4}, {"shard_size": "a"}, {"shard": None}):
+        with_facts(path, **{"shard": 0, "shard_size": SHARD, **facts})
+        assert f"{path}: its rows are not whole images" in message_of(read_shard, path)
+    with_facts(path, shard=0, shard_size=SHARD)
     table = pq.read_table(path)
     write_table(table.slice(0, 7), path)
     assert "not whole images" in message_of(read_shard, path)
