@@ -214,7 +214,11 @@ class Evaluate(Section):
 class Runtime(Section):
     """How fast, not what: changing these re-runs nothing."""
 
-    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, ...")
+    device: str = Field(
+        "auto",
+        description="`auto`: a GPU that no other job has, where there is one. `cuda`: the same, "
+        "and an error where there is none. `cuda:1`: that one, though others have it. `cpu`.",
+    )
     batch_size: int = Field(
         0, ge=0, description="Views a forward pass of the encoder; 0 chooses by the device."
     )
