@@ -378,7 +378,11 @@ class Ablation(Section):
 class Runtime(Section):
     """How fast, not what: changing these re-runs nothing."""
 
-    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, ...")
+    device: str = Field(
+        "auto",
+        description="`auto`: a GPU that no other job has, where there is one. `cuda`: the same, "
+        "and an error where there is none. `cuda:1`: that one, though others have it. `cpu`.",
+    )
     engine: Literal["auto", "torch", "onnx"] = Field(
         "auto",
         description="What runs the encoder on a CPU: torch, ONNX Runtime, or `auto`, which "

@@ -26,6 +26,8 @@ def why_not() -> str | None:
     for file in (CONF / "slurm.conf", CONF / "gres.conf"):
         if file.exists() and not file.read_text().startswith(MARK):
             return f"{file} is there: this machine has a SLURM of its own"
+    if subprocess.run(["sinfo"], capture_output=True).returncode == 0:
+        return "a SLURM is running here, of another run of these tests"
     return None
 
 

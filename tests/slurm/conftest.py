@@ -6,7 +6,7 @@ import cluster as slurm
 import pytest
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A SLURM of one node with one GPU on this machine."""
     if reason := slurm.why_not():

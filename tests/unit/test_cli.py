@@ -34,12 +34,12 @@ for name in "abc":
 Path("images/table.csv").write_text("path,dog,cat\\na.png,1,0\\nb.png,0,1\\nc.png,1,1\\n")
 Path("classes.txt").write_text("dog\\ncat\\n")
 run("manifest", "--reader", "table", "--root", "images/table.csv", "--classes", "classes.txt",
-    "--shard-size", "2", "--output", "manifest/images.parquet")
+    "--shard-size", "2", "--output", "results/data/manifest/images.parquet")
 text = pa.table({"class": ["dog", "cat"], "embedding": [[1.0, 0.0], [0.0, 1.0]]})
 facts = {"logit_scale": 10.0, "model": "none", "pretrained": None, "templates": ["{}"]}
 write_table(describe(text, "text", **facts), Path("text.parquet"))
 vectors = np.array([[1, 0], [0, 1], [0.7, 0.7]], np.float16)[:, None].repeat(10, axis=1)
-images = ["--images", "manifest/images.parquet"]
+images = ["--images", "results/data/manifest/images.parquet"]
 run("store", *images, "--split", "train", "--text", "text.parquet", "--output", "e.zarr")
 for shard in (0, 1):
     rows = list(range(3))[2 * shard : 2 * shard + 2]
@@ -59,6 +59,8 @@ run("evaluate", "--scores", f"{labels}/pseudo_labels.parquet", *images, "--outpu
     f"{labels}/fixed/metrics.json")
 run("show", f"{labels}/pseudo_labels.parquet", "--class", "dog")
 run("show", "manifest/images.parquet")
+run("status", "results")
+run("verify", "results")
 run("summary", "results")
 run("summary", "results", "--json")
 """
@@ -76,7 +78,7 @@ def commands():
 def test_help_lists_every_stage(cdul):
     done = cdul("--help")
     assert done.returncode == 0
-    for stage in [*STAGES, "summary", "show", "gallery", "demo"]:
+    for stage in [*STAGES, "summary", "show", "status", "verify", "gallery", "demo"]:
         assert f" {stage} " in done.stdout
     assert "config-schema" not in done.stdout
 

@@ -1,5 +1,8 @@
 """Encoding and training on a GPU: as on the CPU, in half precision too."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,15 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
+
+# By its number, since a free one would be taken from other processes until the tests end.
+GPU = "cuda:0"
+JOB = """
+import sys
+from cdul_steps.models.device import choose_device
+print(choose_device("auto"), flush=True)
+sys.stdin.read()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -38,21 +50,21 @@ def data(tmp_path_factory) -> Path:
 def test_vectors_are_those_of_the_cpu(manifest, clip, tmp_path, precision):
     expected, _ = test_encode.run(manifest, tmp_path / "cpu", clip)
     rows, outcome = test_encode.run(
-        manifest, tmp_path / "gpu", clip, device="cuda", precision=precision, workers=2
+        manifest, tmp_path / "gpu", clip, device=GPU, precision=precision, workers=2
     )
     assert set(test_encode.statuses(outcome).values()) == {"ok"}
     assert test_encode.cosines(rows, expected).min() >= 0.999
 
 
 def test_encode_in_batches(manifest, clip, tmp_path):
-    expected, _ = test_encode.run(manifest, tmp_path / "a", clip, device="cuda")
-    rows, _ = test_encode.run(manifest, tmp_path / "b", clip, device="cuda", batch_size=3)
+    expected, _ = test_encode.run(manifest, tmp_path / "a", clip, device=GPU)
+    rows, _ = test_encode.run(manifest, tmp_path / "b", clip, device=GPU, batch_size=3)
     assert test_encode.cosines(rows, expected).min() >= 0.99999
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_train_lowers_the_loss(data, tmp_path, precision):
-    test_train.run(data, tmp_path, device="cuda", precision=precision, workers=2, epochs=8)
+    test_train.run(data, tmp_path, device=GPU, precision=precision, workers=2, epochs=8)
     table = test_train.history(tmp_path)
     assert table["loss"].iloc[-1] < 0.9 * table["loss"].iloc[0]
     assert (table["label_movement"][1:] > 0).all()
@@ -60,8 +72,24 @@ def test_train_lowers_the_loss(data, tmp_path, precision):
 
 
 def test_resume(data, tmp_path, monkeypatch, capsys):
-    settings = {"device": "cuda", "precision": "fp16"}
+    settings = {"device": GPU, "precision": "fp16"}
     test_train.interrupt(monkeypatch, data, tmp_path, **settings)
     test_train.run(data, tmp_path, **settings)
     assert "going on after epoch 2 of 4" in capsys.readouterr().err
     assert np.isfinite(test_train.history(tmp_path)["loss"]).all()
+
+
+def test_a_job_waits_for_the_gpu_of_another(tmp_path):
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": "0"}
+
+    def start() -> subprocess.Popen:
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        return subprocess.Popen([sys.executable, "-c", JOB], env=environment, text=True, **pipes)
+
+    with start() as first:
+        assert first.stdout.readline() == "cuda:0\n"
+        with start() as second:
+            assert "waiting" in second.stderr.readline()
+            first.kill()
+            assert second.stdout.readline() == "cuda:0\n"
+            second.kill()
