@@ -5,7 +5,7 @@ BIN := .venv/bin
 # As in the command line itself: torch's threads sleep while they wait, and leave room for others.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install demo report test lint format docs lock
+.PHONY: help install demo report test lint format docs lock audit
 
 help:
 	@echo "make demo   run the whole workflow on the embedded demo and print its metrics"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint   check style of the code and of the workflow"
 	@echo "make docs   write config/README.md and the config's JSON schema anew"
 	@echo "make lock   pin the dependencies of pyproject.toml anew (needs uv)"
+	@echo "make audit  look the pinned packages up among known vulnerabilities (needs pip-audit)"
 
 install: .venv/installed
 
@@ -52,3 +53,7 @@ docs: install
 lock:
 	uv pip compile --universal --python-version 3.11 --extra dev \
 		--custom-compile-command "make lock" pyproject.toml --output-file requirements.lock
+
+# Strict: a package that cannot be looked up is a failure too.
+audit:
+	pip-audit --strict --no-deps --disable-pip --requirement requirements.lock
