@@ -46,7 +46,9 @@ const all = () => {
     return box.top < innerHeight && box.bottom > 0;
   });
   const busy = document.querySelector("[aria-busy=true]");
-  if (!busy && seen.length && seen.every((image) => image.complete && image.naturalWidth)) done();
+  if (!busy && seen.length && seen.every((image) => image.complete && image.naturalWidth))
+    // A loaded image is decoded only when it is painted.
+    Promise.all(seen.map((image) => image.decode())).then(() => requestAnimationFrame(done));
   else requestAnimationFrame(all);
 };
 all();
