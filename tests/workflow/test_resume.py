@@ -3,6 +3,7 @@
 import shutil
 import signal
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -35,18 +36,22 @@ def project(undisturbed, tmp_path) -> Project:
     return Project(tmp_path / "project", undisturbed.config)
 
 
+def workers(job: psutil.Process) -> list[psutil.Process]:
+    """The processes that decode for a job: its forks, and no helper that an import starts."""
+    return [child for child in job.children() if child.cmdline() == job.cmdline()]
+
+
 def find_job(run, stage: str, known: tuple = ()) -> psutil.Process:
-    """Wait for a running job of a stage that is not one of the known, and has its workers."""
+    """Wait for a running job of a stage that is not one of the known, and is at work."""
     while True:
         assert run.poll() is None, run.stdout.read()
         for process in psutil.Process(run.pid).children(recursive=True):
-            try:
+            with suppress(psutil.NoSuchProcess):
                 words = process.cmdline()
-                found = words[1:2] and words[1].endswith("cdul") and words[2] == stage
-                if found and process not in known and process.children():
-                    return process
-            except psutil.NoSuchProcess:
-                continue
+                if words[1:2] and words[1].endswith("cdul") and words[2] == stage:
+                    is_worker = process.parent().cmdline() == words
+                    if process not in known and not is_worker and workers(process):
+                        return process
         time.sleep(0.01)
 
 
@@ -88,7 +93,7 @@ def test_killed_encode_jobs(project, undisturbed):
     run = project.start(SIMILARITY)
     # A worker process of one job, and another job as a whole.
     first = find_job(run, "encode")
-    first.children()[0].kill()
+    workers(first)[0].kill()
     second = find_job(run, "encode", (first,))
     second.kill()
     assert run.communicate() and run.returncode == 1
@@ -129,10 +134,10 @@ def test_training_that_is_told_to_stop(project, undisturbed):
     log = project.results / "logs/train/demo/tiny-clip/final/small.log"
     while "epoch 3:" not in log.read_text():
         time.sleep(0.01)
-    workers = job.children()
+    at_work = workers(job)
     job.send_signal(signal.SIGTERM)
     assert run.communicate() and run.returncode == 1
-    assert not any(worker.is_running() for worker in workers)
+    assert not any(worker.is_running() for worker in at_work)
     assert "Traceback" not in log.read_text()
     assert [p.name for p in (project.folder / TRAINING).iterdir()] == ["checkpoint.pt"]
     project.snakemake(REFINED)
