@@ -5,7 +5,7 @@ BIN := .venv/bin
 # As in the command line itself: torch's threads sleep while they wait, and leave room for others.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install demo report test lint format docs lock audit
+.PHONY: help install demo report test lint format docs rulegraph lock audit
 
 help:
 	@echo "make demo   run the whole workflow on the embedded demo and print its metrics"
@@ -13,6 +13,7 @@ help:
 	@echo "make test   run all tests (CDUL_TEST_DATA names the folder of further test data)"
 	@echo "make lint   check style of the code and of the workflow"
 	@echo "make docs   write config/README.md and the config's JSON schema anew"
+	@echo "make rulegraph  draw the README's picture of the rules anew"
 	@echo "make lock   pin the dependencies of pyproject.toml anew (needs uv)"
 	@echo "make audit  look the pinned packages up among known vulnerabilities (needs pip-audit)"
 
@@ -49,6 +50,9 @@ format: install
 docs: install
 	$(BIN)/cdul config-reference > config/README.md
 	$(BIN)/cdul config-schema > workflow/schemas/config.schema.json
+
+rulegraph: install
+	$(BIN)/python tests/workflow/rulegraph.py
 
 lock:
 	uv pip compile --universal --python-version 3.11 --extra dev \

@@ -56,7 +56,7 @@ def make_model_card(
     measured = _read_json(metrics)
     sections = [
         _head(card, data),
-        _measures(measured, _read_json(quality)),
+        _measures(measured, _read_json(quality), card["provenance"]["labels"]),
         _training(card["provenance"], data, images),
         _limits(card, measured),
         USE,
@@ -77,7 +77,7 @@ It learnt from unlabelled images by {PAPER}, with an image-text model as the onl
 """
 
 
-def _measures(metrics: dict[str, Any], quality: dict[str, Any]) -> str:
+def _measures(metrics: dict[str, Any], quality: dict[str, Any], labels: dict[str, Any]) -> str:
     rows = [
         f"| {escape(name)} | {_number(c['AP'])} | {c['positives']} |"
         for name, c in metrics["per_class"].items()
@@ -88,13 +88,15 @@ def _measures(metrics: dict[str, Any], quality: dict[str, Any]) -> str:
         table = "\n".join(f"- {escape(name)}" for name in metrics["per_class"])
     else:
         split, definition = Path(metrics["scores"]).stem, metrics["definition"]
-        labels = quality["splits"].get(split, {}).get("pseudo_labels", {}).get("mAP")
+        measured = quality["splits"].get(split, {})
+        # Labels that are neither calibrated nor hard are those of their construction.
+        own = measured.get("pseudo_labels", measured.get(labels.get("construction"), {}))
         head = (
             f"mAP {_number(metrics['mAP'])} on {metrics['images']} images of the split {split}; "
             f"CF1 {_number(metrics['at_threshold']['CF1'])} and "
             f"OF1 {_number(metrics['at_threshold']['OF1'])} at {definition['threshold']}. "
             f"Labels made of its teacher's scores as those it learnt from reach mAP "
-            f"{_number(labels)} there.\n\n"
+            f"{_number(own.get('mAP'))} there.\n\n"
             f"All in percent; {definition['meaning'][definition['ap']]}; "
             f"{definition['meaning'][definition['difficult']]}."
         )

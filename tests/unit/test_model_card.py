@@ -89,7 +89,7 @@ def made(tmp_path):
             NASTY: {"AP": None, "positives": 0, "images": 7},
         },
     }
-    quality = {"splits": {"test": {"pseudo_labels": {"mAP": 70.0}}}}
+    quality = {"splits": {"test": {"final": {"mAP": 70.0}}}}
     (tmp_path / "model").mkdir()
     images = pa.table({"image_id": list("abc"), "split": ["train", "train", "test"]})
     write_table(describe(images, "images"), tmp_path / "images.parquet")
@@ -111,7 +111,7 @@ def made(tmp_path):
         )
         return (tmp_path / "model/README.md").read_text()
 
-    return make, card, metrics, tmp_path
+    return make, card, metrics, quality, tmp_path
 
 
 def test_a_measured_model(made):
@@ -134,8 +134,14 @@ def test_a_measured_model(made):
     assert words.count(NASTY) == 2 and "html_inline" not in kinds
 
 
+def test_calibrated_labels_are_measured_as_they_are(made):
+    make, *_, quality, _ = made
+    quality["splits"]["test"]["pseudo_labels"] = {"mAP": 71.5}
+    assert "reach mAP 71.50 there" in make()
+
+
 def test_nothing_known_is_said_so(made):
-    make, _, metrics, _ = made
+    make, _, metrics, *_ = made
     metrics |= {"mAP": None, "images": 0}
     metrics["per_class"] = {name: {"AP": None, "positives": 0} for name in metrics["per_class"]}
     text = make()

@@ -4,8 +4,10 @@ import sys
 from functools import cache, wraps
 from pathlib import Path
 
-# The package lies beside the Snakefile, also where another workflow takes this one as a module.
-sys.path.insert(0, str(Path(str(workflow.current_basedir)).parents[1]))
+# Not `workflow.basedir`, which is another workflow's where that takes this one as a module.
+ROOT = Path(str(workflow.current_basedir)).parents[1]
+# The package lies beside the Snakefile.
+sys.path.insert(0, str(ROOT))
 
 from snakemake.utils import Paramspace
 

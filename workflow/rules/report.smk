@@ -28,7 +28,7 @@ rule report:
             training=RUN.trainings,
         ),
         captions=CAPTIONS,
-        page=digest(Path(workflow.basedir) / "cdul_steps/report/page.html"),
+        page=digest(ROOT / "cdul_steps/report/page.html"),
         code=code("report"),
     shell:
         "cdul report {params.folders:q} --output {output:q} 2> {log:q}"
