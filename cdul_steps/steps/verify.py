@@ -84,7 +84,7 @@ def _check_dataset(images: Path, report: Report) -> None:
     with report.reading(images):
         facts = read_facts(images)
         layout = facts["layout"]
-        views = 1 + layout["grid"][0] * layout["grid"][1]
+        views = layout["views"]
         pq.read_table(images)
         for name, rows in facts["rows"].items():
             table = read_split(images, name, ["image_id", "path", "row"])

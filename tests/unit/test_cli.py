@@ -58,7 +58,7 @@ run("sweep", "--similarity", "train=sim.zarr", *images, "--output", "sweep.parqu
 run("evaluate", "--scores", f"{labels}/pseudo_labels.parquet", *images, "--output",
     f"{labels}/fixed/metrics.json")
 run("show", f"{labels}/pseudo_labels.parquet", "--class", "dog")
-run("show", "manifest/images.parquet")
+run("show", "results/data/manifest/images.parquet")
 run("status", "results")
 run("verify", "results")
 run("summary", "results")
