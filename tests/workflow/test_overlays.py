@@ -125,6 +125,7 @@ def test_manifest_runs_and_the_rest_is_planned(project, dataset):
         "train": 1,
         "predict": count,
         "evaluate": 1,
+        "model_card": 1,
     }
 
 
