@@ -87,7 +87,7 @@ def test_status_of_an_unfinished_run(encoder):
     row = rows(results, "encode")[0]
     assert (row["done"], row["total"], row["failed"], row["error"]) == (1, 3, 1, None)
     # 15 of shard 1 and 10 of shard 2, at the speed of shard 0.
-    assert row["seconds_left"] == pytest.approx(25 / row["images_per_second"], rel=0.01)
+    assert row["seconds_left"] == pytest.approx(25 / row["images_per_second"], abs=0.06)
     log.write_text("encode: loaded\ncdul: error: no memory\n")
     assert rows(results, "encode")[0]["error"] == "shard 1: no memory"
     assert "shard 1: no memory" in status(results, as_json=False)
