@@ -27,7 +27,7 @@ def project(tmp_path):
     }
     project.config = {
         "datasets": {"cut": cut},
-        "run": {"datasets": ["cut"], "trainings": ["small"]},
+        "run": {"datasets": ["cut"], "labels": ["final"], "trainings": ["small"]},
         "trainings": {"small": {**SMALL_TRAINING, "epochs": 40}},
     }
     return project
