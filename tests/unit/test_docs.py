@@ -141,7 +141,21 @@ CHECKS = {
     "make": check_make,
     "python": check_python,
 }
-OTHERS = {"ln", "nano", "pip", "conda", "pytest", "git", "export", "unzip", "tar", "for", "done"}
+OTHERS = {
+    "ln",
+    "nano",
+    "pip",
+    "conda",
+    "pytest",
+    "cd",
+    "tmux",
+    "git",
+    "export",
+    "unzip",
+    "tar",
+    "for",
+    "done",
+}
 
 
 @pytest.mark.parametrize(("page", "line"), command_lines(), ids=lambda x: x[:60])
