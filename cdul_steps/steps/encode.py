@@ -173,7 +173,8 @@ def encode_shard(
     )
     write_table(described, table)
     note(
-        f"encode: {len(images) - failed} images ok, {failed} failed, {views / seconds:.1f} views/s"
+        f"encode: {len(images) - failed} images ok, {failed} failed, "
+        f"{(len(images) - failed) * views / seconds:.1f} views/s"
     )
 
 

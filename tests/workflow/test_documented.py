@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -78,3 +80,31 @@ def test_no_file_is_left_out(demo):
 def test_the_picture_of_the_rules_is_true(demo):
     (drawn,) = PLACE.findall((ROOT / "README.md").read_text(encoding="utf-8"))
     assert drawn == picture(demo), "run make rulegraph"
+
+
+# The demo that is cut small has other names than the whole one.
+SMALL = {"calibrated/aligned": "final/small", "/calibrated/": "/final/"}
+RUN = [
+    line
+    for page in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+    for block in re.findall(r"^```sh run\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
+    for line in block.replace("\\\n", " ").splitlines()
+]
+
+
+def test_commands_marked_to_be_run_run(demo):
+    assert len(RUN) > 4
+    script = "\n".join(RUN)
+    for whole, small in SMALL.items():
+        script = script.replace(whole, small)
+    path = f"{Path(sys.executable).parent}:{demo.environment['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euxc", script],
+        cwd=demo.folder,
+        env={**demo.environment, "PATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "problem" not in done.stdout
+    assert (demo.folder / "labels.csv").is_file() and (demo.folder / "review/review.csv").is_file()

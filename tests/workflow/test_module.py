@@ -85,3 +85,10 @@ def test_as_a_module(outer):
     for rule in ("cdul_quality", "cdul_train", "cdul_predict", "cdul_evaluate", "cdul_model_card"):
         assert rule in plan
     assert "cdul_encode " not in plan and "cdul_manifest " not in plan
+
+
+def test_the_catalogues_front_door(project):
+    """`workflow/Snakefile` plans what `Snakefile` does."""
+    plan = project.plan()
+    assert plan["model_card"] == 1
+    assert project.plan("--snakefile", "workflow/Snakefile") == {**plan, "default": 1}
