@@ -11,11 +11,11 @@ TITLES = {
 CAPTIONS = {
     "scores": "How often CLIP gives which score, over all pairs of image and class of the train "
     "split: one curve for the whole images, one for their snippets, one for the pseudo-labels "
-    "made from both. Scores of one view sum to 1 over the classes, so most are near 0; note the "
-    "logarithmic axis. Where the truth is known, the left panel has the classes that are in the "
-    "image and the right one those that are not: good scores stand to the right in the left panel "
-    "and to the left in the right panel. Dotted line: zeta, the best snippet score from which a "
-    "class takes its maximum.",
+    "made from both. Scores of one view, at the labels' temperature, sum to 1 over the classes, so "
+    "most are near 0; note the logarithmic axis. Where the truth is known, the left panel has the "
+    "classes that are in the image and the right one those that are not: good scores stand to the "
+    "right in the left panel and to the left in the right panel. Dotted line, where scores are "
+    "used as they are: zeta, the best snippet score from which a class takes its maximum.",
     "average_precision": "One pair of bars a class, sorted by the classifier: how well the images "
     "with that class are ranked before those without it, by CLIP's pseudo-labels and by the "
     "classifier that learnt from them, on the same images. 100 is a perfect ranking. In brackets: "

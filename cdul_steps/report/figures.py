@@ -33,7 +33,7 @@ STYLE = {
     "axes.axisbelow": True,
     "grid.color": "#dddddd",
     "grid.linewidth": 0.6,
-    "legend.frameon": False,
+    "legend.edgecolor": "none",
     "hatch.linewidth": 0.5,
     # Names of classes and files are text, whatever signs they hold.
     "text.parse_math": False,
@@ -70,7 +70,7 @@ def count_scores(scores: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return np.histogram(values, SCORE_BINS)[0]
 
 
-def draw_scores(panels: dict[str, dict[str, np.ndarray]], zeta: float) -> Figure:
+def draw_scores(panels: dict[str, dict[str, np.ndarray]], zeta: float | None) -> Figure:
     """Distributions of scores: panel title to curve name to counts in SCORE_BINS."""
     figure = Figure((WIDTH, 3), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -80,7 +80,8 @@ def draw_scores(panels: dict[str, dict[str, np.ndarray]], zeta: float) -> Figure
             axis.stairs(
                 share, SCORE_BINS, baseline=None, label=name, color=colour, ls=dashes, lw=1.4
             )
-        axis.axvline(zeta, color="#555555", ls=":", lw=1)
+        if zeta is not None:
+            axis.axvline(zeta, color="#555555", ls=":", lw=1)
         axis.set(yscale="log", xlim=(0, 1), title=title, xlabel="score (probability, 0 to 1)")
     axes[0].set_ylabel("share of scores (%, logarithmic)")
     axes[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -202,7 +203,7 @@ def draw_precision_recall(
 # Learning
 
 
-def draw_learning(history: dict[str, Sequence[float | None]]) -> Figure:
+def draw_learning(history: dict[str, Sequence[float | None]], loss_unit: str) -> Figure:
     """Curves over `epoch` of the columns of `history.parquet` that hold a value."""
 
     def known(name: str) -> bool:
@@ -214,7 +215,7 @@ def draw_learning(history: dict[str, Sequence[float | None]]) -> Figure:
         "test_mAP": "classifier, test",
     }
     panels = [
-        ({"loss": ""}, "mean loss of\nan image (nats)"),
+        ({"loss": ""}, f"mean loss of\nan image ({loss_unit})"),
         ({name: text for name, text in quality.items() if known(name)}, "mAP (%)"),
         ({"label_movement": ""}, "mean move of a\nlabel (0 to 1)"),
     ]
@@ -257,9 +258,9 @@ def draw_cooccurrence(counts: dict[str, np.ndarray], classes: Sequence[str]) -> 
     names = [classes[c] for c in shown]
     # Beside each other while numbers can be read in the cells.
     beside = len(counts) > 1 and len(shown) <= 12
-    side = WIDTH / 2 if beside else min(WIDTH, 2 + 0.26 * len(shown))
+    height = WIDTH / 2 if beside else min(6.5, 1.6 + 0.24 * len(shown))
     shape = (1, len(counts)) if beside else (len(counts), 1)
-    figure = Figure((WIDTH, (side + 0.4) * shape[0]), layout="constrained")
+    figure = Figure((WIDTH, (height + 0.4) * shape[0]), layout="constrained")
     axes = figure.subplots(*shape, squeeze=False).ravel()
     for axis, (title, matrix) in zip(axes, counts.items(), strict=True):
         _draw_matrix(axis, matrix[np.ix_(shown, shown)], names, title)
@@ -268,8 +269,8 @@ def draw_cooccurrence(counts: dict[str, np.ndarray], classes: Sequence[str]) -> 
         ax=axes,
         label="share of the row's images (%)",
         format=PercentFormatter(symbol="", decimals=0),
-        shrink=0.7,
-        aspect=30,
+        shrink=0.7 / shape[0],
+        aspect=20,
     )
     if beside:
         axes[1].set_yticklabels([])
@@ -325,8 +326,10 @@ def fade(pixels: np.ndarray, weight: np.ndarray) -> np.ndarray:
 def draw_class_maps(rows: Sequence[dict[str, Any]]) -> Figure:
     """A row an image: `name`, `pixels` uint8 (H, W, 3), `labels` and their `maps` (H, W)."""
     columns = 1 + max(len(row["maps"]) for row in rows)
-    figure = Figure((WIDTH, WIDTH / columns * 1.13 * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
+    heights = [row["pixels"].shape[0] / row["pixels"].shape[1] for row in rows]
+    height = sum(0.25 + WIDTH / columns * share for share in heights)
+    figure = Figure((WIDTH, height), layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
     for line, row in zip(axes, rows, strict=True):
         line[0].imshow(row["pixels"])
         line[0].set_title(row["name"], fontsize=7)

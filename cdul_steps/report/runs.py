@@ -11,10 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cdul_steps.data.manifest import read_truth
 from cdul_steps.data.tables import read_facts, read_scores
 from cdul_steps.errors import UserError
-from cdul_steps.method.metrics import truth_table
+from cdul_steps.steps.truth import Truth
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -87,6 +86,13 @@ class Run:
     def quality_on(self, split: str) -> dict[str, Any]:
         return self.quality.get("splits", {}).get(split, {})
 
+    @property
+    def labels_name(self) -> str:
+        """What the pseudo-labels are called in `quality`: there by their construction, and by
+        another name where something was done to them after it."""
+        own = "pseudo_labels"
+        return own if own in self.quality_on(self.measured_split) else self.settings["construction"]
+
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """Measures of the classifier."""
@@ -108,17 +114,10 @@ class Run:
 
         Images without known truth are not counted.
         """
-        known = read_truth(self.images, classes)
-        place = {name: i for i, name in enumerate(known["image_id"].to_pylist())}
-        at = np.array([place.get(name, -1) for name in image_ids], dtype=int)
-        lists = [
-            [entry or [] for entry in known[name].to_pylist()] for name in ("positive", "difficult")
-        ]
         convention = self.quality.get("definition", {}).get("difficult", "ignore")
-        found = truth_table(*lists, len(classes), convention)
-        truth, counted = np.zeros((2, len(at), len(classes)), dtype=bool)
-        for mine, theirs in zip((truth, counted), found, strict=True):
-            mine[at >= 0] = theirs[at[at >= 0]]
+        known = Truth.of(self.images, image_ids, classes, convention)
+        truth, counted = np.zeros((2, len(image_ids), len(classes)), dtype=bool)
+        truth[known.places], counted[known.places] = known.present, known.counted
         return truth, counted
 
     def facts(self) -> Iterator[dict[str, Any]]:

@@ -17,13 +17,9 @@ from cdul_steps.data.files import replacing
 from cdul_steps.data.images import ImageError, decode
 from cdul_steps.data.manifest import read_split
 from cdul_steps.data.stores import open_similarity, read_blocks
-from cdul_steps.data.tables import read_facts, read_table
+from cdul_steps.data.tables import read_facts, read_scores, read_table
 from cdul_steps.errors import UserError
-from cdul_steps.method.aggregation import (
-    CONSTRUCTIONS,
-    global_scores,
-    local_scores,
-)
+from cdul_steps.method.aggregation import global_scores, local_scores
 from cdul_steps.method.similarity import scores as scores_of
 from cdul_steps.progress import note
 from cdul_steps.provenance import git_state
@@ -43,6 +39,12 @@ MEASURES_CAPTION = (
     "All in percent. CP, CR, CF1: precision, recall and their harmonic mean, averaged over the "
     "classes; OP, OR, OF1: over all labels; at a threshold of {threshold} and, at the right, for "
     "the {k} highest scores of each image."
+)
+
+
+LABEL_NUMBERS = (
+    *("tau", "zeta", "lambda", "positives", "bias", "slope", "threshold", "top_k"),
+    "corrections",
 )
 
 
@@ -128,8 +130,8 @@ def _overview(runs: list[Run], failures: list[list[Any]]) -> Section:
 
 
 def _of_labels(run: Run) -> dict[str, Any]:
-    """Measures of the pseudo-labels' construction on the classifier's split; or nothing."""
-    return run.quality_on(run.measured_split).get(run.settings["construction"], {})
+    """Measures of the pseudo-labels on the classifier's split; or nothing."""
+    return run.quality_on(run.measured_split).get(run.labels_name, {})
 
 
 Drawn = dict[str, Figure]
@@ -193,7 +195,9 @@ def _labels_section(run: Run) -> tuple[Section, Drawn]:
     section, facts = Section(f"Pseudo-labels: {' / '.join(run.names[:3])}"), run.settings
     section.facts = [
         ("construction", facts["construction"]),
-        *((name, f"{facts[name]:g}") for name in ("tau", "zeta", "lambda")),
+        *((name, f"{facts[name]:g}") for name in LABEL_NUMBERS if facts.get(name) is not None),
+        ("grid", "all" if facts["grid"] is None else "{} x {}".format(*facts["grid"])),
+        ("classes standardised first", "yes" if facts["statistics"] else "no"),
         ("images labelled", pq.read_metadata(run.labels / "pseudo_labels.parquet").num_rows),
     ]
     rows = [
@@ -207,39 +211,40 @@ def _labels_section(run: Run) -> tuple[Section, Drawn]:
         section.parts.append(_measures_table(what, rows, run.quality["definition"]))
     if not run.similarity("train").is_dir():
         return section, {}
-    return section, {"scores.svg": figures.draw_scores(_score_panels(run), facts["zeta"])}
+    zeta = None if facts["statistics"] else facts["zeta"]
+    return section, {"scores.svg": figures.draw_scores(score_panels(run), zeta)}
 
 
-def _label_name(run: Run, construction: str) -> str:
-    used = " (the pseudo-labels)" if construction == run.settings["construction"] else ""
-    return f"CLIP, {construction.replace('_', ' ')}{used}"
+def _label_name(run: Run, name: str) -> str:
+    if name == "pseudo_labels":
+        return "CLIP, pseudo-labels"
+    used = " (the pseudo-labels)" if name == run.labels_name else ""
+    return f"CLIP, {name.replace('_', ' ')}{used}"
 
 
-def _score_panels(run: Run) -> dict[str, dict[str, np.ndarray]]:
+def score_panels(run: Run) -> dict[str, dict[str, np.ndarray]]:
     """Counts of the train split's scores: by truth, where it is known, then by kind."""
-    store, facts = run.similarity("train"), run.settings
-    array, classes, _ = open_similarity(store, facts["tau"])
+    store, tau = run.similarity("train"), run.settings["tau"]
+    array, classes, _ = open_similarity(store, tau)
     table = read_split(run.images, "train", ["image_id", "row"])
     truth, counted = run.truth(table["image_id"].to_pylist(), classes)
     pairs = {"Class is in the image": truth & counted, "Class is not in it": ~truth & counted}
     if not counted.any():
         pairs = {"All pairs of image and class": np.ones_like(counted)}
-    panels: dict[str, dict[str, np.ndarray]] = {title: {} for title in pairs}
     by_row = np.zeros((len(pairs), array.shape[0], len(classes)), dtype=bool)
     by_row[:, table["row"].to_numpy()] = list(pairs.values())
+    panels: dict[str, dict[str, Any]] = {t: {"whole images": 0, "snippets": 0} for t in pairs}
     for first, cosines in read_blocks(store, array):
-        scores = scores_of(cosines, facts["tau"])
-        kinds = {
-            "whole images": global_scores(scores),
-            "snippets": local_scores(scores),
-            f"pseudo-labels ({facts['construction']})": CONSTRUCTIONS[facts["construction"]](
-                scores, facts["zeta"], facts["lambda"]
-            ),
-        }
-        for counts, chosen in zip(panels.values(), by_row, strict=True):
-            here = chosen[first : first + len(scores)]
-            for name, values in kinds.items():
-                counts[name] = counts.get(name, 0) + figures.count_scores(values, here)
+        scores = scores_of(cosines, tau)
+        for counts, of_rows in zip(panels.values(), by_row, strict=True):
+            chosen = of_rows[first : first + len(scores)]
+            counts["whole images"] += figures.count_scores(global_scores(scores), chosen)
+            counts["snippets"] += figures.count_scores(local_scores(scores), chosen)
+    labelled, _, labels = read_scores(run.labels / "pseudo_labels.parquet")
+    place = {name: i for i, name in enumerate(table["image_id"].to_pylist())}
+    at = [place[name] for name in labelled["image_id"].to_pylist()]
+    for title, counts in panels.items():
+        counts["pseudo-labels"] = figures.count_scores(labels, pairs[title][at])
     return panels
 
 
@@ -249,7 +254,7 @@ def _training_section(run: Run) -> tuple[Section, Drawn]:
         (name, value if isinstance(value, str) else json.dumps(value))
         for name, value in run.provenance.get("training", {}).items()
     ]
-    drawn = {"learning.svg": figures.draw_learning(run.history)}
+    drawn = {"learning.svg": figures.draw_learning(run.history, _loss_unit(run))}
     measured = run.metrics.get("mAP") is not None
     if measured:
         section.parts += _measured_tables(run)
@@ -269,12 +274,17 @@ def _training_section(run: Run) -> tuple[Section, Drawn]:
     return section, drawn
 
 
+def _loss_unit(run: Run) -> str:
+    loss = run.provenance.get("training", {}).get("loss", "")
+    return "nats" if loss.startswith("kl") or loss == "bce" else "no unit"
+
+
 def _measured_tables(run: Run) -> Iterator[Table]:
     split = run.measured_split
     of_clip = run.quality_on(split)
     rows = [
         [_label_name(run, name), split, *_measures(of_clip[name])]
-        for name in dict.fromkeys(("global", run.settings["construction"]))
+        for name in dict.fromkeys(("global", run.labels_name))
         if name in of_clip
     ]
     rows.append([f"classifier, {run.training.name}", split, *_measures(run.metrics)])
@@ -290,7 +300,7 @@ def _by_class(run: Run) -> tuple[list[str], list[int], dict[str, list[float | No
     """Classes, their positives, and the AP of pseudo-labels and classifier, where measured."""
     of_classifier = run.metrics["per_class"]
     columns = {
-        _label_name(run, run.settings["construction"]): _of_labels(run).get("per_class"),
+        _label_name(run, run.labels_name): _of_labels(run).get("per_class"),
         f"classifier, {run.training.name}": of_classifier,
     }
     return (
@@ -319,7 +329,7 @@ def _clip_scores(run: Run, scored: Scored) -> dict[str, np.ndarray]:
     rows = np.array([row[name] for name in scored.images["image_id"].to_pylist()])
     settings = {"tau": facts["tau"], "zeta": facts["zeta"], "lam": facts["lambda"]}
     labels = build_rows(store, array, run.images, rows, ["global"], facts["grid"], **settings)
-    labels[facts["construction"]] = labels_like(facts, store, array, run.images, rows)
+    labels[run.labels_name] = labels_like(facts, store, array, run.images, rows)
     # In an image that its encoder refused, CLIP found nothing.
     return {_label_name(run, n): np.nan_to_num(values) for n, values in labels.items()}
 

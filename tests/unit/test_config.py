@@ -189,6 +189,7 @@ def test_a_name_that_cannot_be_a_folder(kind, name):
     ("kind", "name"),
     [
         ("datasets", "logs"),
+        ("datasets", "report"),
         ("encoders", "manifest"),
         ("encoders", "scenes"),
         ("labels", "ablation"),

@@ -22,12 +22,13 @@ from cdul_steps.config import read_training
 from cdul_steps.report import figures
 from cdul_steps.report.captions import CAPTIONS, TITLES
 from cdul_steps.report.page import Section, Table, render
+from cdul_steps.report.runs import find_runs
 from cdul_steps.steps.encode import encode_shard, encode_text
 from cdul_steps.steps.evaluate import evaluate_labels, evaluate_scores
 from cdul_steps.steps.label import make_labels
 from cdul_steps.steps.manifest import make_manifest
 from cdul_steps.steps.predict import predict_images
-from cdul_steps.steps.report import make_report
+from cdul_steps.steps.report import make_report, score_panels
 from cdul_steps.steps.similarity import make_similarity, write_store
 from cdul_steps.steps.train import train_classifier
 
@@ -140,7 +141,7 @@ def test_beyond_the_limit_only_the_most_frequent_classes_are_drawn(tmp_path):
 def test_learning_curves_show_what_is_known(known, tmp_path):
     history = {"epoch": [1, 2], "loss": [2.0, 1.0], "label_movement": [0.0, 0.1]}
     history |= {"label_mAP": [50.0, 60.0] if known else [None, None], "test_mAP": [None, None]}
-    figure = figures.draw_learning(history)
+    figure = figures.draw_learning(history, "nats")
     assert len(figure.axes) == (3 if known else 2)
     assert ("mAP (%)" in texts(figure, tmp_path / "a.svg")) == known
 
@@ -155,7 +156,7 @@ def test_every_axis_has_a_label():
         figures.draw_precision_recall(
             {"labels": scores}, truth, np.ones_like(truth), CLASSES, [1.0, 2.0, 3.0], 0.5
         ),
-        figures.draw_learning({"epoch": [1], "loss": [1.0], "label_movement": [0.0]}),
+        figures.draw_learning({"epoch": [1], "loss": [1.0], "label_movement": [0.0]}, "nats"),
         figures.draw_cooccurrence({"all": figures.cooccurrence(truth)}, CLASSES),
     ]
     for figure in drawn:
@@ -415,6 +416,44 @@ def test_what_has_not_been_made_is_absent(copied, tmp_path):
             shutil.rmtree(place) if place.is_dir() else place.unlink()
         _, _, found = report(copied, tmp_path / "report")
         assert found == expected, gone
+
+
+def test_calibrated_labels_are_measured_and_drawn_as_they_are(copied, tmp_path):
+    encoder, images = copied.parent, copied.parents[1] / "manifest/images.parquet"
+    make_labels(
+        similarity=encoder / "similarity/train.zarr",
+        images=images,
+        split="train",
+        construction="final",
+        tau=None,
+        zeta=0.3,
+        lam=0.0,
+        standardise=True,
+        top_k=1,
+        output=copied / "pseudo_labels.parquet",
+    )
+    stores = {split: encoder / f"similarity/{split}.zarr" for split in ("train", "test")}
+    quality = evaluate_labels(
+        similarity=stores,
+        images=images,
+        tau=None,
+        zeta=0.3,
+        lam=0.0,
+        labels=copied / "pseudo_labels.parquet",
+        difficult="ignore",
+        ap="all",
+        output=copied / "quality.json",
+    )
+    root, text, found = report(copied, tmp_path / "report")
+    assert found == set(CAPTIONS)
+    cells = [e.text for e in elements(root, "td")]
+    assert "CLIP, final" in cells and "CLIP, pseudo-labels" in cells
+    assert f"{quality['splits']['test']['pseudo_labels']['mAP']:.2f}" in cells
+    assert "classes standardised first yes" in text and "top_k 1" in text
+    # Hard labels: nothing but zeros and ones.
+    (run,) = find_runs([copied])
+    for counts in score_panels(run).values():
+        assert counts["pseudo-labels"].sum() == counts["pseudo-labels"][[0, -1]].sum() > 0
 
 
 def test_tables_of_shards_that_are_no_more_do_not_count(copied, whole, tmp_path):
