@@ -11,6 +11,7 @@ the end the whole workflow is brought up to date and compared once more.
 """
 
 import argparse
+import atexit
 import json
 import os
 import random
@@ -21,6 +22,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 
@@ -33,24 +36,34 @@ from cdul_steps.provenance import versions
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/workflow"))
 from copies import SMALL_TRAINING, Project, copy_project
 
-TRAINING = "demo/tiny-clip/final/small"
-STAGES = {
-    "evaluate": [f"{TRAINING}/metrics.json"],
-    "predict": [f"{TRAINING}/predictions/{split}.parquet" for split in ("train", "test")],
-    "train": [f"{TRAINING}/history.parquet"],
-    "quality": ["demo/tiny-clip/final/quality.json"],
-    "label": ["demo/tiny-clip/final/pseudo_labels.parquet"],
-    "similarity": [f"demo/tiny-clip/similarity/{split}.zarr" for split in ("train", "test")],
-    "encode": [f"demo/tiny-clip/encode/train/{shard}.parquet" for shard in range(3)],
-    "store": [f"demo/tiny-clip/embeddings/{split}.zarr/zarr.json" for split in ("train", "test")],
-    "encode_text": ["demo/tiny-clip/text.parquet"],
-    "manifest": ["demo/manifest/images.parquet"],
-    "scenes": ["demo/scenes/scenes.csv"],
-}
-"""What each stage is asked for, from the last stage to the first."""
+STAGES = (
+    *("evaluate", "predict", "train", "quality", "label", "similarity", "encode", "store"),
+    *("encode_text", "manifest", "scenes"),
+)
+
+
+def files(dataset: str, encoder: str, shards: int, *splits: str) -> dict[str, list[str]]:
+    """What each stage is asked for, below the results; `shards` are those of the split train."""
+    encoded = f"{dataset}/{encoder}"
+    trained = f"{encoded}/final/small"
+    return {
+        "evaluate": [f"{trained}/metrics.json"],
+        "predict": [f"{trained}/predictions/{split}.parquet" for split in splits],
+        "train": [f"{trained}/history.parquet"],
+        "quality": [f"{encoded}/final/quality.json"],
+        "label": [f"{encoded}/final/pseudo_labels.parquet"],
+        "similarity": [f"{encoded}/similarity/{split}.zarr" for split in splits],
+        "encode": [f"{encoded}/encode/train/{shard}.parquet" for shard in range(shards)],
+        "store": [f"{encoded}/embeddings/{split}.zarr/zarr.json" for split in splits],
+        "encode_text": [f"{encoded}/text.parquet"],
+        "manifest": [f"{dataset}/manifest/images.parquet"],
+        "scenes": [f"{dataset}/scenes/scenes.csv"],
+    }
+
+
 CONFIG = {
     "datasets": {"demo": {"shard_size": 10, "scenes": {"train": 30, "test": 10, "size": 96}}},
-    "run": {"trainings": ["small"]},
+    "run": {"labels": ["final"], "trainings": ["small"]},
     "trainings": {"small": SMALL_TRAINING | {"epochs": 8}},
     "runtime": {"workers": 1},
 }
@@ -77,7 +90,7 @@ def digests(results: Path) -> dict[str, str]:
 
 
 class Run:
-    """A running snakemake, and what it has said when."""
+    """A running snakemake, and what it has said when. It does not outlive this process."""
 
     def __init__(self, project: Project, *arguments: str) -> None:
         self.lines: list[tuple[float, str]] = []
@@ -90,8 +103,13 @@ class Run:
             text=True,
             start_new_session=True,
         )
-        self._reader = threading.Thread(target=self._read)
+        self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+        atexit.register(self._end)
+
+    def _end(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def _read(self) -> None:
         for line in self.process.stdout:
@@ -99,16 +117,16 @@ class Run:
 
     def started(self, stage: str) -> float | None:
         """When the first job of a stage began; None if none has."""
-        heads = {f"{kind} {stage}:" for kind in ("rule", "localrule", "checkpoint")}
+        heads = {f"{kind} {stage}:" for kind in ("localrule", "localcheckpoint")}
         return next((moment for moment, line in self.lines if line in heads), None)
 
     def finished(self, stage: str) -> list[float]:
         """When jobs of a stage ended well."""
         return [m for m, line in self.lines if line.endswith(f"(Rule: {stage})")]
 
-    def wait(self, timeout: float | None = None) -> int:
+    def wait(self) -> int:
         """Wait for the end; the exit status."""
-        status = self.process.wait(timeout)
+        status = self.process.wait()
         self._reader.join()
         return status
 
@@ -116,20 +134,20 @@ class Run:
     def text(self) -> str:
         return "\n".join(line for _, line in self.lines)
 
-    def kill(self, job_only: bool) -> None:
-        """SIGKILL the running jobs, or everything."""
+    def kill(self, job_only: bool) -> bool:
+        """SIGKILL the running jobs, or everything, and wait; False where no job was running."""
         family = psutil.Process(self.process.pid).children(recursive=True)
-        if job_only:
-            for process in family:
-                try:
-                    if any(word.endswith("cdul") for word in process.cmdline()):
-                        process.kill()
-                except psutil.NoSuchProcess:
-                    pass
-        else:
+        killed = not job_only
+        if not job_only:
             os.killpg(self.process.pid, signal.SIGKILL)
-        psutil.wait_procs(family, timeout=60)
-        self.wait(120)
+        for process in family if job_only else ():
+            with suppress(psutil.NoSuchProcess):
+                if any(Path(word).name == "cdul" for word in process.cmdline()[:2]):
+                    process.kill()
+                    killed = True
+        psutil.wait_procs(family)
+        self.wait()
+        return killed
 
 
 def resume(project: Project, *arguments: str) -> Run:
@@ -142,10 +160,15 @@ def resume(project: Project, *arguments: str) -> Run:
 
 
 def kill_once(
-    project: Project, stage: str, expected: dict[str, str], seconds: float, chance: random.Random
+    project: Project,
+    stage: str,
+    outputs: list[str],
+    expected: dict[str, str],
+    seconds: float,
+    chance: random.Random,
 ) -> dict | None:
     """Force a stage, kill it, resume it; None where it was over before it could be killed."""
-    targets = [f"results/{file}" for file in STAGES[stage]]
+    targets = [str((project.results / file).relative_to(project.folder)) for file in outputs]
     moment, job_only = chance.uniform(0, seconds), chance.random() < 0.5
     run = Run(project, *targets, "--forcerun", stage)
     while run.process.poll() is None:
@@ -153,10 +176,9 @@ def kill_once(
         if begin is not None and time.monotonic() >= begin + moment:
             break
         time.sleep(0.01)
-    if run.process.poll() is not None:
+    if run.process.poll() is not None or not run.kill(job_only):
         run.wait()
         return None
-    run.kill(job_only)
     done = len(run.finished(stage))
     again = resume(project, *targets)
     repeated = len(again.finished(stage)) - (len(targets) - done)
@@ -170,20 +192,26 @@ def kill_once(
     }
 
 
-def stage_seconds(run: Run) -> dict[str, float]:
+def stage_seconds(run: Run, stages: Iterable[str]) -> dict[str, float]:
     """How long each stage took, from the start of its first job to the end of its last."""
-    return {stage: run.finished(stage)[-1] - run.started(stage) for stage in STAGES}
+    return {stage: run.finished(stage)[-1] - run.started(stage) for stage in stages}
 
 
-def kill_stages(project: Project, kills: Counter, seconds: dict[str, float], seed: int) -> dict:
-    """Kill each stage as often as `kills` says; what happened, by stage."""
+def kill_stages(
+    project: Project,
+    outputs: dict[str, list[str]],
+    kills: Counter,
+    seconds: dict[str, float],
+    seed: int,
+) -> dict:
+    """Kill each stage as often as `kills` says, from the last to the first; what came of it."""
     expected = digests(project.results)
     chance = random.Random(seed)
     table = {}
     for stage in [s for s in STAGES if kills[s]]:
         row = table[stage] = {"kills": 0, "resumed": 0, "lost": 0, "moments": []}
         while row["kills"] < kills[stage]:
-            outcome = kill_once(project, stage, expected, seconds[stage], chance)
+            outcome = kill_once(project, stage, outputs[stage], expected, seconds[stage], chance)
             if outcome is None:
                 seconds[stage] *= 0.8
                 continue
@@ -203,13 +231,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     kills = Counter(options.stages[i % len(options.stages)] for i in range(options.kills))
     with tempfile.TemporaryDirectory() as folder:
         project = copy_project(Path(folder) / "project")
         project.config = CONFIG
         undisturbed = resume(project)
         expected = digests(project.results)
-        table = kill_stages(project, kills, stage_seconds(undisturbed), options.seed)
+        outputs = files("demo", "tiny-clip", 3, "train", "test")
+        seconds = stage_seconds(undisturbed, STAGES)
+        table = kill_stages(project, outputs, kills, seconds, options.seed)
         resume(project)
         whole = digests(project.results) == expected
     total = {key: sum(row[key] for row in table.values()) for key in ("kills", "resumed", "lost")}

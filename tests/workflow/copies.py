@@ -23,7 +23,7 @@ class Project:
 
     @property
     def results(self) -> Path:
-        return self.folder / "results"
+        return self.folder / self.config.get("results", "results")
 
     @property
     def environment(self) -> dict[str, str]:

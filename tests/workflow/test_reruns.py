@@ -39,9 +39,7 @@ def test_outputs(demo):
 
 
 def test_every_job_has_a_log(demo):
-    logs = {
-        p.parent.relative_to(demo.results / "logs").parts[0] for p in demo.results.rglob("*.log")
-    }
+    logs = {p.relative_to(demo.results / "logs").parts[0] for p in demo.results.rglob("*.log")}
     assert {"scenes", "manifest", "encode", "encode_text", "label", "train", "predict"} <= logs
 
 
