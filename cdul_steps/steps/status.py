@@ -93,7 +93,8 @@ def _encode(results: Path, encoder: Path, split: str, sizes: dict[int, int]) -> 
         table, log = encoder / "encode" / split / f"{shard}.parquet", logs / f"{shard}.log"
         changed += [table, log]
         manifest = manifests / f"{shard}.parquet"
-        if table.exists() and table.stat().st_mtime >= manifest.stat().st_mtime:
+        listed = manifest.stat().st_mtime
+        if table.exists() and table.stat().st_mtime >= listed:
             done += 1
             end, facts = table.stat().st_mtime, read_facts(table)
             images += sizes.get(shard, 0)
@@ -104,7 +105,7 @@ def _encode(results: Path, encoder: Path, split: str, sizes: dict[int, int]) -> 
         left += sizes.get(shard, 0)
         if (error := _error(lines)) is not None:
             errors.append(f"shard {shard}: {error}")
-        elif lines and time.time() - log.stat().st_mtime < ALIVE:
+        elif lines and log.stat().st_mtime >= max(listed, time.time() - ALIVE):
             here, _, rate, _ = _progress(lines) or (0, 0, 0.0, 0.0)
             left -= here
             running_rate += rate
