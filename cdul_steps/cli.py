@@ -746,6 +746,9 @@ def _explain(error: Exception) -> str | None:
 
 
 def _stop(*_: object) -> None:
+    # Once is enough, and the workers were told too: what torch's handler says of them is no news.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     sys.exit(128 + signal.SIGTERM)
 
 
