@@ -3,7 +3,7 @@
 const PER_PAGE = 60;
 const ROWS_OF_A_CARD = 3;
 const MEANING = {
-  Snippets: "Pointing at an image, or focusing it, shows its snippets, each with the class that CLIP scores highest in it. Enter opens the image with the scores of all classes.",
+  Snippets: "Pointing at an image, or focusing it, shows its snippets, each with the class that CLIP scores highest in it and that score, at the temperature of the labels. Enter opens the image with the scores of all classes.",
   CLIP: "CLIP's label: the pseudo-label that the classifier began to learn from. Of test images, the label that the same settings give them.",
   refined: "The pseudo-label after the training's refinement.",
   classifier: "The trained classifier's probability.",
