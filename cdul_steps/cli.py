@@ -644,7 +644,10 @@ def gallery(
     folder: Annotated[
         Path, typer.Argument(metavar="TRAINING", help="results/DATASET/ENCODER/LABELS/TRAINING.")
     ],
-    output: Annotated[Path, Option(help="Folder to write; open its index.html.")],
+    output: Annotated[
+        Path | None,
+        Option(help="Folder to write; open its index.html. Default: TRAINING/gallery/SPLIT."),
+    ] = None,
     split: Split = "train",
 ) -> None:
     """Write a web page of the images with their scores before and after refinement.
@@ -653,7 +656,7 @@ def gallery(
     """
     from cdul_steps.steps.gallery import make_gallery
 
-    make_gallery(folder=folder, split=split, output=output)
+    make_gallery(folder=folder, split=split, output=output or folder / "gallery" / split)
 
 
 @app.command()

@@ -109,11 +109,14 @@ def shard_rows(array: zarr.Array) -> int:
     return (array.shards or array.chunks)[0]
 
 
-def open_similarity(path: Path, tau: float | None) -> tuple[zarr.Array, list[str], float]:
+def open_similarity(
+    path: Path, tau: float | None, hint: str = "give --tau"
+) -> tuple[zarr.Array, list[str], float]:
     """Open a similarity store: `(array (N, 1+S, C), class names, logit scale)`.
 
     The scale is needed, and read, where no `tau` is given; else it is NaN. Raises UserError where
-    an attribute is missing or does not fit the array, or `tau` is not above 0.
+    an attribute is missing or does not fit the array, or `tau` is not above 0; where it is the
+    scale, `hint` says what to do.
     """
     if tau is not None and not tau > 0:
         raise UserError(f"tau is {tau:g}; it must be above 0")
@@ -131,9 +134,9 @@ def open_similarity(path: Path, tau: float | None) -> tuple[zarr.Array, list[str
         )
     scale = array.attrs.get("logit_scale")
     if tau is None and scale is None:
-        raise UserError(f"{path}: has no attribute 'logit_scale'; give --tau")
+        raise UserError(f"{path}: has no attribute 'logit_scale'; {hint}")
     if tau is None and not (isinstance(scale, int | float) and 0 < scale < math.inf):
-        raise UserError(f"{path}: its attribute 'logit_scale' is {scale!r}; give --tau")
+        raise UserError(f"{path}: its attribute 'logit_scale' is {scale!r}; {hint}")
     if array.shape[1] < 2:
         raise UserError(f"{path}: has no snippets, only the whole image")
     return array, classes, float(scale) if tau is None else math.nan

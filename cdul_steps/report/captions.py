@@ -11,16 +11,18 @@ TITLES = {
 CAPTIONS = {
     "scores": "How often CLIP gives which score, over all pairs of image and class of the train "
     "split: one curve for the whole images, one for their snippets, one for the pseudo-labels "
-    "made from both. Scores of one view, at the labels' temperature, sum to 1 over the classes, so "
-    "most are near 0; note the logarithmic axis. Where the truth is known, the left panel has the "
-    "classes that are in the image and the right one those that are not: good scores stand to the "
-    "right in the left panel and to the left in the right panel. Dotted line, where scores are "
-    "used as they are: zeta, the best snippet score from which a class takes its maximum.",
+    "made from both, as the classifier learns from them. Scores of one view, at the labels' "
+    "temperature, sum to 1 over the classes, so most are near 0; note the logarithmic axis. "
+    "Labels with a setting 'positives' are raised to sum to it. Where the truth is known, the left "
+    "panel has the classes that are in the image and the right one those that are not: good scores "
+    "stand to the right in the left panel and to the left in the right panel. Dotted line, where "
+    "classes are not standardised: zeta; from it on the best snippet score of a class counts, "
+    "below it the worst.",
     "average_precision": "One pair of bars a class, sorted by the classifier: how well the images "
-    "with that class are ranked before those without it, by CLIP's pseudo-labels and by the "
-    "classifier that learnt from them, on the same images. 100 is a perfect ranking. In brackets: "
-    "the images with the class; a ranking by chance reaches about their share of all images. "
-    "Dotted lines: the means over the classes (mAP).",
+    "with that class are ranked before those without it, by CLIP's labels, made as the "
+    "pseudo-labels are, and by the classifier that learnt from these, on the same images. 100 is a "
+    "perfect ranking. In brackets: the images with the class; a ranking by chance reaches about "
+    "their share of all images. Dotted lines: the means over the classes (mAP).",
     "precision_recall": "Left: all pairs of image and class in one ranking; lowering the threshold "
     "moves along a curve from left (few labels, mostly right) to right (all labels found, many "
     "wrong ones besides). Higher is better; the dots mark a threshold of 0.5. Right: the "

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from huggingface_hub import constants as hub
+from huggingface_hub.errors import LocalEntryNotFoundError
 from packaging.requirements import Requirement
 from snakemake.common.configfile import load_configfile
 from snakemake.utils import update_config
@@ -100,10 +101,11 @@ def examine(configfiles: Sequence[Path], *, seconds: float) -> Iterator[Finding]
         if found.ok:
             images[name] = sum(found.values["images"].values())
             learnt += found.values["images"]["train"]
-    needed = 0.0
+    needed, unknown = 0.0, len(images) < len(config.run.datasets)
     for name in config.run.encoders:
         encoder = config.encoders[name]
         yield (found := check(f"encoder {name}", _encoder, encoder))
+        unknown |= not found.ok
         for data in images if found.ok else ():
             dataset = config.datasets[data]
             needed += images[data] * _image_bytes(dataset, found.values["dimension"])
@@ -114,13 +116,14 @@ def examine(configfiles: Sequence[Path], *, seconds: float) -> Iterator[Finding]
     for name in config.run.trainings:
         training = config.trainings[name]
         yield (found := check(f"training {name}", _training, training))
+        unknown |= not found.ok
         if found.ok:
             # The models, and a checkpoint while one trains.
             needed += found.values["parameters"] * (4 * variants * len(images) + 12)
             if device.ok and seconds and learnt:
                 work = (training, variants * learnt, config, seconds)
                 yield check(f"train {name}", _train_time, *work)
-    yield check("disk", _disk, Path(config.results), needed)
+    yield check("disk", _disk, Path(config.results), needed, unknown)
 
 
 def _software() -> Result:
@@ -199,7 +202,17 @@ def _offline() -> Iterator[None]:
 
 def _encoder(encoder: Encoder) -> Result:
     with _offline():
-        network = load_clip(encoder.model, encoder.pretrained, resize_mode=encoder.resize_mode)
+        try:
+            network = load_clip(encoder.model, encoder.pretrained, resize_mode=encoder.resize_mode)
+        except UserError as error:
+            missing, absent, _ = str(error).partition(" is not in the cache")
+            if not absent:
+                raise
+            raise UserError(
+                f"{missing} is not in the cache ({hub.HF_HUB_CACHE}) yet; a run with network "
+                "fetches it; without, copy that cache here, or give the file as 'pretrained' or "
+                "its folder as 'local-dir:FOLDER'"
+            ) from error
     blank = torch.zeros(1, 3, *_pair(network.visual.image_size))
     with torch.inference_mode():
         dimension = network.encode_image(blank).shape[1]
@@ -318,11 +331,13 @@ def _training(training: Training) -> Result:
                 training.model, ["a"], training.model_args, training.weights
             )
         except UserError as error:
-            if training.weights != "timm":
+            if not isinstance(error.__cause__, LocalEntryNotFoundError):
                 raise
             raise UserError(
-                f"{error}; fetch them once with network: python -c "
-                f"\"import timm; timm.create_model('{training.model}', pretrained=True)\""
+                f"timm's weights of {training.model} are not in the cache ({hub.HF_HUB_CACHE}) "
+                "yet; a run with network fetches them; without, copy that cache from where this "
+                f"ran: python -c \"import timm; timm.create_model('{training.model}', "
+                'pretrained=True)"'
             ) from error
     parameters = sum(p.numel() for p in network.parameters())
     start = training.weights or "random weights"
@@ -372,12 +387,14 @@ def _duration(seconds: float) -> str:
     return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
-def _disk(results: Path, needed: float) -> Result:
+def _disk(results: Path, needed: float, unknown: bool = False) -> Result:
     place = results.absolute()
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
     text = f"needs about {needed / GIGABYTE:.2f} GB below {results}, {free / GIGABYTE:.1f} GB free"
+    if unknown:
+        text += "; what has a problem above is not counted"
     if free < needed:
         raise UserError(f"{text}; make room, or choose another folder as 'results'")
     return text, {"needed": needed, "free": free}

@@ -21,6 +21,7 @@ from cdul_steps.errors import UserError
 from cdul_steps.method.similarity import scores as scores_of
 from cdul_steps.method.similarity import temperature
 from cdul_steps.progress import Progress, note
+from cdul_steps.report.settings import labels_in_words
 from cdul_steps.steps.label import labels_like
 
 WEB = Path(__file__).parents[1] / "web"
@@ -94,6 +95,7 @@ def make_gallery(*, folder: Path, split: str, output: Path) -> None:
             "split": split,
             "classes": classes,
             "kinds": list(kinds),
+            "labels": labels_in_words(read_facts(labels / "pseudo_labels.parquet")),
             "truth": any(image["positive"] is not None for image in images),
         }
         _write_data(part / "data", index, images, _measures(scores, list(kinds)))

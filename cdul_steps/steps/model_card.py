@@ -8,12 +8,9 @@ from typing import Any
 from cdul_steps.data.files import write_text
 from cdul_steps.data.tables import read_table
 from cdul_steps.errors import UserError
+from cdul_steps.report.settings import labels_in_words
 
 PAPER = "[CDUL](https://arxiv.org/abs/2307.16634)"
-NOT_SETTINGS = (
-    *("kind", "schema_version", "classes", "split", "digest", "similarity", "software"),
-    "statistics",
-)
 USE = """\
 ## How to use it
 
@@ -112,9 +109,7 @@ def _training(provenance: dict[str, Any], data: str, images: Path) -> str:
         "images": f"{splits.count(split)} of {data}, split {split}",
         "teacher": " ".join(filter(None, (teacher.get("model"), teacher.get("pretrained")))),
         "prompts": "; ".join(teacher.get("templates", [])),
-        "pseudo-labels": _listed(
-            {k: v for k, v in labels.items() if k not in NOT_SETTINGS and v is not None}
-        ),
+        "pseudo-labels": _listed(labels_in_words(labels)),
         "start": settings["weights"] or "random weights",
         "training": f"{settings['epochs']} epochs of batches of {settings['batch_size']}, "
         f"{settings['optimizer']}, learning rate {settings['learning_rate']:g}, "
@@ -129,8 +124,7 @@ def _training(provenance: dict[str, Any], data: str, images: Path) -> str:
 
 
 def _listed(facts: dict[str, Any]) -> str:
-    shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in facts.items()}
-    return ", ".join(f"{name} {value}" for name, value in shown.items())
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
 def _limits(card: dict[str, Any], metrics: dict[str, Any]) -> str:

@@ -27,6 +27,7 @@ from cdul_steps.report import figures
 from cdul_steps.report.costs import costs
 from cdul_steps.report.page import Picture, Section, Table, render
 from cdul_steps.report.runs import Run, Scored, find_runs, once
+from cdul_steps.report.settings import labels_in_words
 from cdul_steps.steps.evaluate import THRESHOLD
 from cdul_steps.steps.label import build_rows, labels_like
 from cdul_steps.steps.similarity import check_failures
@@ -39,12 +40,6 @@ MEASURES_CAPTION = (
     "All in percent. CP, CR, CF1: precision, recall and their harmonic mean, averaged over the "
     "classes; OP, OR, OF1: over all labels; at a threshold of {threshold} and, at the right, for "
     "the {k} highest scores of each image."
-)
-
-
-LABEL_NUMBERS = (
-    *("tau", "zeta", "lambda", "positives", "bias", "slope", "threshold", "top_k"),
-    "corrections",
 )
 
 
@@ -194,10 +189,7 @@ def _measures(measured: dict[str, Any]) -> list[float | None]:
 def _labels_section(run: Run) -> tuple[Section, Drawn]:
     section, facts = Section(f"Pseudo-labels: {' / '.join(run.names[:3])}"), run.settings
     section.facts = [
-        ("construction", facts["construction"]),
-        *((name, f"{facts[name]:g}") for name in LABEL_NUMBERS if facts.get(name) is not None),
-        ("grid", "all" if facts["grid"] is None else "{} x {}".format(*facts["grid"])),
-        ("classes standardised first", "yes" if facts["statistics"] else "no"),
+        *labels_in_words(facts).items(),
         ("images labelled", pq.read_metadata(run.labels / "pseudo_labels.parquet").num_rows),
     ]
     rows = [
@@ -208,6 +200,12 @@ def _labels_section(run: Run) -> tuple[Section, Drawn]:
     ]
     if rows:
         what = "Quality of the labels by their construction."
+        if run.labels_name == "pseudo_labels":
+            what += (
+                f" The pseudo-labels, which the classifier learns from, are those of "
+                f"{facts['construction']} after the settings above; a test split's are made as "
+                "they were."
+            )
         section.parts.append(_measures_table(what, rows, run.quality["definition"]))
     if not run.similarity("train").is_dir():
         return section, {}

@@ -7,7 +7,14 @@ from typing import Any
 from cdul_steps.data.files import check_version
 from cdul_steps.errors import UserError
 
-LABEL_ROWS = ("global", "local_mean", "local_max", "aggregate", "final", "pseudo_labels")
+LABEL_ROWS = {
+    "global": "global",
+    "local_mean": "local mean",
+    "local_max": "local max",
+    "aggregate": "aggregate",
+    "final": "final",
+    "pseudo_labels": "pseudo-labels",
+}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -32,7 +39,7 @@ def _rows(results: Path) -> list[dict[str, Any]]:
                         "dataset": dataset,
                         "encoder": encoder,
                         "labels": labels,
-                        "scores": f"CLIP, {name.replace('_', ' ')}",
+                        "scores": f"CLIP, {LABEL_ROWS[name]}",
                         "split": split,
                         "mAP": constructions[name]["mAP"],
                         "CF1": constructions[name]["at_threshold"]["CF1"],

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 UNREACHED = 2.0
 """A zeta that no score reaches, with which the aggregator gives the smallest snippet score."""
+HINT = "the sweep's taus are multiples of 1 / logit_scale: add it to the attributes in zarr.json"
 SCHEMA = pa.schema(
     [
         ("split", pa.string()),
@@ -67,7 +68,7 @@ def sweep_labels(
     steps = len(settings.standardise) * len(settings.tau) * len(combinations)
     rows: list[dict[str, Any]] = []
     for split, store in similarity.items():
-        array, classes, scale = open_similarity(store, None)
+        array, classes, scale = open_similarity(store, None, HINT)
         places, truth, counted = _read_truth(images, split, classes, difficult)
         if not len(places):
             note(f"sweep: {split}: no image has known truth")
@@ -120,7 +121,7 @@ def sweep_labels(
 def _train_statistics(similarity: dict[str, Path], images: Path) -> Any:
     if "train" not in similarity:
         raise UserError("sweep: standardise needs the cosines of split 'train'")
-    array = open_similarity(similarity["train"], None)[0]
+    array = open_similarity(similarity["train"], None, HINT)[0]
     rows = read_split(images, "train", ["row"])["row"].to_numpy()
     return learn_statistics(similarity["train"], array, rows, slice(None))
 

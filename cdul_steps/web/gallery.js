@@ -3,8 +3,8 @@
 const PER_PAGE = 60;
 const ROWS_OF_A_CARD = 3;
 const MEANING = {
-  Snippets: "Pointing at an image, or focusing it, shows its snippets, each with the class that CLIP scores highest in it. Enter opens the image with the scores of all classes.",
-  CLIP: "CLIP's label: the pseudo-label before any refinement. Of test images, the label that the same settings give them.",
+  Snippets: "Pointing at an image, or focusing it, shows its snippets, each with the class that CLIP scores highest in it and that score, at the temperature of the labels. Enter opens the image with the scores of all classes.",
+  CLIP: "CLIP's label: the pseudo-label that the classifier began to learn from. Of test images, the label that the same settings give them.",
   refined: "The pseudo-label after the training's refinement.",
   classifier: "The trained classifier's probability.",
   Uncertainty: "1 - |2 s - 1| of a score s: 1 where it is 0.5, 0 where it is 0 or 1. Without a class, the mean over the classes.",
@@ -274,7 +274,8 @@ async function start() {
   controls.class.append(element("option", { value: "" }, "any"));
   controls.class.append(...index.classes.map((name, c) => element("option", { value: c }, name)));
   controls.kind.append(...index.kinds.map((name, k) => element("option", { value: k }, name)));
-  for (const [term, text] of Object.entries(MEANING)) {
+  const made = Object.entries(index.labels).map(([name, value]) => `${name} ${value}`);
+  for (const [term, text] of Object.entries({ ...MEANING, "CLIP's labels are made with": made.join("; ") })) {
     if (["CLIP", "refined", "classifier"].includes(term) && !has(term)) continue;
     find("meaning").append(element("dt", {}, term), element("dd", {}, text));
   }

@@ -16,7 +16,8 @@ from cdul_steps.steps.label import make_labels
 from cdul_steps.steps.manifest import make_manifest
 
 LOGIT_SCALE = 18.0
-SETTINGS = {"construction": "final", "tau": None, "zeta": 0.3, "lam": 0.0}
+SETTINGS = {"construction": "final", "tau": 3 / LOGIT_SCALE, "zeta": 0.05, "lam": 0.0}
+SETTINGS |= {"positives": 1.5}
 DIMENSION = 16
 SHARD_SIZE = 50
 
@@ -28,14 +29,14 @@ def make_results(
     size: tuple[int, int] = (48, 36),
     seed: int = 0,
 ) -> Path:
-    """Write `results/demo/tiny-clip/final/aligned` and all above it; that folder.
+    """Write `results/demo/tiny-clip/calibrated/aligned` and all above it; that folder.
 
     `files` are the names of the images to draw, by split. Every third image has no known truth,
     and the first of a split was not encoded.
     """
     random = np.random.default_rng(seed)
     dataset = results / "demo"
-    encoder, training = dataset / "tiny-clip", dataset / "tiny-clip/final/aligned"
+    encoder, training = dataset / "tiny-clip", dataset / "tiny-clip/calibrated/aligned"
     images = _make_manifest(dataset, files, classes, size, random)
     text = unit(random.normal(size=(len(classes), DIMENSION)))
     columns = {"class": list(classes), "aliases": [[c] for c in classes], "embedding": list(text)}
@@ -51,7 +52,7 @@ def make_results(
         store = encoder / f"similarity/{split}.zarr"
         _write_store(store, cosine(embeddings, text), attributes)
         _write_encode(encoder / f"encode/{split}", images, split)
-        labels = encoder / "final/pseudo_labels.parquet"
+        labels = encoder / "calibrated/pseudo_labels.parquet"
         if split != "train":
             labels = results / "unused.parquet"
         make_labels(similarity=store, images=images, split=split, output=labels, **SETTINGS)

@@ -97,7 +97,7 @@ def test_stages_without_a_model_do_not_import_torch(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "mAP 100.00 on 3 images" in done.stdout
     table, _, rest = done.stdout.partition("\n\nmAP, CF1 and OF1")
-    for line in ("CLIP, final", "CLIP, local max", "CLIP, pseudo labels", "classifier, fixed"):
+    for line in ("CLIP, final", "CLIP, local max", "CLIP, pseudo-labels", "classifier, fixed"):
         assert line in table
     rows = json.loads(rest[rest.index("[") :])
     assert len(rows) == 7

@@ -177,6 +177,15 @@ def test_an_option_that_is_not_is_noticed():
         check_snakemake(["--cores", "1", "nonsense"])
 
 
+def test_paths_of_the_demo_are_those_that_it_makes():
+    run = yaml.safe_load((ROOT / "config/config.yaml").read_text())["run"]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    of_encoder = set(re.findall(r"results/demo/tiny-clip/(\w+)(?=[/ `\n])", text))
+    assert of_encoder - {"embeddings", "encode", "similarity"} == set(run["labels"])
+    trainings = re.findall(rf"results/demo/tiny-clip/{run['labels'][0]}/(\w+)(?![\w.])", text)
+    assert set(trainings) == set(run["trainings"])
+
+
 # Examples
 
 

@@ -111,12 +111,13 @@ def test_every_problem_has_its_line(repository, tmp_path, monkeypatch):
         "device": ["cuda:99"],
         "data nowhere": ["no such folder"],
         "data empty": ["no images"],
-        "encoder absent": ["laion", "is not in the cache", "run once with network"],
+        "encoder absent": ["laion", "is not in the cache", "a run with network fetches it"],
         "encoder folder": ["local-dir:nowhere"],
-        "training timm": ["resnet18", "fetch them once with network", "pretrained=True"],
+        "training timm": ["resnet18", "a run with network fetches them", "pretrained=True"],
         "training file": ["nowhere.pt", "no such file"],
     }
     assert [name for name, finding in problems.items() if not finding.ok] == list(parts)
+    assert "what has a problem above is not counted" in problems["disk"].text
     for name, words in parts.items():
         assert "\n" not in problems[name].text
         assert all(word in problems[name].text for word in words), problems[name].text

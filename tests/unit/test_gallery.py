@@ -12,7 +12,7 @@ import pytest
 import zarr
 from PIL import Image
 
-from cdul_steps.data.tables import describe, read_scores, write_table
+from cdul_steps.data.tables import describe, read_facts, read_scores, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.similarity import scores as scores_of
 from cdul_steps.steps import gallery
@@ -98,7 +98,7 @@ def test_snippets_are_those_of_the_store_and_the_manifest(page, training):
     images = {image["id"]: image for image in images_of(parts(page))}
     dataset = training.parents[2]
     cosines = zarr.open_array(dataset / "tiny-clip/similarity/train.zarr", mode="r")[:]
-    scores = scores_of(cosines, 1 / made.LOGIT_SCALE)
+    scores = scores_of(cosines, made.SETTINGS["tau"])
     table = pq.read_table(dataset / "manifest/images.parquet").to_pylist()
     for row in (r for r in table if r["split"] == "train" and r["image_id"] in images):
         image = images[row["image_id"]]
@@ -157,10 +157,14 @@ def test_clips_scores_of_the_test_split_are_its_labels(training, tmp_path):
         images=dataset / "manifest/images.parquet",
         split="test",
         output=tmp_path / "labels.parquet",
-        **made.SETTINGS,
+        **{**made.SETTINGS, "positives": None},
     )
+    plain = read_scores(tmp_path / "labels.parquet")[2].astype(float)
+    # Calibrated as the train split's labels are, whatever those of the test split sum to.
+    facts = read_facts(training.parent / "pseudo_labels.parquet")
+    odds = (plain / (1 - plain)) ** facts["slope"] * np.exp(facts["bias"])
     shown = np.array([image["scores"][0] for image in images_of(data)]) / 1000
-    np.testing.assert_allclose(shown, read_scores(tmp_path / "labels.parquet")[2], atol=5.1e-4)
+    np.testing.assert_allclose(shown, odds / (1 + odds), atol=5.1e-4)
 
 
 def test_settings_that_are_not_known_here_leave_clips_test_scores_out(copy, tmp_path, capsys):
@@ -177,7 +181,7 @@ def test_before_any_training_clip_alone(copy, tmp_path):
     make_gallery(folder=copy.parent, split="train", output=tmp_path / "gallery")
     data = parts(tmp_path / "gallery")
     assert data["index"]["kinds"] == ["CLIP"]
-    assert data["index"]["title"] == "demo / tiny-clip / final"
+    assert data["index"]["title"] == "demo / tiny-clip / calibrated"
 
 
 def test_an_image_that_went_away_has_no_thumbnail(copy, tmp_path, capsys):
@@ -254,6 +258,9 @@ def test_the_command(copy, tmp_path, cdul):
     done = cdul("gallery", copy, "--split", "test", "--output", tmp_path / "gallery")
     assert done.returncode == 0, done.stderr
     assert f"open {tmp_path / 'gallery/index.html'}" in done.stderr
+    done = cdul("gallery", copy)
+    assert done.returncode == 0, done.stderr
+    assert (copy / "gallery/train/index.html").is_file()
     done = cdul("gallery", copy, "--split", "val", "--output", tmp_path / "other")
     assert done.returncode == 1
     assert done.stderr.startswith("cdul: error: ") and "no image of split 'val'" in done.stderr

@@ -275,6 +275,13 @@ def test_a_script_in_the_page_would_not_run(driver):
     wait_until(driver, lambda d: "Content Security Policy" in str(d.get_log("browser")))
 
 
+def test_what_the_labels_are_made_with_is_said(driver):
+    driver.find_element(By.TAG_NAME, "summary").click()
+    text = driver.find_element(By.ID, "meaning").text
+    assert "construction final; tau 0.1667 (3 times the model's own); zeta 0.05" in text
+    assert "calibrated so that an image's labels sum to it" in text
+
+
 def test_the_truth_is_shown_when_asked_for(driver):
     assert driver.find_elements(By.CSS_SELECTOR, ".truth") == []
     field(driver, "truth").click()

@@ -59,14 +59,14 @@ def python(after: str) -> dict:
 
 
 def scores(name: str) -> np.ndarray:
-    return read_scores(Path("results/demo/tiny-clip/final") / name)[2].astype(float)
+    return read_scores(Path("results/demo/tiny-clip/calibrated") / name)[2].astype(float)
 
 
 def run_command(line: str) -> str:
     program, *words = shlex.split(line)
-    if program in (".venv/bin/snakemake", ".venv/bin/python"):
+    if program in ("snakemake", "python"):
         return "not here: a workflow, which has its own tests, and a benchmark"
-    assert program == ".venv/bin/cdul"
+    assert program == "cdul"
     result = CliRunner().invoke(app, words, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
@@ -129,7 +129,7 @@ def test_precision_and_recall():
     names = python("Precision and recall of the labels at 0.5")
     images = pq.read_table("results/demo/manifest/images.parquet").to_pylist()
     known = {i["image_id"]: i["positive"] for i in images if i["known"]}
-    labels = pq.read_table("results/demo/tiny-clip/final/pseudo_labels.parquet").to_pylist()
+    labels = pq.read_table("results/demo/tiny-clip/calibrated/pseudo_labels.parquet").to_pylist()
     rows = [row for row in labels if row["image_id"] in known]
     for c, name in enumerate(("boat", "car", "cat")):
         both = sum(row[name] >= 0.5 and c in known[row["image_id"]] for row in rows)

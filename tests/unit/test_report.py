@@ -23,6 +23,7 @@ from cdul_steps.report import figures
 from cdul_steps.report.captions import CAPTIONS, TITLES
 from cdul_steps.report.page import Section, Table, render
 from cdul_steps.report.runs import find_runs
+from cdul_steps.report.settings import labels_in_words
 from cdul_steps.steps.encode import encode_shard, encode_text
 from cdul_steps.steps.evaluate import evaluate_labels, evaluate_scores
 from cdul_steps.steps.label import make_labels
@@ -449,11 +450,31 @@ def test_calibrated_labels_are_measured_and_drawn_as_they_are(copied, tmp_path):
     cells = [e.text for e in elements(root, "td")]
     assert "CLIP, final" in cells and "CLIP, pseudo-labels" in cells
     assert f"{quality['splits']['test']['pseudo_labels']['mAP']:.2f}" in cells
-    assert "classes standardised first yes" in text and "top_k 1" in text
+    assert "classes standardised" in text and "hard 1 for the 1 largest of an image" in text
     # Hard labels: nothing but zeros and ones.
     (run,) = find_runs([copied])
     for counts in score_panels(run).values():
         assert counts["pseudo-labels"].sum() == counts["pseudo-labels"][[0, -1]].sum() > 0
+
+
+def test_what_was_done_to_the_labels_is_said_in_words():
+    plain = {"construction": "final", "tau": 0.05, "zeta": 0.3, "lambda": 0.0, "grid": None}
+    plain |= {"statistics": None, "bias": None, "similarity": {"logit_scale": 20.0}}
+    assert labels_in_words(plain) == {
+        "construction": "final",
+        "tau": "0.05 (the model's own)",
+        "zeta": "0.3",
+        "lambda": "0",
+    }
+    done = {"tau": 0.15, "grid": [2, 2], "statistics": {}, "threshold": 0.5, "corrections": 7}
+    done |= {"statistics": {"mean": []}, "positives": 3.0, "slope": 3.0, "bias": -0.25}
+    words = labels_in_words({**plain, **done})
+    assert words["tau"] == "0.15 (3 times the model's own)"
+    assert words["positives"].startswith("3: calibrated") and "-0.25" in words["positives"]
+    assert words["hard"] == "1 from 0.5 on, else 0"
+    assert {"snippets", "classes", "corrections"} < set(words)
+    # A table of somebody else's says nothing.
+    assert labels_in_words({}) == {}
 
 
 def test_tables_of_shards_that_are_no_more_do_not_count(copied, whole, tmp_path):

@@ -153,6 +153,13 @@ def test_without_any_truth_there_is_one_line(folder):
     assert not (folder / "sweep.parquet").exists()
 
 
+def test_a_store_without_scale_is_told_what_the_sweep_needs(folder):
+    for split in SIZES:
+        del zarr.open_array(folder / f"{split}.zarr").attrs["logit_scale"]
+    with pytest.raises(UserError, match="'logit_scale'; the sweep's taus are multiples of 1 /"):
+        sweep(folder)
+
+
 def test_standardising_needs_the_train_split(folder):
     test = {"test": folder / "test.zarr"}
     with pytest.raises(UserError, match="split 'train'"):
