@@ -13,7 +13,7 @@ from snakemake.utils import Paramspace
 
 from cdul_steps.config import load
 from cdul_steps.data.classes import load_classes
-from cdul_steps.data.files import digest
+from cdul_steps.data.files import check_dates, digest
 from cdul_steps.data.readers import check_counts, fingerprint, read_dataset
 from cdul_steps.data.tables import read_facts
 from cdul_steps.errors import UserError
