@@ -58,14 +58,17 @@ def check_dates(folder: Path) -> None:
     that is out of date, and refuse a new one once its job has worked for hours.
     """
     now = datetime.now()
-    latest = now.timestamp() + CLOCKS_DIFFER
     for place, _, names in os.walk(folder):
         for path in (Path(place, name) for name in names):
-            if (date := path.lstat().st_mtime) > latest:
+            try:
+                date = datetime.fromtimestamp(path.lstat().st_mtime)
+            except FileNotFoundError:  # of a killed run whose last job is still at work
+                continue
+            if (date - now).total_seconds() > CLOCKS_DIFFER:
                 raise UserError(
-                    f"{path} is dated {datetime.fromtimestamp(date):%Y-%m-%dT%H:%M}, in future; "
-                    "a clock is or was wrong. Put it right; then, if nothing has been made since, "
-                    f"date the results anew by 'find {shlex.quote(str(folder))} -newermt now -exec "
+                    f"{path} is dated in the future, {date:%Y-%m-%d %H:%M}: a clock is or was "
+                    "wrong. Put it right; then, if nothing has been made since, date the results "
+                    f"anew by 'find {shlex.quote(str(folder))} -newermt now -exec "
                     f"touch -d {now:%Y-%m-%dT%H:%M} {{}} +', else delete those dated so"
                 )
 
