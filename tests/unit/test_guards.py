@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from mutate_guards import GUARDS, take_out
+from mutate_guards import GUARDS, Guard, is_missed
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,8 +24,11 @@ def test_every_family_has_a_guard():
 
 def test_a_guard_that_no_test_misses_is_noticed(tmp_path):
     (tmp_path / "tests/unit").mkdir(parents=True)
-    (tmp_path / "tests/unit/test_it.py").write_text("def test_one(): pass\n")
+    (tmp_path / "tests/unit/test_it.py").write_text(
+        "def test_one(): pass\ndef test_two(): assert 'True' in open('it.py').read()\n"
+    )
     (tmp_path / "it.py").write_text("guarded = True\n")
-    guard = type(GUARDS[0])("images", "", "it.py", "True", "False", "test_it.py::test_one")
-    assert take_out(tmp_path, guard, 60) == {"passes": True, "fails_without": False}
+    for test, missed in (("test_one", False), ("test_two", True)):
+        guard = Guard("images", "", "it.py", "True", "False", f"test_it.py::{test}")
+        assert is_missed(tmp_path, guard, 60) == missed
     assert (tmp_path / "it.py").read_text() == "guarded = True\n"
