@@ -2,9 +2,9 @@
 
     python benchmarks/mutate_guards.py
 
-In a copy of the project the tests of all guards must pass; then a change of text takes one of them
-out after the other, and its test must fail, or not end within --timeout. A table in Markdown goes to
-stderr, a row as soon as it is known.
+In a copy of the project the tests of all guards must pass. Then a change of text takes one guard
+out after the other, and its test must fail, or not end within --timeout. A table in Markdown goes
+to stderr, a row as soon as it is known.
 """
 
 import argparse
