@@ -25,6 +25,10 @@ include: "workflow/rules/model_card.smk"
 include: "workflow/rules/gallery.smk"
 
 
+onstart:
+    one_line(check_dates)(Path(RESULTS))
+
+
 rule all:
     default_target: True
     input:

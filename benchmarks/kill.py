@@ -72,11 +72,11 @@ TIMES = {"seconds", "images_per_second", "views_per_second", "modified"}
 
 
 def digests(results: Path) -> dict[str, str]:
-    """A digest of every file of the results but the logs, without the times in them."""
+    """A digest of every file of the results but logs and benchmarks, without the times in it."""
     found = {}
     for path in sorted(p for p in results.rglob("*") if p.is_file()):
         name = path.relative_to(results).as_posix()
-        if name.startswith("logs/"):
+        if name.startswith(("logs/", "benchmarks/")):
             continue
         content = path.read_bytes()
         if path.suffix == ".parquet":

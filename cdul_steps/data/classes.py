@@ -2,6 +2,7 @@
 
 import reprlib
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +73,15 @@ def load_classes(path: Path) -> ClassTable:
         names.append(name)
         aliases.append(others)
     return ClassTable(tuple(names), tuple(aliases))
+
+
+def check_choice(names: Sequence[str], where: object) -> None:
+    """Raise UserError for a single class: whatever an image shows, its softmax is 1."""
+    if len(names) < 2:
+        raise UserError(
+            f"{where}: has one class, {names[0]!r}, whose softmax is 1 for every image; give at "
+            "least two, what else the images show being the other"
+        )
 
 
 def _yaml_entries(text: str, path: Path) -> list[object]:

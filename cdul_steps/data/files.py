@@ -2,11 +2,14 @@
 
 import fcntl
 import hashlib
+import json
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,47 @@ def check_version(path: Path, facts: dict[str, Any]) -> None:
             f"{path}: written by another version of this software (schema {found!r}, this one "
             f"reads {SCHEMA_VERSION}); use that version, or delete the file and run snakemake"
         )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file.
+
+    Raises UserError for a file that is missing, torn, no mapping, or of another schema version.
+    """
+    try:
+        found = dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: no JSON mapping; delete it and run snakemake") from error
+    check_version(path, found)
+    return found
+
+
+CLOCKS_DIFFER = 60
+"""Seconds by which the clocks of machines that share a disk may differ."""
+
+
+def check_dates(folder: Path) -> None:
+    """Raise UserError for a file below `folder` that is dated in the future.
+
+    By such dates Snakemake takes results for newer than what they are made from: it would keep one
+    that is out of date, and refuse a new one once its job has worked for hours.
+    """
+    now = datetime.now()
+    for place, _, names in os.walk(folder):
+        for path in (Path(place, name) for name in names):
+            try:
+                date = datetime.fromtimestamp(path.lstat().st_mtime)
+            except FileNotFoundError:  # of a killed run whose last job is still at work
+                continue
+            if (date - now).total_seconds() > CLOCKS_DIFFER:
+                raise UserError(
+                    f"{path} is dated in the future, {date:%Y-%m-%d %H:%M}: a clock is or was "
+                    "wrong. Put it right; then, if nothing has been made since, date the results "
+                    f"anew by 'find {shlex.quote(str(folder))} -newermt now -exec "
+                    f"touch -d {now:%Y-%m-%dT%H:%M} {{}} +', else delete those dated so"
+                )
 
 
 def as_utf8(name: str) -> str:

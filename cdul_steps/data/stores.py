@@ -11,6 +11,7 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec
 
+from cdul_steps.data.classes import check_choice
 from cdul_steps.data.files import SCHEMA_VERSION, check_version, replacing
 from cdul_steps.errors import UserError, first_line
 
@@ -127,11 +128,7 @@ def open_similarity(
         raise UserError(
             f"{path}: its attribute 'classes' must name its {array.shape[2]} classes in order"
         )
-    if len(classes) < 2:
-        raise UserError(
-            f"{path}: has one class, {classes[0]!r}, whose softmax is 1 for every image; give at "
-            "least two, what else the images show being the other"
-        )
+    check_choice(classes, path)
     scale = array.attrs.get("logit_scale")
     if tau is None and scale is None:
         raise UserError(f"{path}: has no attribute 'logit_scale'; {hint}")

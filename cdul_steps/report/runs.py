@@ -1,6 +1,5 @@
 """What the report is of: the files of one combination of data set, encoder, labels, training."""
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,16 +8,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from cdul_steps.data.tables import read_facts, read_scores
+from cdul_steps.data.files import read_json
+from cdul_steps.data.tables import read_facts, read_scores, read_table
 from cdul_steps.errors import UserError
 from cdul_steps.steps.truth import Truth
 
+HISTORY = (
+    ["epoch", "loss", "label_movement", "label_mAP", "images_per_second"],
+    ["train_mAP", "test_mAP"],
+)
+"""Columns of `history.parquet` that are shown; the second need not be there."""
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file; empty where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+def read_if_there(path: Path) -> dict[str, Any]:
+    """A JSON file; empty where there is none. Raises UserError as `read_json` does."""
+    return read_json(path) if path.is_file() else {}
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class Run:
     @cached_property
     def quality(self) -> dict[str, Any]:
         """Measures of every label construction, by split."""
-        return read_json(self.labels / "quality.json")
+        return read_if_there(self.labels / "quality.json")
 
     def quality_on(self, split: str) -> dict[str, Any]:
         return self.quality.get("splits", {}).get(split, {})
@@ -96,17 +101,19 @@ class Run:
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """Measures of the classifier."""
-        return read_json(self.training / "metrics.json") if self.training else {}
+        return read_if_there(self.training / "metrics.json") if self.training else {}
 
     @cached_property
     def history(self) -> dict[str, list]:
         """The training's columns, a value an epoch."""
-        return pq.read_table(self.training / "history.parquet").to_pydict() if self.training else {}
+        if not self.training:
+            return {}
+        return read_table(self.training / "history.parquet", *HISTORY).to_pydict()
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
         """What the classifier's card says of how it was made."""
-        card = read_json(self.training / "model/model.json") if self.training else {}
+        card = read_if_there(self.training / "model/model.json") if self.training else {}
         return card.get("provenance", {})
 
     def truth(self, image_ids: list[str], classes: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,5 @@
 """Stage ablation: the variants of a training side by side."""
 
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from cdul_steps.data.files import write_text
+from cdul_steps.data.files import read_json, write_text
 from cdul_steps.data.tables import describe, read_facts, write_table
 from cdul_steps.data.variants import COLUMNS, read_rows
 from cdul_steps.errors import UserError
@@ -50,7 +49,7 @@ def compare_variants(
             raise UserError(f"{table}: has no variant {name!r}")
         labels = _pseudo_labels(folder)
         refined = folder / "refined_labels.parquet"
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        metrics = read_json(folder / "metrics.json")
         settings = read_facts(refined)["training"]
         records.append(
             {

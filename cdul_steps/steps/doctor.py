@@ -22,7 +22,7 @@ from snakemake.utils import update_config
 from torch.utils.data import DataLoader
 
 from cdul_steps.config import Config, Dataset, Encoder, Training, load
-from cdul_steps.data.classes import load_classes
+from cdul_steps.data.classes import check_choice, load_classes
 from cdul_steps.data.images import ImageError, read_size
 from cdul_steps.data.readers import check_counts, read_dataset
 from cdul_steps.demo.scenes import write_scenes
@@ -179,15 +179,16 @@ def _paths(dataset: Dataset) -> dict[str, list[str]]:
 
 
 def _data(dataset: Dataset) -> Result:
-    classes = len(load_classes(Path(dataset.classes)).names)
+    names = load_classes(Path(dataset.classes)).names
+    check_choice(names, dataset.classes)
     if dataset.reader == "demo":
         images = {split: getattr(dataset.scenes, split) for split in dataset.splits}
     else:
         images = {split: len(paths) for split, paths in _paths(dataset).items()}
     views = sum(images.values()) * _views(dataset)
     text = ", ".join(f"{count} images to {split}" for split, count in images.items())
-    values = {"images": images, "views": views, "classes": classes}
-    return f"{text}; {classes} classes; {views} views", values
+    values = {"images": images, "views": views, "classes": len(names)}
+    return f"{text}; {len(names)} classes; {views} views", values
 
 
 @contextmanager

@@ -1,13 +1,11 @@
 """Stage model_card: what a person should know before using a trained classifier."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-from cdul_steps.data.files import write_text
+from cdul_steps.data.files import read_json, write_text
 from cdul_steps.data.tables import read_table
-from cdul_steps.errors import UserError
 from cdul_steps.report.settings import labels_in_words
 
 PAPER = "[CDUL](https://arxiv.org/abs/2307.16634)"
@@ -28,15 +26,6 @@ def escape(text: object) -> str:
     return re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", text)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON") from error
-
-
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
@@ -49,11 +38,11 @@ def make_model_card(
     `data` names the data set, `images` is its manifest, `quality` measures the labels that the
     model learnt from, `metrics` the model. Raises UserError for a file that is missing.
     """
-    card = _read_json(model / "model.json")
-    measured = _read_json(metrics)
+    card = read_json(model / "model.json")
+    measured = read_json(metrics)
     sections = [
         _head(card, data),
-        _measures(measured, _read_json(quality), card["provenance"]["labels"]),
+        _measures(measured, read_json(quality), card["provenance"]["labels"]),
         _training(card["provenance"], data, images),
         _limits(card, measured),
         USE,

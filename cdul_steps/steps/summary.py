@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cdul_steps.data.files import check_version
+from cdul_steps.data.files import read_json
 from cdul_steps.errors import UserError
 
 LABEL_ROWS = {
@@ -17,21 +17,11 @@ LABEL_ROWS = {
 }
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The measures in a JSON file; UserError for one that is torn or of another schema version."""
-    try:
-        found = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: no JSON mapping; delete it and run snakemake") from error
-    check_version(path, found)
-    return found
-
-
 def _rows(results: Path) -> list[dict[str, Any]]:
     rows = []
     for path in sorted(results.glob("*/*/*/quality.json")):
         dataset, encoder, labels = path.relative_to(results).parts[:3]
-        quality = _read(path)
+        quality = read_json(path)
         for split, constructions in quality["splits"].items():
             for name in [n for n in LABEL_ROWS if n in constructions]:
                 rows.append(
@@ -48,7 +38,7 @@ def _rows(results: Path) -> list[dict[str, Any]]:
                     }
                 )
         for metrics_path in sorted(path.parent.glob("*/metrics.json")):
-            metrics = _read(metrics_path)
+            metrics = read_json(metrics_path)
             rows.append(
                 {
                     "dataset": dataset,

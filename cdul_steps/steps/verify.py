@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from cdul_steps.data.files import digest
+from cdul_steps.data.files import digest, read_json
 from cdul_steps.data.manifest import read_shard, read_split
 from cdul_steps.data.stores import open_store, read_blocks, shard_file, shard_rows
 from cdul_steps.data.tables import read_facts, read_scores, read_table
@@ -220,7 +220,7 @@ def _check_labels(labels: Path, splits: list[Split], report: Report) -> None:
     quality = labels.parent / "quality.json"
     if quality.exists():
         with report.reading(quality):
-            json.loads(quality.read_text(encoding="utf-8"))
+            read_json(quality)
     if classes is None:
         return
     for history in sorted(labels.parent.glob("*/history.parquet")):
@@ -239,7 +239,7 @@ def _check_training(
         if names != classes or not table["image_id"].equals(labels["image_id"]):
             raise ValueError("its images and classes are not those of pseudo_labels.parquet")
     with report.reading(card):
-        if json.loads(card.read_text(encoding="utf-8"))["classes"] != classes:
+        if read_json(card)["classes"] != classes:
             raise ValueError("its classes are not those of pseudo_labels.parquet")
     with report.reading(weights):
         load_file(weights)
@@ -255,7 +255,7 @@ def _check_training(
     metrics = folder / "metrics.json"
     if metrics.exists():
         with report.reading(metrics):
-            json.loads(metrics.read_text(encoding="utf-8"))
+            read_json(metrics)
 
 
 def verify(results: Path) -> Report:

@@ -82,19 +82,21 @@ def test_a_problem_gives_status_one_and_a_line(small, tmp_path):
 def test_every_problem_has_its_line(repository, tmp_path, monkeypatch):
     monkeypatch.chdir(repository)
     (tmp_path / "names.txt").write_text("dog\ncat\n")
+    (tmp_path / "one.txt").write_text("dog\n")
     (tmp_path / "photos").mkdir()
     data = {"reader": "folder", "classes": str(tmp_path / "names.txt"), "splits": {"train": "."}}
     problems = found(
         overlay(
             tmp_path,
             run={
-                "datasets": ["nowhere", "empty"],
+                "datasets": ["nowhere", "empty", "one"],
                 "encoders": ["absent", "folder"],
                 "trainings": ["timm", "file"],
             },
             datasets={
                 "nowhere": {**data, "root": str(tmp_path / "nowhere")},
                 "empty": {**data, "root": str(tmp_path / "photos")},
+                "one": {**data, "root": str(tmp_path), "classes": str(tmp_path / "one.txt")},
             },
             encoders={
                 "absent": {"model": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"},
@@ -111,6 +113,7 @@ def test_every_problem_has_its_line(repository, tmp_path, monkeypatch):
         "device": ["cuda:99"],
         "data nowhere": ["no such folder"],
         "data empty": ["no images"],
+        "data one": ["one.txt: has one class, 'dog'"],
         "encoder absent": ["laion", "is not in the cache", "a run with network fetches it"],
         "encoder folder": ["local-dir:nowhere"],
         "training timm": ["resnet18", "a run with network fetches them", "pretrained=True"],

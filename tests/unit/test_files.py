@@ -1,10 +1,23 @@
+import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+import time
 
 import pytest
+from messages import message_of
 
-from cdul_steps.data.files import digest, replacing, write_if_changed, write_text
+from cdul_steps.data.files import (
+    SCHEMA_VERSION,
+    check_dates,
+    digest,
+    read_json,
+    replacing,
+    write_if_changed,
+    write_text,
+)
 
 
 def names(folder):
@@ -144,3 +157,33 @@ def test_digest_sees_content_and_names_but_not_place_or_time(tmp_path):
     assert folder("name", {"a": "x", "sub/c": "y"}) != first
     assert digest(tmp_path / "one" / "a") == digest(tmp_path / "another" / "a")
     assert digest(tmp_path / "one" / "a") != digest(tmp_path / "one" / "sub" / "b")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", "[" * 100_000])
+def test_json_that_is_no_mapping(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    assert message_of(read_json, tmp_path / "a.json").startswith(f"{tmp_path}/a.json: no JSON")
+
+
+def test_json_of_another_version_or_none(tmp_path):
+    path = tmp_path / "a.json"
+    assert message_of(read_json, path) == f"{path}: no such file"
+    path.write_text(json.dumps({"schema_version": SCHEMA_VERSION + 1}))
+    assert "written by another version" in message_of(read_json, path)
+    path.write_text(json.dumps({"schema_version": SCHEMA_VERSION}))
+    assert read_json(path) == {"schema_version": SCHEMA_VERSION}
+
+
+def test_dates_in_the_future(tmp_path):
+    folder = tmp_path / "it's here"
+    write_text(folder / "a/file", "text")
+    (folder / "gone").symlink_to("nowhere")
+    os.utime(folder / "a/file", (0, time.time() + 30))
+    check_dates(folder)
+    check_dates(tmp_path / "nothing")
+    os.utime(folder / "a/file", (0, time.time() + 300))
+    message = message_of(check_dates, folder)
+    assert message.startswith(f"{folder}/a/file is dated in the future, 20")
+    command = re.search("'(find .*)', else", message)[1]
+    subprocess.run(shlex.split(command), check=True)
+    check_dates(folder)

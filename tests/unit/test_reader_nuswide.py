@@ -169,6 +169,7 @@ def test_an_array_that_is_none(root):
         ("filepath,label,split_name\na.jpg,3,train\n", ["line 2", "'3'"]),
         ("filepath,label,split_name\na.jpg,\"['sky'\",train\n", ["line 2", "['sky'"]),
         ("filepath,label,split_name\na.jpg,['sky', 'clouds'],train\n", ["line 2", "4 cells"]),
+        (f"filepath,label,split_name\na.jpg,{'-' * 10**5}1,train\n", ["line 2", "---"]),
     ],
 )
 def test_mistakes_in_the_table(listed, text, parts):
@@ -176,6 +177,12 @@ def test_mistakes_in_the_table(listed, text, parts):
     message = message_of(read_nuswide, listed, LISTED, CLASSES)
     for part in [str(listed), *parts]:
         assert part in message
+
+
+def test_an_image_outside_of_the_set(root):
+    write(root / "ImageList/TrainImagelist.txt", "a\\1.jpg\n..\\..\\secret.jpg\n")
+    message = message_of(read_nuswide, root, SPLITS, CLASSES)
+    assert f"{root}: the image '../../secret.jpg' lies outside {root}/Flickr" in message
 
 
 def test_an_image_twice(root):

@@ -1,6 +1,7 @@
 """The report: what its figures show, and its page."""
 
 import base64
+import errno
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
+from faults import small_disk
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -19,6 +21,8 @@ from messages import message_of
 from PIL import Image
 
 from cdul_steps.config import read_training
+from cdul_steps.data.files import SCHEMA_VERSION
+from cdul_steps.data.tables import KEY
 from cdul_steps.report import figures
 from cdul_steps.report.captions import CAPTIONS, TITLES
 from cdul_steps.report.page import Section, Table, render
@@ -532,3 +536,42 @@ def test_mistakes(measured, tmp_path):
     (tmp_path / "mine/photo.jpg").touch()
     assert "holds other files" in message_of(make, measured, tmp_path / "mine")
     assert (tmp_path / "mine/photo.jpg").exists()
+
+
+def test_full_disk(unmeasured, tmp_path):
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        place = disk / "report"
+        place.mkdir()
+        (place / "report.html").write_text("earlier")
+        with pytest.raises(OSError, match=re.escape(str(disk))) as caught:
+            make(unmeasured, place)
+        assert caught.value.errno == errno.ENOSPC
+        assert [p for p in disk.rglob("*") if p.is_file()] == [place / "report.html"]
+        assert (place / "report.html").read_text() == "earlier"
+
+
+@pytest.mark.parametrize(
+    ("file", "part"),
+    [
+        ("quality.json", "quality"),
+        ("small/metrics.json", "metrics"),
+        ("small/model/model.json", "provenance"),
+        ("small/history.parquet", "history"),
+    ],
+)
+def test_files_that_are_torn_or_of_another_version(copied, file, part):
+    path = copied / file
+
+    def told() -> str:
+        (run,) = find_runs([copied])
+        return message_of(getattr, run, part)
+
+    other = {"schema_version": SCHEMA_VERSION + 1}
+    if path.suffix == ".json":
+        path.write_text(json.dumps({**json.loads(path.read_text()), **other}))
+    else:
+        table = pq.read_table(path)
+        pq.write_table(table.replace_schema_metadata({KEY: json.dumps(other)}), path)
+    assert told().startswith(f"{path}: written by another version")
+    path.write_bytes(path.read_bytes()[:-9])
+    assert told().startswith(f"{path}: no")

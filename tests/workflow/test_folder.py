@@ -135,6 +135,7 @@ def test_too_many_failures_name_the_first(photos):
         ("datasets.photos.splits", {"train": "empty"}, ["train", "empty"]),
         ("datasets.photos.shard_sise", 3, ["shard_sise", "'shard_size'"]),
         ("datasets.photos.classes", "twice.txt", ["twice.txt", "listed twice"]),
+        ("datasets.photos.classes", "one.txt", ["one.txt", "one class, 'dog'"]),
         ("run.labels", ["fnal"], ["fnal", "'final'"]),
         ("encoders.tiny-clip.model", "local-dir:nowhere", ["encoders.tiny-clip", "nowhere"]),
         ("trainings.small.weights", "nowhere.pt", ["trainings.small.weights", "nowhere.pt"]),
@@ -144,6 +145,7 @@ def test_mistakes_are_one_line(photos, path, value, parts):
     project, folder = photos
     (folder / "empty").mkdir()
     (project.folder / "twice.txt").write_text("dog\ncat\nDog\n")
+    (project.folder / "one.txt").write_text("dog\n")
     line = _fails(project.set(path, value))
     assert all(part in line for part in parts), line
 

@@ -5,7 +5,10 @@ The tests build on each other's results and leave them up to date.
 
 import json
 import os
+import re
+import shlex
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -161,10 +164,28 @@ def test_a_second_run_beside_the_first_is_refused(hostile):
     while first.started("label") is None:
         assert first.process.poll() is None, first.text
         time.sleep(0.01)
+    # So that it cannot be over before the second begins.
+    os.killpg(first.process.pid, signal.SIGSTOP)
     second = project.snakemake(target, check=False)
+    os.killpg(first.process.pid, signal.SIGCONT)
     assert second.returncode == 1 and "locked" in second.stdout
     assert first.wait() == 0, first.text
     assert digests(project.results) == before
+
+
+def test_results_dated_in_the_future_are_kept_and_told(hostile):
+    project, _, _ = hostile
+    target = "a; touch pwned results/evil/evil/final/pseudo_labels.parquet"
+    before, ahead = digests(project.results), time.time() + 7200
+    for path in project.results.rglob("*"):
+        os.utime(path, (ahead, ahead), follow_symlinks=False)
+    # Snakemake alone would refuse what a job made of them, when it is done.
+    refused = project.snakemake(target, "--forcerun", "label", check=False)
+    assert refused.returncode == 1 and "dated in the future" in refused.stdout
+    assert (project.folder / target).stat().st_mtime >= int(ahead)
+    command = re.search("'(find .*)', else", refused.stdout)[1]
+    subprocess.run(shlex.split(command), check=True, cwd=project.folder)
+    assert project.plan(target) == {} and digests(project.results) == before
 
 
 @pytest.mark.parametrize(("stage", "seed"), [("encode", 1), ("train", 5)])
@@ -184,7 +205,7 @@ def test_failed_images_get_another_try(hostile):
     times = image.stat()
     image.write_bytes((root / NAMES[0]).read_bytes())
     os.utime(image, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert project.plan() == {}
+    assert project.plan(target) == {}
     command = [sys.executable, "-m", "cdul_steps.cli", "retry-failed", str(project.results)]
     done = subprocess.run(
         command, cwd=project.folder, env=project.environment, capture_output=True, text=True

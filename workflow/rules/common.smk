@@ -12,8 +12,8 @@ sys.path.insert(0, str(ROOT))
 from snakemake.utils import Paramspace
 
 from cdul_steps.config import load
-from cdul_steps.data.classes import load_classes
-from cdul_steps.data.files import digest
+from cdul_steps.data.classes import check_choice, load_classes
+from cdul_steps.data.files import check_dates, digest
 from cdul_steps.data.readers import check_counts, fingerprint, read_dataset
 from cdul_steps.data.tables import read_facts
 from cdul_steps.errors import UserError
@@ -141,7 +141,11 @@ def dataset_content(wildcards):
 @one_line
 def class_names(wildcards):
     """The class names without their aliases, which only the text encoder reads."""
-    return list(load_classes(Path(CONFIG.datasets[wildcards.dataset].classes)).names)
+    table = Path(CONFIG.datasets[wildcards.dataset].classes)
+    names = list(load_classes(table).names)
+    # Before hours of encoding, at whose end `label` would say it.
+    check_choice(names, table)
+    return names
 
 
 def scenes_key(key):

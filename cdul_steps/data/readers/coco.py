@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from cdul_steps.data.readers.record import ImageRecord
+from cdul_steps.data.readers.record import ImageRecord, image_path
 from cdul_steps.errors import UserError, first_line, nearest
 
 
@@ -51,7 +51,7 @@ def read_coco(root: Path, splits: Mapping[str, str], classes: Sequence[str]) -> 
             raise UserError(f"{root / own}: no such folder; the images of {path} must be there")
         positive = _truth(instances, classes, path)
         for image in instances.images:
-            file = (root / own / image.file_name).as_posix()
+            file = image_path(root / own, image.file_name, path)
             known = tuple(sorted(positive[image.id])) if positive is not None else None
             records.append(ImageRecord(str(image.id), split, file, known))
     return records

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cdul_steps.data.readers.record import ImageRecord
+from cdul_steps.data.readers.record import ImageRecord, image_path
 from cdul_steps.data.readers.table import table_errors, table_header, table_rows
 from cdul_steps.errors import UserError, first_line, nearest
 
@@ -49,7 +49,7 @@ def read_nuswide(
             for split, own in splits.items()
         }
     return [
-        ImageRecord(image_id, split, (top / image_id).as_posix(), positive)
+        ImageRecord(image_id, split, image_path(top, image_id, root), positive)
         for split, rows in by_split.items()
         for image_id, positive in rows
     ]
@@ -134,9 +134,9 @@ def _labels(text: str, where: str) -> set[str]:
         labels = ast.literal_eval(text)
         if isinstance(labels, list):
             return set(labels)
-    except (ValueError, SyntaxError, TypeError):
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         pass
-    raise UserError(f"{where}: expected a label such as ['clouds', 'sky'], found {text!r}")
+    raise UserError(f"{where}: expected a label such as ['clouds', 'sky'], found {text[:80]!r}")
 
 
 def _positive(labels: np.ndarray) -> Iterator[tuple[int, ...]]:

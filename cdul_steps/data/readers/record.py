@@ -1,6 +1,9 @@
 """What a reader says of one image."""
 
 from dataclasses import dataclass
+from pathlib import Path
+
+from cdul_steps.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,3 +23,10 @@ class ImageRecord:
     path: str
     positive: tuple[int, ...] | None
     difficult: tuple[int, ...] = ()
+
+
+def image_path(folder: Path, name: str, listing: Path) -> str:
+    """The path of the image that a `listing` names; UserError if it lies outside `folder`."""
+    if name.startswith("/") or ".." in name.split("/"):
+        raise UserError(f"{listing}: the image {name!r} lies outside {folder}; correct the list")
+    return (folder / name).as_posix()

@@ -1,0 +1,287 @@
+"""Take guards out, one at a time, and show that a test fails for each; print it as JSON.
+
+    python benchmarks/mutate_guards.py
+
+In a copy of the project the tests of all guards must pass. Then a change of text takes one guard
+out after the other, and its test must fail, or not end within --timeout. A table in Markdown goes
+to stderr, a row as soon as it is known.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cdul_steps.provenance import versions
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("benchmarks", "cdul_steps", "config", "tests", "workflow", "Snakefile", "pyproject.toml")
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What it keeps away, the text that is it, what replaces it, and the test that misses it."""
+
+    family: str
+    against: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+GUARDS = (
+    Guard(
+        "images",
+        "an image of more than max_pixels is decoded",
+        "cdul_steps/data/images.py",
+        "if width * height > max_pixels:",
+        "if False:",
+        "test_images.py::test_too_large_is_known_before_pixels_are_allocated",
+    ),
+    Guard(
+        "images",
+        "a JPEG of endless scans takes hours",
+        "cdul_steps/data/images.py",
+        "if scans > MAX_SCANS:",
+        "if False:",
+        "test_images.py::test_a_jpeg_of_many_scans_is_refused_before_it_takes_hours",
+    ),
+    Guard(
+        "images",
+        "an image as thin as a thread fills the memory",
+        "cdul_steps/steps/encode.py",
+        "if (sides.max(axis=1) > MAX_ASPECT * sides.min(axis=1)).any():",
+        "if False:",
+        "test_encode.py::test_image_like_a_thread[longest]",
+    ),
+    Guard(
+        "images",
+        "an exception other than the usual ends the run",
+        "cdul_steps/data/images.py",
+        "    except Exception as error:\n        # Pillow's own OSErrors",
+        "    except OSError as error:\n        # Pillow's own OSErrors",
+        "test_images.py::test_not_an_image",
+    ),
+    Guard(
+        "data",
+        "a shard of another run passes for this one's",
+        "cdul_steps/steps/similarity.py",
+        'if digest(shard) != facts["digest"]:',
+        "if False:",
+        "test_mismatch.py::test_a_shard_of_another_run",
+    ),
+    Guard(
+        "data",
+        "a torn shard is read as data",
+        "cdul_steps/data/stores.py",
+        "compressors=Crc32cCodec(),",
+        "compressors=None,",
+        "test_stores.py::test_a_torn_shard_is_named",
+    ),
+    Guard(
+        "data",
+        "classes in another order are mixed up",
+        "cdul_steps/data/manifest.py",
+        "if named == classes:",
+        "if sorted(named) == sorted(classes):",
+        "test_mismatch.py::test_classes_of_another_order_or_number",
+    ),
+    Guard(
+        "data",
+        "a file of another schema version is misread",
+        "cdul_steps/data/files.py",
+        "if found != SCHEMA_VERSION:",
+        "if False:",
+        "test_tables.py::test_another_schema_is_refused",
+    ),
+    Guard(
+        "models",
+        "embeddings that are no finite vectors become labels",
+        "cdul_steps/steps/encode.py",
+        "if np.isfinite(vectors).all():",
+        "if True:",
+        "test_encode.py::test_overflow_is_a_status",
+    ),
+    Guard(
+        "models",
+        "a training that diverged overwrites its checkpoint",
+        "cdul_steps/steps/train.py",
+        "if not (np.isfinite(loss) and trainer.is_finite()):",
+        "if False:",
+        "test_train.py::test_divergence_keeps_the_last_checkpoint",
+    ),
+    Guard(
+        "models",
+        "a training goes on from a checkpoint of other labels",
+        "cdul_steps/steps/train.py",
+        'if not isinstance(state, dict) or state.get("identity") != identity:',
+        "if not isinstance(state, dict):",
+        "test_train.py::test_checkpoint_of_other_labels",
+    ),
+    Guard(
+        "faults",
+        "a file that was cut short passes for whole",
+        "cdul_steps/data/files.py",
+        "part = scratch / path.name",
+        "part = path",
+        "test_files.py::test_an_exception_leaves_the_old_file_and_no_scratch",
+    ),
+    Guard(
+        "faults",
+        "what killed writers leave piles up",
+        "cdul_steps/data/files.py",
+        "    _remove_stale(path)\n",
+        "",
+        "test_faults.py::test_what_a_killed_writer_left_goes_with_the_next",
+    ),
+    Guard(
+        "faults",
+        "GPU memory that runs out ends the job",
+        "cdul_steps/models/device.py",
+        "if self.batch_size == 1:",
+        "if True:",
+        "test_encode.py::test_out_of_memory_halves_the_batch_for_good",
+    ),
+    Guard(
+        "faults",
+        "results dated in the future hide what is out of date",
+        "cdul_steps/data/files.py",
+        "if (date - now).total_seconds() > CLOCKS_DIFFER:",
+        "if False:",
+        "test_files.py::test_dates_in_the_future",
+    ),
+    Guard(
+        "security",
+        "a pickle in a checkpoint is run",
+        "cdul_steps/models/__init__.py",
+        'os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)\n'
+        'os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"\n',
+        "",
+        "test_security.py::test_no_setting_of_torch_makes_a_checkpoint_run",
+    ),
+    Guard(
+        "security",
+        "a pickle in a Zarr store is run",
+        "cdul_steps/data/stores.py",
+        ', mode="r", zarr_format=3)',
+        ', mode="r")',
+        "test_security.py::test_a_store_with_pickles_in_it_is_refused",
+    ),
+    Guard(
+        "security",
+        "a model card reads weights of elsewhere",
+        "cdul_steps/models/classifier.py",
+        "if elsewhere := ELSEWHERE & set(card.model_args):",
+        "if elsewhere := ():",
+        "test_security.py::test_a_model_card_names_no_other_weights",
+    ),
+    Guard(
+        "security",
+        "an image id leads out of its folder",
+        "cdul_steps/data/readers/voc.py",
+        'if "/" in name:',
+        "if False:",
+        "test_security.py::test_an_image_id_leads_nowhere_else",
+    ),
+    Guard(
+        "security",
+        "a file name is run by the shell",
+        "workflow/rules/label.smk",
+        "{input.images:q}",
+        "{input.images}",
+        "test_security.py::test_every_word_of_a_shell_command_is_quoted",
+    ),
+    Guard(
+        "security",
+        "a class name becomes part of the report's HTML",
+        "cdul_steps/report/page.py",
+        "autoescape=True",
+        "autoescape=False",
+        "test_report.py::test_the_page_escapes_all_text",
+    ),
+    Guard(
+        "security",
+        "YAML makes objects that run",
+        "cdul_steps/data/classes.py",
+        "yaml.safe_load(text)",
+        "yaml.unsafe_load(text)",
+        "test_security.py::test_yaml_is_data",
+    ),
+    Guard(
+        "fuzz",
+        "metadata that is no JSON mapping ends in a traceback",
+        "cdul_steps/data/tables.py",
+        "except (ValueError, TypeError, RecursionError) as error:",
+        "except RecursionError as error:",
+        "test_tables.py::test_metadata_that_is_no_mapping",
+    ),
+)
+
+
+def passes(project: Path, tests: Iterable[str], timeout: float) -> bool:
+    """Whether tests, each `file::name` below tests/unit, pass in a copy of the project."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    try:
+        done = subprocess.run(
+            [*command, *(f"tests/unit/{test}" for test in tests)],
+            cwd=project,
+            env={**os.environ, "PYTHONPATH": str(project), "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    if done.returncode not in (0, 1):  # of pytest: no such test, and the like
+        raise RuntimeError(f"{done.stdout}{done.stderr}")
+    return done.returncode == 0 and "passed" in done.stdout
+
+
+def is_missed(project: Path, guard: Guard, timeout: float) -> bool:
+    """Whether the guard's test fails without it."""
+    file = project / guard.file
+    text = file.read_text(encoding="utf-8")
+    if text.count(guard.old) != 1:
+        raise RuntimeError(f"{guard.file}: {guard.old!r} is there {text.count(guard.old)} times")
+    file.write_text(text.replace(guard.old, guard.new), encoding="utf-8")
+    try:
+        return not passes(project, [guard.test], timeout)
+    finally:
+        file.write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    """Take every guard out and print what its test said."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--timeout", type=float, default=300, help="seconds that a test may take")
+    options = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        project = Path(folder) / "project"
+        project.mkdir()
+        for part in PARTS:
+            copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+            copy(ROOT / part, project / part)
+        if not passes(project, [guard.test for guard in GUARDS], len(GUARDS) * options.timeout):
+            sys.exit("a test fails with all guards in their places")
+        print("| family | without its guard | test | fails |\n|---|---|---|---|", file=sys.stderr)
+        for guard in GUARDS:
+            missed = is_missed(project, guard, options.timeout)
+            rows.append({**asdict(guard), "fails": missed})
+            cells = (guard.family, guard.against, f"`{guard.test}`", "yes" if missed else "NO")
+            print(f"| {' | '.join(cells)} |", file=sys.stderr, flush=True)
+    missed = sum(row["fails"] for row in rows)
+    result = {"guards": rows, "missed": missed, "of": len(rows), "software": versions("pytest")}
+    print(json.dumps(result, indent=2))
+    sys.exit(missed != len(rows))
+
+
+if __name__ == "__main__":
+    main()
