@@ -108,18 +108,18 @@ def draw_average_precision(
     axis = figure.subplots()
     places, height = np.arange(len(shown)), 0.8 / len(values)
     for i, ((name, ap), (colour, hatch)) in enumerate(zip(values.items(), BARS, strict=False)):
+        mean = np.mean([v for v in ap if v is not None])
         axis.barh(
             places + ((len(values) - 1) / 2 - i) * height,
             [ap[c] for c in shown],
             height,
-            label=name,
+            label=f"{name}, mAP {mean:.1f}",
             color=colour,
             hatch=hatch,
             edgecolor="#222222",
             linewidth=0.4,
         )
-        mean = np.mean([v for v in ap if v is not None])
-        axis.axvline(mean, color=colour, ls=":", lw=1.2)
+        axis.axvline(mean, color="#222222", ls=(":", "--")[i], lw=1)
     axis.set_yticks(places, [f"{classes[c]} ({positives[c]})" for c in shown])
     axis.set(xlim=(0, 100), ylim=(-0.6, len(shown) - 0.4), xlabel="average precision (%)")
     axis.set_ylabel("class (images with it)")
