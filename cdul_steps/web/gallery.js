@@ -230,7 +230,7 @@ async function view(place) {
       "div",
       {},
       element("span", { className: "box" }, picture(image)),
-      element("p", {}, image.top.length ? `Whole image: ${index.classes[image.top[0]]} ${shown(image.top_scores[0])}` : ""),
+      element("p", {}, image.top.length ? `CLIP of the whole image: ${index.classes[image.top[0]]} ${shown(image.top_scores[0])}` : ""),
       ...(truth ? [element("p", { className: "truth" }, truth)] : []),
       element("p", {}, element("a", { href: image.link }, "Original"), ` ${width} × ${height} pixels`),
     ),
