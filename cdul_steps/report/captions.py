@@ -22,7 +22,8 @@ CAPTIONS = {
     "with that class are ranked before those without it, by CLIP's labels, made as the "
     "pseudo-labels are, and by the classifier that learnt from these, on the same images. 100 is a "
     "perfect ranking. In brackets: the images with the class; a ranking by chance reaches about "
-    "their share of all images. Dotted lines: the means over the classes (mAP).",
+    "their share of all images. Vertical lines: the means over the classes (mAP), dotted of CLIP's "
+    "labels, dashed of the classifier.",
     "precision_recall": "Left: all pairs of image and class in one ranking; lowering the threshold "
     "moves along a curve from left (few labels, mostly right) to right (all labels found, many "
     "wrong ones besides). Higher is better; the dots mark a threshold of 0.5. Right: the "

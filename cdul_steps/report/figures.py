@@ -72,7 +72,7 @@ def count_scores(scores: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 
 def draw_scores(panels: dict[str, dict[str, np.ndarray]], zeta: float | None) -> Figure:
     """Distributions of scores: panel title to curve name to counts in SCORE_BINS."""
-    figure = Figure((WIDTH, 3), layout="constrained")
+    figure = Figure((WIDTH, 3.2), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, (title, curves) in zip(axes, panels.items(), strict=True):
         for (name, counts), (colour, dashes) in zip(curves.items(), LINES, strict=False):
@@ -85,7 +85,9 @@ def draw_scores(panels: dict[str, dict[str, np.ndarray]], zeta: float | None) ->
         axis.set(yscale="log", xlim=(0, 1), title=title, xlabel="score (probability, 0 to 1)")
     axes[0].set_ylabel("share of scores (%, logarithmic)")
     axes[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes[-1].legend()
+    # Beside the curves, which may be anywhere, as in the other figures.
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=len(names))
     return figure
 
 
@@ -108,18 +110,18 @@ def draw_average_precision(
     axis = figure.subplots()
     places, height = np.arange(len(shown)), 0.8 / len(values)
     for i, ((name, ap), (colour, hatch)) in enumerate(zip(values.items(), BARS, strict=False)):
+        mean = np.mean([v for v in ap if v is not None])
         axis.barh(
             places + ((len(values) - 1) / 2 - i) * height,
             [ap[c] for c in shown],
             height,
-            label=name,
+            label=f"{name}, mAP {mean:.1f}",
             color=colour,
             hatch=hatch,
             edgecolor="#222222",
             linewidth=0.4,
         )
-        mean = np.mean([v for v in ap if v is not None])
-        axis.axvline(mean, color=colour, ls=":", lw=1.2)
+        axis.axvline(mean, color="#222222", ls=(":", "--")[i], lw=1)
     axis.set_yticks(places, [f"{classes[c]} ({positives[c]})" for c in shown])
     axis.set(xlim=(0, 100), ylim=(-0.6, len(shown) - 0.4), xlabel="average precision (%)")
     axis.set_ylabel("class (images with it)")
@@ -172,7 +174,7 @@ def draw_precision_recall(
 
     `truth` and `counted` are bool (N, C), `ap` the last scores' average precision by class.
     """
-    figure = Figure((WIDTH, 3.4), layout="constrained")
+    figure = Figure((WIDTH, 4), layout="constrained")
     together, single = figure.subplots(1, 2, sharey=True)
     for (name, values), (colour, dashes) in zip(scores.items(), LINES, strict=False):
         recall, precision = precision_recall(truth[counted], values[counted])
@@ -196,7 +198,7 @@ def draw_precision_recall(
     single.set(title=f"{name}, each class")
     for axis in (together, single):
         axis.set(xlim=(0, 100), ylim=(0, 102), xlabel="recall (%)")
-        axis.legend()
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16))
     return figure
 
 
@@ -220,7 +222,7 @@ def draw_learning(history: dict[str, Sequence[float | None]], loss_unit: str) ->
         ({"label_movement": ""}, "mean move of a\nlabel (0 to 1)"),
     ]
     panels = [(columns, label) for columns, label in panels if any(map(known, columns))]
-    figure = Figure((WIDTH, 0.5 + 1.6 * len(panels)), layout="constrained")
+    figure = Figure((WIDTH, 0.8 + 1.6 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axis, (columns, label) in zip(axes, panels, strict=True):
         for (name, text), (colour, dashes) in zip(columns.items(), LINES, strict=False):
@@ -229,7 +231,7 @@ def draw_learning(history: dict[str, Sequence[float | None]], loss_unit: str) ->
                 history["epoch"], values, color=colour, ls=dashes, lw=1.4, marker=".", label=text
             )
         if any(columns.values()):
-            axis.legend()
+            axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(columns))
         else:
             axis.set_ylim(bottom=min(0, np.nanmin(values)))
         axis.set_ylabel(label)

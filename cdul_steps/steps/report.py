@@ -34,6 +34,8 @@ from cdul_steps.steps.similarity import check_failures
 
 PAGE = "report.html"
 SHOWN_FAILURES = 200
+OF_LOSSES = {"asl": ("asl",), "role": ("role",), "expected_positives": ("epr", "role")}
+"""Settings of a training that only some losses use."""
 MAP_IMAGES, MAP_LABELS, MAP_SIDE = 4, 3, 256
 MEASURES = ("CP", "CR", "CF1", "OP", "OR", "OF1")
 MEASURES_CAPTION = (
@@ -148,7 +150,9 @@ def _data_section(run: Run) -> tuple[Section, Drawn]:
         ("snippets", ", ".join(f"{rows} x {columns}" for rows, columns in layout["grid"])),
     ]
     header = ["split", "in the data set", "images", "with known truth"]
-    section.parts = [Table("Images.", header, rows)]
+    section.parts = [
+        Table("Images of each split, and how many of them have a known truth.", header, rows)
+    ]
     return section, {}
 
 
@@ -202,9 +206,9 @@ def _labels_section(run: Run) -> tuple[Section, Drawn]:
         what = "Quality of the labels by their construction."
         if run.labels_name == "pseudo_labels":
             what += (
-                f" The pseudo-labels, which the classifier learns from, are those of "
-                f"{facts['construction']} after the settings above; a test split's are made as "
-                "they were."
+                f" The pseudo-labels, which the classifier learns from, are the "
+                f"{facts['construction'].replace('_', ' ')} labels after all settings above; on a "
+                "test split the same settings make them."
             )
         section.parts.append(_measures_table(what, rows, run.quality["definition"]))
     if not run.similarity("train").is_dir():
@@ -248,9 +252,11 @@ def score_panels(run: Run) -> dict[str, dict[str, np.ndarray]]:
 
 def _training_section(run: Run) -> tuple[Section, Drawn]:
     section = Section(f"Classifier: {' / '.join(run.names)}")
+    settings = run.provenance.get("training", {})
     section.facts = [
-        (name, value if isinstance(value, str) else json.dumps(value))
-        for name, value in run.provenance.get("training", {}).items()
+        (name, _in_words(value))
+        for name, value in settings.items()
+        if settings.get("loss") in OF_LOSSES.get(name, (settings.get("loss"),))
     ]
     drawn = {"learning.svg": figures.draw_learning(run.history, _loss_unit(run))}
     measured = run.metrics.get("mAP") is not None
@@ -270,6 +276,15 @@ def _training_section(run: Run) -> tuple[Section, Drawn]:
         else:
             drawn["class_maps.jpg"] = maps
     return section, drawn
+
+
+def _in_words(value: Any) -> str:
+    """A value of the settings; those of a section one after the other."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_in_words(of)}" for name, of in value.items()) or "none"
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _loss_unit(run: Run) -> str:

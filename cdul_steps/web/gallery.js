@@ -210,7 +210,7 @@ async function view(place) {
   if (request !== latestView) return;
   open = place;
   find("viewer-title").textContent = image.id;
-  const head = element("tr", {}, element("th", { scope: "col" }, "class"));
+  const head = element("tr", {}, element("th", { scope: "col", className: "class" }, "class"));
   head.append(...index.kinds.map((kind) => element("th", { scope: "col" }, kind)));
   const rows = ranked(image).map((c) => {
     const name = element("th", { scope: "row" }, `${isTrue(image, c) ? "✓ " : ""}${index.classes[c]}`);
@@ -230,7 +230,7 @@ async function view(place) {
       "div",
       {},
       element("span", { className: "box" }, picture(image)),
-      element("p", {}, image.top.length ? `Whole image: ${index.classes[image.top[0]]} ${shown(image.top_scores[0])}` : ""),
+      element("p", {}, image.top.length ? `CLIP of the whole image: ${index.classes[image.top[0]]} ${shown(image.top_scores[0])}` : ""),
       ...(truth ? [element("p", { className: "truth" }, truth)] : []),
       element("p", {}, element("a", { href: image.link }, "Original"), ` ${width} × ${height} pixels`),
     ),
@@ -275,9 +275,10 @@ async function start() {
   controls.class.append(...index.classes.map((name, c) => element("option", { value: c }, name)));
   controls.kind.append(...index.kinds.map((name, k) => element("option", { value: k }, name)));
   const made = Object.entries(index.labels).map(([name, value]) => `${name} ${value}`);
-  for (const [term, text] of Object.entries({ ...MEANING, "CLIP's labels are made with": made.join("; ") })) {
+  for (const [term, text] of Object.entries(MEANING)) {
     if (["CLIP", "refined", "classifier"].includes(term) && !has(term)) continue;
-    find("meaning").append(element("dt", {}, term), element("dd", {}, text));
+    const more = term === "CLIP" ? ` Made with: ${made.join("; ")}.` : "";
+    find("meaning").append(element("dt", {}, term), element("dd", {}, text + more));
   }
   const changed = (event) => (event.target === controls.truth ? show() : update()).catch(failed);
   form.onchange = changed;

@@ -108,4 +108,5 @@ def test_commands_marked_to_be_run_run(demo):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "problem" not in done.stdout
-    assert (demo.folder / "labels.csv").is_file() and (demo.folder / "review/review.csv").is_file()
+    for made in ("labels.csv", "review/review.csv", "gallery/index.html", "exported/model.onnx"):
+        assert (demo.folder / made).is_file(), made
