@@ -166,8 +166,8 @@ def kill_once(
     expected: dict[str, str],
     seconds: float,
     chance: random.Random,
-) -> dict | None:
-    """Force a stage, kill it, resume it; None where it was over before it could be killed."""
+) -> dict | float:
+    """Force a stage, kill it, resume it; its seconds where it was over before it was killed."""
     targets = [str((project.results / file).relative_to(project.folder)) for file in outputs]
     moment, job_only = chance.uniform(0, seconds), chance.random() < 0.5
     run = Run(project, *targets, "--forcerun", stage)
@@ -177,8 +177,8 @@ def kill_once(
             break
         time.sleep(0.01)
     if run.process.poll() is not None or not run.kill(job_only):
-        run.wait()
-        return None
+        assert run.wait() == 0, run.text
+        return stage_seconds(run, [stage])[stage]
     done = len(run.finished(stage))
     again = resume(project, *targets)
     repeated = len(again.finished(stage)) - (len(targets) - done)
@@ -212,8 +212,8 @@ def kill_stages(
         row = table[stage] = {"kills": 0, "resumed": 0, "lost": 0, "moments": []}
         while row["kills"] < kills[stage]:
             outcome = kill_once(project, stage, outputs[stage], expected, seconds[stage], chance)
-            if outcome is None:
-                seconds[stage] *= 0.8
+            if isinstance(outcome, float):
+                seconds[stage] = outcome
                 continue
             lost = outcome["jobs_done_again"] + len(outcome["files_lost"])
             row["kills"] += 1

@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from mutate_guards import GUARDS, Guard, is_missed
+from mutate_guards import GUARDS, Guard, take_out
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,7 +28,7 @@ def test_a_guard_that_no_test_misses_is_noticed(tmp_path):
         "def test_one(): pass\ndef test_two(): assert 'True' in open('it.py').read()\n"
     )
     (tmp_path / "it.py").write_text("guarded = True\n")
-    for test, missed in (("test_one", False), ("test_two", True)):
+    for test, found in (("test_one", "passes"), ("test_two", "fails")):
         guard = Guard("images", "", "it.py", "True", "False", f"test_it.py::{test}")
-        assert is_missed(tmp_path, guard, 60) == missed
+        assert take_out(tmp_path, guard, 600) == found
     assert (tmp_path / "it.py").read_text() == "guarded = True\n"
