@@ -179,7 +179,7 @@ def test_training_setting_reruns_train_only(demo):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("batch_size", 3), ("workers", 0), ("device", "cpu")],
+    [("batch_size", 3), ("workers", 0), ("device", "cpu"), ("train_devices", 2)],
 )
 def test_runtime_reruns_nothing(demo, key, value):
     assert demo.set(f"runtime.{key}", value).plan() == {}
