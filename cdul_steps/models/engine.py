@@ -100,15 +100,6 @@ def _seconds(encode: Encoder, views: Tensor) -> float:
     return min(spent) / len(views)
 
 
-def _onnx(encoder: ImageEncoder, probe: Tensor) -> OnnxEncoder:
-    """The tower in ONNX Runtime; ValueError where its vectors are not the same."""
-    onnx = OnnxEncoder(encoder)
-    cosine = (unit(encoder(probe)) * unit(onnx(probe))).sum(axis=1)
-    if not (cosine >= SAME).all():
-        raise ValueError(f"its vectors differ from torch's (cosine {cosine.min():.5f})")
-    return onnx
-
-
 @dataclass(frozen=True)
 class Choice:
     """What runs the tower: its engine, the encoder itself, and views a forward pass."""

@@ -5,7 +5,7 @@ import pickle
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,17 @@ class Ranks:
         """The sum of a tensor over the ranks, to the same bits on each."""
         return values
 
-    def average(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Replace the gradients of parameters outside the network by the mean over the ranks."""
+    def whole(self, index: Tensor) -> tuple[Tensor, slice]:
+        """The images of the whole batch, and which of them are this process's `index` (B,)."""
+        return index, slice(0, len(index))
 
-    def merge(self, rows: Tensor) -> Tensor:
-        """A table of which each rank knows some entries, the others being NaN."""
-        return rows
+    def gather(self, logits: Tensor, mine: slice, size: int) -> Tensor:
+        """Logits (size, C) of the whole batch, of which this process has those of `mine`.
+
+        A loss of them all, which every rank computes, gives the network wrapped by `wrap` the
+        gradient that one process would give it.
+        """
+        return logits
 
 
 class SeveralRanks(Ranks):
@@ -53,7 +58,6 @@ class SeveralRanks(Ranks):
         from accelerate import Accelerator
         from accelerate.utils import InitProcessGroupKwargs
 
-        # Counts are exchanged on the CPU, so that no GPU is waited for.
         backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
         self._accelerator = Accelerator(
             cpu=device.type == "cpu", kwargs_handlers=[InitProcessGroupKwargs(backend=backend)]
@@ -82,16 +86,24 @@ class SeveralRanks(Ranks):
         """See `Ranks`."""
         return self._accelerator.reduce(values, "sum")
 
-    def average(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """See `Ranks`."""
-        for parameter in parameters:
-            parameter.grad = self._accelerator.reduce(parameter.grad, "mean")
+    def whole(self, index: Tensor) -> tuple[Tensor, slice]:
+        """See `Ranks`. On the CPU, so that no GPU is waited for."""
+        sizes = torch.zeros(self.count, dtype=torch.int64)
+        sizes[self.rank] = len(index)
+        ends = self.sum(sizes).cumsum(0).tolist()
+        mine = slice(ends[self.rank] - len(index), ends[self.rank])
+        whole = index.new_zeros(ends[-1])
+        whole[mine] = index
+        return self.sum(whole), mine
 
-    def merge(self, rows: Tensor) -> Tensor:
+    def gather(self, logits: Tensor, mine: slice, size: int) -> Tensor:
         """See `Ranks`."""
-        known = ~rows.isnan()
-        total = self.sum(torch.where(known, rows, 0.0))
-        return torch.where(self.sum(known.int()) > 0, total, torch.nan)
+        # The wrapped network takes the mean of the ranks' gradients, each of its own images alone.
+        if logits.requires_grad:
+            logits.register_hook(lambda gradient: gradient * self.count)
+        rows = torch.nn.functional.pad(logits, (0, 0, mine.start, size - mine.stop))
+        others = self.sum(rows.detach()) - rows.detach()
+        return rows + others
 
 
 def run_ranks(function: Callable[..., None], devices: Sequence[str], **arguments: Any) -> None:

@@ -77,44 +77,42 @@ class Trainer:
             return network(images).float()
 
     def train_epoch(self, data: Iterator[tuple[Tensor, Tensor]], steps: int, label: str) -> float:
-        """One pass over this rank's part of the batches; the mean loss of all images.
+        """One pass over the images; the mean loss of an image.
 
-        `steps` are those of the whole training. Keeps each image's logits for the labels.
+        `data` is this rank's part of every batch, `steps` are those of the whole training. Keeps
+        each image's logits for the labels.
         """
         self.network.train()
         self.logits.fill_(torch.nan)
         total, count = torch.zeros((), device=self.device), 0
         spare = torch.zeros((1, 3, *[self.card.image_size] * 2), dtype=torch.uint8)
-        learnt = [p for group in self.labels.parameter_groups() for p in group["params"]]
         with Progress(label, len(self.logits), "images") as progress:
             for index, images in data:
-                size = int(self.ranks.sum(torch.tensor(len(index))))
-                if not size:
+                index, mine = self.ranks.whole(index)
+                if not len(index):
                     continue
                 rate = _learning_rate(self.settings, self.step, steps)
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate * group.get("lr_scale", 1)
-                if size == 1:  # batch norm needs two
+                if len(index) == 1:  # batch norm needs two
                     images = images.repeat(2, 1, 1, 1)
                 # A rank that has none of the batch's images takes part with an earlier one, which
                 # only batch norm sees.
                 images = spare = images if len(images) else spare[:1]
                 index = index.to(self.device, non_blocking=True)
-                logits = self._forward(self._training_network, images)[: len(index)]
+                logits = self._forward(self._training_network, images)[: mine.stop - mine.start]
+                logits = self.ranks.gather(logits, mine, len(index))
                 loss = self.labels.loss(logits, index)
                 self.optimizer.zero_grad(set_to_none=True)
-                # The gradient becomes the ranks' mean, and shall be the mean over all images.
-                self.scaler.scale(loss.sum() / size * self.ranks.count).backward()
-                self.ranks.average(learnt)
+                self.scaler.scale(loss.mean()).backward()
                 self.scaler.step(self.optimizer)
                 self.scaler.update()
                 self.logits[index] = logits.detach()
                 total += loss.detach().sum()
-                count += size
+                count += len(index)
                 self.step += 1
-                progress.update(size)
-        self.logits = self.ranks.merge(self.logits)
-        return float(self.ranks.sum(total)) / max(count, 1)
+                progress.update(len(index))
+        return float(total) / max(count, 1)
 
     @torch.inference_mode()
     def predict(self, data: Iterator[tuple[Tensor, Tensor]], images: int) -> Tensor:
