@@ -243,6 +243,14 @@ def test_gpu_limit_of_zero_keeps_jobs_off_the_gpu(demo):
         assert resources(demo, rule, "--resources", "gpu=0")["gpu"] == "0"
 
 
+def test_a_training_asks_for_its_gpus_and_gets_what_there_is(demo):
+    several = demo.set("runtime.train_devices", 3)
+    for limit, given in (("gpu=4", "3"), ("gpu=2", "2"), ("gpu=0", "0")):
+        asked = resources(several, "train", "--resources", limit)
+        assert (asked["gpu"], asked["devices"]) == (given, "3")
+    assert resources(several, "encode", "--resources", "gpu=4")["gpu"] == "1"
+
+
 SLURM = ["--profile", "profiles/slurm", "--workflow-profile"]
 
 
