@@ -2,9 +2,11 @@
 
 import os
 import pickle
+import signal
 import socket
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,7 +104,8 @@ class SeveralRanks(Ranks):
         if logits.requires_grad:
             logits.register_hook(lambda gradient: gradient * self.count)
         rows = torch.nn.functional.pad(logits, (0, 0, mine.start, size - mine.stop))
-        others = self.sum(rows.detach()) - rows.detach()
+        others = self.sum(rows.detach())
+        others[mine] = 0
         return rows + others
 
 
@@ -127,12 +130,14 @@ def run_ranks(function: Callable[..., None], devices: Sequence[str], **arguments
             while not context.join():
                 pass
         except torch.multiprocessing.ProcessExitedException as exited:
-            if error.exists():
-                raise pickle.loads(error.read_bytes()) from exited
-            raise UserError(
-                f"train: one of {len(devices)} processes was killed ({exited}), as it is when "
-                "memory runs out; run again"
-            ) from exited
+            # Of a rank that is killed, the others tell that they have lost it.
+            codes = [process.exitcode for process in context.processes]
+            if killed := {code for code in codes if code not in (0, 1, -signal.SIGTERM)}:
+                raise UserError(
+                    f"train: one of {len(devices)} processes was killed (signal {-killed.pop()}), "
+                    "as it is when memory runs out; run again"
+                ) from exited
+            raise pickle.loads(error.read_bytes()) from exited
         finally:
             for process in context.processes:
                 process.kill()
@@ -154,6 +159,9 @@ def _run_rank(
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )
+    if sys.platform == "linux":
+        # Else by the host's name, which not every machine can look up.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if rank:  # what all of them have to say, the first one says
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     try:
@@ -162,6 +170,7 @@ def _run_rank(
     except Exception as raised:
         # That the others fail too, for want of this one, comes after this.
         if not error.exists():
+            raised.add_note(traceback.format_exc())
             part = error.with_suffix(f".{rank}")
             part.write_bytes(pickle.dumps(raised))
             part.rename(error)
