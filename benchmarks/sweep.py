@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from measuring import print_result
 
 from cdul_steps.data.stores import new_store, open_store, read_blocks
 from cdul_steps.data.tables import describe, write_table
-from cdul_steps.provenance import versions
 
 SHARD = 1000
 SETTINGS = {
@@ -108,7 +108,9 @@ def main() -> None:
         if "sweep" in result:
             lines = len(SETTINGS["zeta"]) * (1 + len(SETTINGS["lambda"])) + 3
             result["sweep"]["settings"] = 2 * len(SETTINGS["tau"]) * lines
-    print(json.dumps({**result, "software": versions("numpy", "zarr", "pyarrow")}, indent=2))
+    if "label" in result:
+        result["label/read"] = round(result["label"]["seconds"] / result["read"]["seconds"], 3)
+    print_result(["numpy", "zarr", "pyarrow"], **result)
 
 
 if __name__ == "__main__":

@@ -365,7 +365,12 @@ def train(
     difficult: Difficult = "ignore",
     max_pixels: MaxPixels = MAX_PIXELS,
     device: Device = "auto",
-    gpus: Gpus = 1,
+    devices: Annotated[
+        int, Option(min=1, help="GPUs to share every batch; with --device cpu, processes.")
+    ] = 1,
+    gpus: Annotated[
+        int | None, Option(help="GPUs that --device auto may take; default: as many as --devices.")
+    ] = None,
     workers: Workers = -1,
     threads: Threads = 0,
 ) -> None:
@@ -373,6 +378,7 @@ def train(
     from cdul_steps.config import read_training
     from cdul_steps.steps.train import train_classifier
 
+    gpus = devices if gpus is None else gpus
     train_classifier(
         labels=labels,
         images=images,
@@ -380,6 +386,7 @@ def train(
         difficult=_choose("--difficult", difficult, ("ignore", "negative", "positive")),
         max_pixels=max_pixels,
         device=_device(device, gpus),
+        devices=min(devices, max(1, gpus)) if device == "auto" else devices,
         workers=workers,
         threads=threads,
         output=output,

@@ -397,6 +397,13 @@ class Runtime(Section):
         ge=-1,
         description="Processes that decode images (on a CPU: and encode them); -1 chooses.",
     )
+    train_devices: int = Field(
+        1,
+        ge=1,
+        description="GPUs that share every batch of a training; `--resources gpu` may allow fewer. "
+        "The result is that of one, but for rounding and dropout. With `device: cpu`, processes: "
+        "for networks without batch norm.",
+    )
 
 
 class Config(Section):

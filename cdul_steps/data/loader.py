@@ -55,10 +55,10 @@ class TrainImages(Dataset):
         return x, y, x + width, y + height
 
 
-def _collate(items: list[tuple[int, np.ndarray] | None]) -> tuple[Tensor, Tensor] | None:
+def _collate(items: list[tuple[int, np.ndarray] | None]) -> tuple[Tensor, Tensor]:
     usable = [item for item in items if item is not None]
     if not usable:
-        return None
+        return torch.empty(0, dtype=torch.int64), torch.empty((0, 3, 1, 1), dtype=torch.uint8)
     index, pixels = zip(*usable, strict=True)
     return torch.tensor(index), torch.from_numpy(np.stack(pixels))
 
@@ -89,6 +89,9 @@ class Loader:
         )
 
     def epoch(self, epoch: int, plan: list[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of `plan`, lists of image indices, as `(index (B,), uint8 images)`."""
+        """The batches of `plan`, lists of image indices, as `(index (B,), uint8 images)`.
+
+        Unusable images are left out of them, so that B may be 0.
+        """
         self._plan[:] = [[(epoch, index) for index in batch] for batch in plan]
-        return (batch for batch in self._loader if batch is not None)
+        return iter(self._loader)

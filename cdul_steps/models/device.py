@@ -26,7 +26,7 @@ def choose_device(name: str) -> torch.device:
         name = "cpu"
     try:
         free = name in ("auto", "cuda") and torch.cuda.is_available()
-        device = torch.device("cuda", _free_gpu()) if free else torch.device(name)
+        device = torch.device("cuda", _free_gpus(1)[0]) if free else torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {name!r} cannot be used here: {first_line(error)}") from error
@@ -35,28 +35,49 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _free_gpu() -> int:
-    """Number of a GPU that this process has from now on to itself."""
+def several_devices(name: str, count: int) -> list[str]:
+    """Names for `choose_device` of several devices that work together.
+
+    `auto` is so many free GPUs, which this process has from now on to itself, or where there is
+    none a single `cpu`; `cuda` the GPUs, and `cpu` so many processes. Raises UserError where there
+    are not so many.
+    """
+    if name == "cpu":
+        return ["cpu"] * count
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto" and not there:
+        return ["cpu"]
+    if name not in ("auto", "cuda"):
+        raise UserError(f"device {name!r} is one; for {count} of them, use 'auto'")
+    if there < count:
+        raise UserError(f"device {name!r}: {count} GPUs are asked for, and there are {there}")
+    return [f"cuda:{index}" for index in _free_gpus(count)]
+
+
+def _free_gpus(count: int) -> list[int]:
+    """Numbers of GPUs that this process has from now on to itself."""
     # A GPU's number depends on CUDA_VISIBLE_DEVICES and on SLURM's allocation; its UUID does not.
     gpus = [str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())]
     runtime = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
     parent = runtime if runtime.is_absolute() and runtime.is_dir() else tempfile.gettempdir()
     folder = Path(parent) / f"cdul-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    if (index := claim(gpus, folder)) is None:
-        note(f"all GPUs ({len(gpus)}) are taken by other jobs; waiting for one")
-    while index is None:
+    if not (taken := claim(gpus, folder, count)):
+        note(f"the GPUs ({len(gpus)}) are taken by other jobs; waiting for {count}")
+    while not taken:
         time.sleep(1)
-        index = claim(gpus, folder)
-    return index
+        taken = claim(gpus, folder, count)
+    return taken
 
 
-def claim(names: Sequence[str], folder: Path) -> int | None:
-    """Take the first of the named things that no other process has; its index, None if all are.
+def claim(names: Sequence[str], folder: Path, count: int = 1) -> list[int]:
+    """Take the first `count` of the named things that no other process has; their indices.
 
-    A thing is taken by a lock on a file of its name in `folder`, until the process that took it
+    All of them or, where others have too many, none: so two jobs never wait for each other's. A
+    thing is taken by a lock on a file of its name in `folder`, until the process that took it
     ends, however it ends. Its children do not hold the lock.
     """
+    taken: dict[int, int] = {}
     for index, name in enumerate(names):
         lock = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -64,9 +85,12 @@ def claim(names: Sequence[str], folder: Path) -> int | None:
         except BlockingIOError:
             os.close(lock)
             continue
-        # Never closed: that would give the lock back.
-        return index
-    return None
+        taken[index] = lock
+        if len(taken) == count:  # never closed: that would give the locks back
+            return list(taken)
+    for lock in taken.values():
+        os.close(lock)
+    return []
 
 
 def set_up(

@@ -22,8 +22,9 @@ from cdul_steps.data.tables import describe, read_facts, read_scores, score_tabl
 from cdul_steps.errors import UserError, first_line
 from cdul_steps.method.metrics import Difficult
 from cdul_steps.models.classifier import Card, new_classifier, save_classifier, start_head
-from cdul_steps.models.device import DTYPES, set_up
+from cdul_steps.models.device import DTYPES, set_up, several_devices
 from cdul_steps.models.label_table import FixedLabels, new_labels
+from cdul_steps.models.ranks import Ranks, run_ranks
 from cdul_steps.progress import Progress, note
 from cdul_steps.provenance import source_digest, versions
 from cdul_steps.steps.truth import Truth
@@ -58,38 +59,49 @@ class Trainer:
         settings: Training,
         labels: FixedLabels,
         device: torch.device,
+        ranks: Ranks,
     ) -> None:
-        self.network = network.to(device)
+        self.network = ranks.prepare(network.to(device))
         self.card, self.settings, self.labels, self.device = card, settings, labels, device
-        groups = [{"params": list(network.parameters())}, *labels.parameter_groups()]
+        self.ranks, self._training_network = ranks, ranks.wrap(self.network)
+        groups = [{"params": list(self.network.parameters())}, *labels.parameter_groups()]
         self.optimizer = _optimizer(settings, groups)
         self.dtype = DTYPES[settings.precision]
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
         self.logits = torch.full_like(labels.labels, torch.nan)
         self.step = 0
 
-    def _forward(self, images: Tensor) -> Tensor:
+    def _forward(self, network: torch.nn.Module, images: Tensor) -> Tensor:
         images = self.card.normalize(images.to(self.device, non_blocking=True))
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
-            return self.network(images).float()
+            return network(images).float()
 
     def train_epoch(self, data: Iterator[tuple[Tensor, Tensor]], steps: int, label: str) -> float:
         """One pass over the images; the mean loss of an image.
 
-        `steps` are those of the whole training. Keeps each image's logits for the labels.
+        `data` is this rank's part of every batch, `steps` are those of the whole training. Keeps
+        each image's logits for the labels.
         """
         self.network.train()
         self.logits.fill_(torch.nan)
         total, count = torch.zeros((), device=self.device), 0
+        spare = torch.zeros((1, 3, *[self.card.image_size] * 2), dtype=torch.uint8)
         with Progress(label, len(self.logits), "images") as progress:
             for index, images in data:
+                index, mine = self.ranks.whole(index)
+                if not len(index):
+                    continue
                 rate = _learning_rate(self.settings, self.step, steps)
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate * group.get("lr_scale", 1)
                 if len(index) == 1:  # batch norm needs two
                     images = images.repeat(2, 1, 1, 1)
+                # A rank that has none of the batch's images takes part with an earlier one, which
+                # only batch norm sees.
+                images = spare = images if len(images) else spare[:1]
                 index = index.to(self.device, non_blocking=True)
-                logits = self._forward(images)[: len(index)]
+                logits = self._forward(self._training_network, images)[: mine.stop - mine.start]
+                logits = self.ranks.gather(logits, mine, len(index))
                 loss = self.labels.loss(logits, index)
                 self.optimizer.zero_grad(set_to_none=True)
                 self.scaler.scale(loss.mean()).backward()
@@ -104,12 +116,17 @@ class Trainer:
 
     @torch.inference_mode()
     def predict(self, data: Iterator[tuple[Tensor, Tensor]], images: int) -> Tensor:
-        """Probabilities float32 (images, C) on the CPU; 0 for an image that is unusable."""
+        """Probabilities float32 (images, C) on the CPU; 0 for an image that is unusable.
+
+        `data` is this rank's part, the probabilities are those of all.
+        """
         self.network.eval()
         scores = torch.zeros(images, len(self.card.classes))
         for index, pixels in data:
-            scores[index] = self.card.probabilities(self._forward(pixels)).cpu()
-        return scores
+            if len(index):
+                logits = self._forward(self.network, pixels)
+                scores[index] = self.card.probabilities(logits).cpu()
+        return self.ranks.sum(scores)
 
     def is_finite(self) -> bool:
         """Whether the network's weights and statistics are."""
@@ -170,6 +187,7 @@ def train_classifier(
     difficult: Difficult,
     max_pixels: int,
     device: str,
+    devices: int = 1,
     workers: int,
     threads: int,
     output: Path,
@@ -181,7 +199,43 @@ def train_classifier(
     folder `output`: `model/`, `history.parquet` (a row an epoch), `refined_labels.parquet`;
     while it runs, `checkpoint.pt`, from which a killed training goes on. The final epoch is what
     counts. Raises UserError for input that does not fit and for a loss that is not finite.
+
+    On several `devices` (GPUs, or with `device` cpu processes) each takes its part of every batch,
+    and the result is that of one, but for rounding and dropout. Batch norm is over the whole batch
+    too, on GPUs; on a CPU, where it cannot be, UserError is raised.
     """
+    arguments: dict[str, Any] = {
+        "labels": labels,
+        "images": images,
+        "settings": settings,
+        "difficult": difficult,
+        "max_pixels": max_pixels,
+        "workers": workers,
+        "threads": threads,
+        "output": output,
+    }
+    names = several_devices(device, devices) if devices > 1 else [device]
+    if len(names) == 1:
+        return _train(Ranks(), names[0], **arguments)
+    # Of what there is, each gets its share.
+    arguments["threads"] = max(1, (threads or torch.get_num_threads()) // len(names))
+    arguments["workers"] = -(-workers // len(names)) if workers > 0 else workers
+    run_ranks(_train, names, **arguments)
+
+
+def _train(
+    ranks: Ranks,
+    device: str,
+    *,
+    labels: Path,
+    images: Path,
+    settings: Training,
+    difficult: Difficult,
+    max_pixels: int,
+    workers: int,
+    threads: int,
+    output: Path,
+) -> None:
     target, workers = set_up(device, threads, workers, cpu_workers=1)
     table, classes, scores = read_scores(labels)
     if len(classes) == 1 and settings.loss == "kl_classes":
@@ -211,7 +265,7 @@ def train_classifier(
     corrected = torch.from_numpy(corrected_entries(table, classes)).to(target)
     label_table = new_labels(torch.from_numpy(scores).to(target), corrected, settings)
     start_head(network, label_table.labels.cpu())
-    trainer = Trainer(network, card, settings, label_table, target)
+    trainer = Trainer(network, card, settings, label_table, target, ranks)
     history: list[dict[str, Any]] = []
     if state := _load_checkpoint(checkpoint, identity):
         try:
@@ -227,17 +281,19 @@ def train_classifier(
     train_images = TrainImages(table["path"].combine_chunks(), card.resize, settings, max_pixels)
     loader = Loader(train_images, workers, target)
     truth = Truth.of(images, table["image_id"].to_pylist(), classes, difficult)
-    test = _test_set(images, classes, card, settings, difficult, max_pixels, workers, target)
+    test = _test_set(images, classes, card, settings, difficult, max_pixels, workers, target, ranks)
     steps = settings.epochs * len(batches(np.arange(len(table)), settings.batch_size))
     parameters = sum(p.numel() for p in network.parameters())
     note(
-        f"train: {settings.model} ({parameters / 1e6:.1f} M parameters) on {target}, "
+        f"train: {settings.model} ({parameters / 1e6:.1f} M parameters) on "
+        f"{f'{ranks.count} x ' if ranks.count > 1 else ''}{target}, "
         f"{len(table)} images, {len(classes)} classes, {settings.epochs} epochs"
     )
     for epoch in range(len(history), settings.epochs):
-        torch.manual_seed(settings.seed * 1_000_003 + epoch)
+        # Of its own for each rank, so that dropout does not repeat itself within a batch.
+        torch.manual_seed(settings.seed * 1_000_003 + epoch + (ranks.rank << 40))
         order = np.random.default_rng((settings.seed, epoch)).permutation(len(table))
-        plan = batches(order, settings.batch_size)
+        plan = ranks.part(batches(order, settings.batch_size))
         before = label_table.labels
         start = time.monotonic()
         loss = trainer.train_epoch(
@@ -278,14 +334,15 @@ def train_classifier(
                 if row[name] is not None
             )
         )
-        if epoch + 1 < settings.epochs:
+        if epoch + 1 < settings.epochs and not ranks.rank:
             state = {"identity": identity, "history": json.dumps(history), **trainer.state()}
             buffer = io.BytesIO()  # torch's own error on a full disk is not an OSError
             torch.save(state, buffer)
             with replacing(checkpoint) as part:
                 part.write_bytes(buffer.getbuffer())
-    _write_results(output, trainer, table, history)
-    checkpoint.unlink(missing_ok=True)
+    if not ranks.rank:
+        _write_results(output, trainer, table, history)
+        checkpoint.unlink(missing_ok=True)
 
 
 def _array(scores: Tensor) -> np.ndarray:
@@ -301,6 +358,7 @@ def _test_set(
     max_pixels: int,
     workers: int,
     device: torch.device,
+    ranks: Ranks,
 ) -> Callable[[Trainer], float | None] | None:
     """A function from a trainer to its mAP on the test split; None where nothing is known."""
     try:
@@ -312,7 +370,7 @@ def _test_set(
         return None
     data = TrainImages(table["path"].combine_chunks(), card.resize, settings, max_pixels)
     loader = Loader(data, workers, device)
-    plan = batches(np.arange(len(table)), max(settings.batch_size, 32))
+    plan = ranks.part(batches(np.arange(len(table)), max(settings.batch_size, 32)))
     return lambda trainer: truth.mean_average_precision(
         _array(trainer.predict(loader.epoch(-1, plan), len(table)))
     )

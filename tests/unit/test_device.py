@@ -12,10 +12,10 @@ GPUS = ["GPU-a", "GPU-b", "GPU-c"]
 FORK = multiprocessing.get_context("fork")
 
 
-def take(pipe, gpus, folder):
+def take(pipe, gpus, folder, count):
     """Wait for a word, so that all start at once; keep what was taken until the next."""
     pipe.recv()
-    pipe.send(claim(gpus, folder))
+    pipe.send(claim(gpus, folder, count))
     pipe.recv()
 
 
@@ -24,9 +24,9 @@ def job(tmp_path):
     """Start a process that claims one of the named GPUs: it, and the pipe to it."""
     started = []
 
-    def start(*gpus):
+    def start(*gpus, count=1):
         ours, theirs = FORK.Pipe()
-        process = FORK.Process(target=take, args=(theirs, gpus, tmp_path))
+        process = FORK.Process(target=take, args=(theirs, gpus, tmp_path, count))
         process.start()
         started.append(process)
         return process, ours
@@ -46,33 +46,39 @@ def go(*jobs):
 
 def test_no_two_processes_take_one_gpu(job):
     found = go(*(job(*GPUS) for _ in range(5)))
-    assert sorted(found, key=str) == [0, 1, 2, None, None]
+    assert sorted(found) == [[], [], [0], [1], [2]]
 
 
 def test_a_gpu_is_free_again_however_its_job_ended(job):
     done, killed = job(*GPUS), job(*GPUS)
-    assert go(done) + go(killed) == [0, 1]
+    assert go(done) + go(killed) == [[0], [1]]
     done[1].send("end")
     killed[0].kill()
     for process, _ in (done, killed):
         process.join()
-    assert sorted(go(job(*GPUS), job(*GPUS))) == [0, 1]
+    assert sorted(go(job(*GPUS), job(*GPUS))) == [[0], [1]]
+
+
+def test_several_gpus_are_taken_together_or_not_at_all(job):
+    assert go(job(*GPUS, count=2)) == [[0, 1]]
+    # The third is left to those whom it is enough.
+    assert go(job(*GPUS, count=2)) + go(job(*GPUS)) == [[], [2]]
 
 
 def test_the_name_counts_not_the_number(job):
     # As SLURM gives them: each job sees its own GPU as number 0.
-    assert go(job("GPU-a")) + go(job("GPU-b")) == [0, 0]
-    assert go(job("GPU-b", "GPU-a", "GPU-c")) == [2]
+    assert go(job("GPU-a")) + go(job("GPU-b")) == [[0], [0]]
+    assert go(job("GPU-b", "GPU-a", "GPU-c")) == [[2]]
 
 
 def test_a_process_keeps_its_gpu(tmp_path):
-    assert claim(GPUS, tmp_path) == 0
-    assert claim(GPUS, tmp_path) == 0
+    assert claim(GPUS, tmp_path) == [0]
+    assert claim(GPUS, tmp_path) == [0]
 
 
 def test_children_do_not_share_the_gpu(job, tmp_path):
-    assert claim(GPUS[:1], tmp_path) == 0
-    assert go(job(*GPUS[:1])) == [None]
+    assert claim(GPUS[:1], tmp_path) == [0]
+    assert go(job(*GPUS[:1])) == [[]]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import test_encode
+import test_ranks
 import test_train
 import tiny
 import torch
@@ -69,6 +70,15 @@ def test_train_lowers_the_loss(data, tmp_path, precision):
     assert table["loss"].iloc[-1] < 0.9 * table["loss"].iloc[0]
     assert (table["label_movement"][1:] > 0).all()
     assert pq.read_table(tmp_path / "refined_labels.parquet").num_rows == 24
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
+def test_two_gpus_do_what_one_does(data, tmp_path):
+    """With batch norm, which is over the whole batch."""
+    settings = {**test_ranks.PLAIN, "model": "test_resnet", "batch_size": 5}
+    one = test_train.run(data, tmp_path / "one", device=GPU, **settings)
+    two = test_train.run(data, tmp_path / "two", device="cuda", devices=2, **settings)
+    np.testing.assert_allclose(test_train.refined(one), test_train.refined(two), atol=1e-2)
 
 
 def test_resume(data, tmp_path, monkeypatch, capsys):

@@ -179,7 +179,7 @@ def test_training_setting_reruns_train_only(demo):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("batch_size", 3), ("workers", 0), ("device", "cpu")],
+    [("batch_size", 3), ("workers", 0), ("device", "cpu"), ("train_devices", 2)],
 )
 def test_runtime_reruns_nothing(demo, key, value):
     assert demo.set(f"runtime.{key}", value).plan() == {}
@@ -241,6 +241,14 @@ def test_gpu_limit_of_zero_keeps_jobs_off_the_gpu(demo):
     for rule in ("encode", "train", "predict"):
         assert resources(demo, rule)["gpu"] == "1"
         assert resources(demo, rule, "--resources", "gpu=0")["gpu"] == "0"
+
+
+def test_a_training_asks_for_its_gpus_and_gets_what_there_is(demo):
+    several = demo.set("runtime.train_devices", 3)
+    for limit, given in (("gpu=4", "3"), ("gpu=2", "2"), ("gpu=0", "0")):
+        asked = resources(several, "train", "--resources", limit)
+        assert (asked["gpu"], asked["devices"]) == (given, "3")
+    assert resources(several, "encode", "--resources", "gpu=4")["gpu"] == "1"
 
 
 SLURM = ["--profile", "profiles/slurm", "--workflow-profile"]

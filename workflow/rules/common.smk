@@ -113,6 +113,11 @@ def gpus(wildcards):
     return 0 if in_slurm and "SLURM_GPUS_ON_NODE" not in os.environ else 1
 
 
+def train_gpus(wildcards):
+    """The GPUs of a training."""
+    return gpus(wildcards) * RUNTIME.train_devices
+
+
 def dataset_source(wildcards):
     """The demo's scenes as an input; other data sets are watched through their content."""
     demo = CONFIG.datasets[wildcards.dataset].reader == "demo"

@@ -13,10 +13,11 @@ rule train:
         f"{BENCHMARKS}/train/{{dataset}}/{{encoder}}/{{labels}}/{{training}}.tsv"
     conda:
         "../../environment.yml"
-    threads: 8
+    threads: 8 * RUNTIME.train_devices
     resources:
-        gpu=gpus,
+        gpu=train_gpus,
         device=RUNTIME.device,
+        devices=RUNTIME.train_devices,
         workers=RUNTIME.workers,
     params:
         folder=subpath(output.history, parent=True),
@@ -28,5 +29,6 @@ rule train:
     shell:
         "cdul train --labels {input.labels:q} --images {input.images:q} "
         "--settings {params.settings:q} --difficult {params.difficult} "
-        "--max-pixels {params.max_pixels} --device {resources.device:q} --gpus {resources.gpu} "
+        "--max-pixels {params.max_pixels} --device {resources.device:q} "
+        "--devices {resources.devices} --gpus {resources.gpu} "
         "--workers={resources.workers} --threads {threads} --output {params.folder:q} 2> {log:q}"

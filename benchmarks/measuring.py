@@ -1,0 +1,76 @@
+"""What the benchmarks share: the machine they ran on, and a command with its time and memory."""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cdul_steps.provenance import versions
+
+PHOTOS = Path(os.environ.get("CDUL_TEST_DATA", "")) / "voc2007/VOCdevkit/VOC2007/JPEGImages"
+"""Real photographs (tests/conftest.py says what the variable names)."""
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its cores that may be used, memory, GPUs, and how busy it is."""
+    names = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    found = {
+        "cpu": names[0] if names else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_GiB": round(psutil.virtual_memory().total / 2**30, 1),
+        "load_1_min": round(os.getloadavg()[0], 2),
+    }
+    if torch := sys.modules.get("torch"):
+        found["gpus"] = [
+            torch.cuda.get_device_name(i)
+            for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+        ]
+    return found
+
+
+def print_result(software: list[str], **figures: Any) -> None:
+    """Print the benchmark's one JSON object."""
+    result = {"machine": machine(), "software": versions(*software), **figures}
+    print(json.dumps(result, indent=2))
+
+
+def measure(command: list[object]) -> dict[str, Any]:
+    """Run a command: its `start` and `end` by the monotonic clock (s), `peak_MiB`, and its `log`.
+
+    The memory is that of all its processes, pages that they share counted once. Exits where the
+    command fails.
+    """
+    start = time.monotonic()
+    process = subprocess.Popen([str(w) for w in command], stderr=subprocess.PIPE, text=True)
+    peak = 0
+
+    def watch() -> None:
+        nonlocal peak
+        while process.poll() is None:
+            total = 0
+            try:
+                parent = psutil.Process(process.pid)
+                for one in [parent, *parent.children(recursive=True)]:
+                    text = Path(f"/proc/{one.pid}/smaps_rollup").read_text()
+                    total += int(re.search(r"^Pss:\s+(\d+)", text, re.MULTILINE)[1])
+            except (psutil.Error, OSError, TypeError):  # it has just ended
+                pass
+            peak = max(peak, total)
+            time.sleep(0.25)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    log = process.communicate()[1]
+    end = time.monotonic()
+    watcher.join()
+    if process.returncode:
+        sys.exit(f"{' '.join(map(str, command))} failed:\n{log}")
+    return {"start": start, "end": end, "peak_MiB": round(peak / 1024, 1), "log": log}

@@ -1,0 +1,130 @@
+"""Speed of training with gradient alignment against labels that stay; prints JSON.
+
+    python benchmarks/train.py --weights backbone.safetensors --model tf_efficientnet_lite0
+
+The same network, images and loss, by turns. The time is that of the epochs with all that belongs to
+them: label steps, measures, checkpoints. For a quick look:
+`--model test_resnet --size 32 --images 20 --epochs 2 --turns 1`.
+"""
+
+import argparse
+import itertools
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from measuring import PHOTOS, print_result
+
+from cdul_steps.config import Training
+from cdul_steps.data.limits import MAX_PIXELS
+from cdul_steps.data.tables import describe, score_table, write_table
+from cdul_steps.steps import train
+from cdul_steps.steps.manifest import make_manifest
+
+
+def make_data(photos: Path, folder: Path, images: int, classes: int) -> None:
+    """So many photographs, their manifest, and random labels."""
+    (folder / "images").mkdir()
+    files = sorted(photos.glob("*.jpg"))
+    if not files:
+        sys.exit(f"{photos}: no photographs (*.jpg); name their folder by --photos")
+    for i, file in zip(range(images), itertools.cycle(files), strict=False):
+        (folder / f"images/{i:06d}.jpg").symlink_to(file.resolve())
+    names = [f"class {c}" for c in range(classes)]
+    (folder / "classes.txt").write_text("\n".join(names))
+    make_manifest(
+        reader="folder",
+        root=folder / "images",
+        classes=folder / "classes.txt",
+        splits={"train": "."},
+        grid=[(1, 1)],
+        shard_size=1000,
+        max_pixels=MAX_PIXELS,
+        output=folder / "images.parquet",
+    )
+    table = pq.read_table(folder / "images.parquet")
+    scores = np.random.default_rng(0).random((images, classes), dtype=np.float32)
+    scored = score_table(table["image_id"], table["path"], names, scores)
+    write_table(describe(scored, "scores", classes=names), folder / "labels.parquet")
+
+
+def seconds(folder: Path, aligned: bool, options: argparse.Namespace) -> float:
+    """Seconds of the epochs of a training, from the first image to before the results."""
+    marks: list[float] = []
+    epoch, write = train.Trainer.train_epoch, train._write_results
+
+    def marked_epoch(*words: object) -> float:
+        marks.append(time.monotonic())
+        return epoch(*words)
+
+    def marked_write(*words: object) -> None:
+        marks.append(time.monotonic())
+        write(*words)
+
+    train.Trainer.train_epoch, train._write_results = marked_epoch, marked_write
+    settings = {
+        "model": options.model,
+        "weights": options.weights,
+        "image_size": options.size,
+        "batch_size": options.batch_size,
+        "epochs": options.epochs,
+        "alignment": {"enabled": aligned},
+    }
+    try:
+        with tempfile.TemporaryDirectory() as output:
+            train.train_classifier(
+                labels=folder / "labels.parquet",
+                images=folder / "images.parquet",
+                settings=Training(**settings),
+                difficult="ignore",
+                max_pixels=MAX_PIXELS,
+                device=options.device,
+                workers=-1,
+                threads=options.threads,
+                output=Path(output),
+            )
+    finally:
+        train.Trainer.train_epoch, train._write_results = epoch, write
+    return marks[-1] - marks[0]
+
+
+def main() -> None:
+    """Train by turns, and print images a second and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--photos", type=Path, default=PHOTOS, help="folder of JPEGs")
+    parser.add_argument("--model", default="resnet50")
+    parser.add_argument("--weights")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--classes", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        make_data(options.photos, Path(name), options.images, options.classes)
+        taken: dict[str, list[float]] = {"aligned": [], "fixed": []}
+        for turn in range(options.turns):
+            # The first of a turn is now the one, now the other.
+            for way in sorted(taken, reverse=bool(turn % 2)):
+                taken[way].append(seconds(Path(name), way == "aligned", options))
+    images = options.images * options.epochs
+    rates = {way: [round(images / s, 2) for s in found] for way, found in taken.items()}
+    medians = {way: float(np.median(found)) for way, found in rates.items()}
+    sizes = ("model", "size", "batch_size", "images", "classes", "epochs", "device", "threads")
+    print_result(
+        ["torch", "timm"],
+        **{key: getattr(options, key) for key in sizes},
+        images_per_second=rates,
+        **{"aligned/fixed": round(medians["aligned"] / medians["fixed"], 4)},
+    )
+
+
+if __name__ == "__main__":
+    main()

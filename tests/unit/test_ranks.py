@@ -1,0 +1,195 @@
+"""A training in several processes is that of one, and ends as a whole however it ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import test_train
+import torch
+from safetensors.torch import load_file
+from torch.nn.parallel import DistributedDataParallel
+
+from cdul_steps.data.corrections import UNKNOWN
+from cdul_steps.errors import UserError
+from cdul_steps.models.device import several_devices
+from cdul_steps.models.ranks import Ranks, run_ranks
+
+# Its layer norm is over an image. With SGD, since Adam blows rounding up where gradients are small.
+PLAIN = {
+    "model": "test_convnext",
+    "model_args": {},
+    "optimizer": "sgd",
+    "learning_rate": 0.1,
+    "epochs": 3,
+}
+WEIGHTS = "model/model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """24 images; two of one batch of five cannot be read, so that a rank has none of its own."""
+    folder = test_train.make_data(tmp_path_factory.mktemp("data") / "data")
+    order = np.random.default_rng((0, 0)).permutation(24)
+    for i in order[[1, 3]]:
+        (folder / f"images/{i}.png").unlink()
+    return folder
+
+
+def assert_close(a: Path, b: Path) -> None:
+    """Same weights, refined labels and history, but for rounding."""
+    first, second = load_file(a / WEIGHTS), load_file(b / WEIGHTS)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(test_train.refined(a), test_train.refined(b), atol=1e-5)
+    for name in set(test_train.COLUMNS) - {"images_per_second"}:
+        ours, theirs = (test_train.history(f)[name] for f in (a, b))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(("variant", "size"), [("aligned", 1), ("role", 5), ("corrected", 5)])
+def test_two_processes_do_what_one_does(data, tmp_path, variant, size):
+    settings = {**PLAIN, "batch_size": size}
+    if variant == "role":  # whose labels the optimiser learns, and whose loss is the batch's
+        settings.update(test_train.VARIANTS["role"], role={"learning_rate_scale": 100.0})
+    if variant == "corrected":
+        labels = test_train.corrected_labels(
+            data, tmp_path / "labels.parquet", lambda ids: {(ids[3], "blue"): UNKNOWN}
+        )
+        settings.update(labels, weight_decay=0.1, schedule="cosine")
+    one = test_train.run(data, tmp_path / "one", **settings)
+    two = test_train.run(data, tmp_path / "two", devices=2, workers=1, **settings)
+    assert (test_train.history(one)["label_movement"][1:] > 1e-4).all()
+    assert_close(one, two)
+    assert sorted(p.name for p in two.iterdir()) == sorted(p.name for p in one.iterdir())
+
+
+def test_another_number_of_devices_goes_on(data, tmp_path, monkeypatch, capfd):
+    """It is no setting of the training: a checkpoint of one device is good for two."""
+    undisturbed = test_train.run(data, tmp_path / "undisturbed", **PLAIN)
+    test_train.interrupt(monkeypatch, data, tmp_path / "resumed", **PLAIN)
+    test_train.run(data, tmp_path / "resumed", devices=2, **PLAIN)
+    assert capfd.readouterr().err.count("going on after epoch 2 of 3") == 1
+    assert_close(undisturbed, tmp_path / "resumed")
+
+
+def start(data: Path, output: Path, settings: Path) -> tuple[subprocess.Popen, str]:
+    """A training by two processes, as a user starts it, in its third epoch or later."""
+    words = ["--labels", data / "labels.parquet", "--images", data / "images.parquet"]
+    words += ["--settings", settings, "--output", output, "--device", "cpu", "--devices", "2"]
+    words += ["--workers", "1", "--max-pixels", "10000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cdul_steps.cli", "train", *map(str, words)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    log = ""
+    while "epoch 2:" not in log:
+        line = process.stderr.readline()
+        assert line, log
+        log += line
+    return process, log
+
+
+@pytest.mark.parametrize("end", ["SIGTERM", "SIGKILL of a rank"])
+def test_stopped_and_started_again(data, tmp_path, end):
+    settings = {**test_train.SETTINGS, **PLAIN, "epochs": 40}
+    file = tmp_path / "settings.yaml"
+    file.write_text(str(settings).replace("'", '"').replace("True", "true"))
+    process, log = start(data, tmp_path / "stopped", file)
+    children = psutil.Process(process.pid).children(recursive=True)
+    if end == "SIGTERM":
+        process.terminate()
+    else:
+        ranks = [p for p in children if "spawn_main" in " ".join(p.cmdline())]
+        os.kill(ranks[-1].pid, signal.SIGKILL)
+    log += process.communicate(timeout=60)[1]
+    if end == "SIGTERM":
+        assert process.returncode == 128 + signal.SIGTERM
+    else:
+        assert process.returncode == 1
+        assert "cdul: error: train: one of 2 processes was killed" in log
+    assert "Traceback" not in log
+    assert psutil.wait_procs(children, timeout=30)[1] == []
+    assert (tmp_path / "stopped/checkpoint.pt").is_file()
+    test_train.run(data, tmp_path / "stopped", **{**PLAIN, "epochs": 40})
+    whole = test_train.run(data, tmp_path / "whole", **{**PLAIN, "epochs": 40})
+    assert_close(whole, tmp_path / "stopped")
+
+
+def test_errors_are_those_of_one_process(data, tmp_path):
+    started = time.monotonic()
+    message = test_train.fails(data, tmp_path, devices=2, labels=tmp_path / "nothing.parquet")
+    assert "no such file" in message
+    message = test_train.fails(data, tmp_path, devices=2, model="test_resnet")
+    assert "batch norm over several processes is for GPUs" in message
+    assert not (tmp_path / "model").exists()
+    assert time.monotonic() - started < 100
+
+
+def check(ranks: Ranks, device: str, folder: Path) -> None:
+    """What the ranks exchange, seen from each; run by `run_ranks`."""
+    assert ranks.count == 3
+    parts = ranks.part([[5, 6, 7, 8], [9]])
+    (folder / str(ranks.rank)).write_text(repr(parts))
+    assert int(ranks.sum(torch.tensor(ranks.rank))) == 3
+    # The first has two images, the second none, the third one.
+    index, mine = ranks.whole(torch.tensor([[7, 5], [], [9]][ranks.rank], dtype=torch.int64))
+    assert index.tolist() == [7, 5, 9]
+    assert mine == [slice(0, 2), slice(2, 2), slice(2, 3)][ranks.rank]
+    table = torch.tensor([[0.1, -1e30], [3.0, 4.0], [1 / 3, torch.inf]])
+    assert torch.equal(ranks.gather(table[mine], mine, 3), table)
+    torch.manual_seed(0)
+    network, inputs = torch.nn.Linear(2, 1), torch.randn(3, 2)
+    assert ranks.prepare(network) is network
+    wrapped = ranks.wrap(network)
+    assert isinstance(wrapped, DistributedDataParallel)
+    outputs = wrapped(inputs[mine] if ranks.rank != 1 else inputs[:1])[: mine.stop - mine.start]
+    ranks.gather(outputs, mine, 3).square().mean().sqrt().backward()
+    found = network.weight.grad.clone()
+    network.zero_grad()
+    network(inputs).square().mean().sqrt().backward()
+    torch.testing.assert_close(found, network.weight.grad)
+
+
+def fail(ranks: Ranks, device: str) -> None:
+    if ranks.rank == 1:
+        raise OSError(28, "No space left on device", "/here")
+    ranks.sum(torch.zeros(1))
+
+
+def test_what_ranks_exchange(tmp_path):
+    run_ranks(check, ["cpu"] * 3, folder=tmp_path)
+    found = [(tmp_path / str(rank)).read_text() for rank in range(3)]
+    assert found == ["[[5, 8], [9]]", "[[6], []]", "[[7], []]"]
+
+
+def test_the_first_error_is_the_one_that_is_told():
+    with pytest.raises(OSError, match="No space left on device: '/here'"):
+        run_ranks(fail, ["cpu"] * 2)
+
+
+def test_one_process_is_as_it_was():
+    network = torch.nn.BatchNorm1d(2)
+    ranks = Ranks()
+    assert ranks.prepare(network) is network and ranks.wrap(network) is network
+    table = torch.full((2, 2), torch.nan)
+    assert ranks.sum(table) is table and ranks.gather(table, slice(0, 2), 2) is table
+    assert ranks.whole(table) == (table, slice(0, 2))
+    assert ranks.part([[3, 1, 2]]) == [[3, 1, 2]]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_devices_without_a_gpu():
+    assert several_devices("cpu", 3) == ["cpu"] * 3
+    assert several_devices("auto", 3) == ["cpu"]
+    with pytest.raises(UserError, match="3 GPUs are asked for, and there are 0"):
+        several_devices("cuda", 3)
+    with pytest.raises(UserError, match="device 'cuda:0' is one"):
+        several_devices("cuda:0", 2)
