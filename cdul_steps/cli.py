@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cdul_steps.data.limits import MAX_PIXELS
-from cdul_steps.errors import UserError, first_line
+from cdul_steps.errors import UserError, explain
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -732,29 +732,6 @@ def config_schema() -> None:
     typer.echo(schema(), nl=False)
 
 
-def _explain(error: Exception) -> str | None:
-    """What to tell the user of an error; None for one that is a bug."""
-    if isinstance(error, UserError):
-        return " ".join(str(error).split())
-    # Of a process of a DataLoader that is gone, torch tells in several ways.
-    told = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
-    cut_off = isinstance(error, FileNotFoundError) and not error.filename
-    if told or cut_off or isinstance(error, ConnectionError | EOFError):
-        return (
-            "a process that decodes images was killed, as it is when memory runs out; run again, "
-            "with fewer workers or a smaller max_pixels if it happens again"
-        )
-    if isinstance(error, OSError):
-        where = f": {error.filename}" if error.filename else ""
-        return f"{error.strerror or first_line(error)}{where}"
-    torch = sys.modules.get("torch")
-    if torch and isinstance(error, torch.OutOfMemoryError):
-        return "out of GPU memory; use a smaller batch_size or image_size, or --device cpu"
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return "out of memory; use fewer workers, or a smaller batch_size or max_pixels"
-    return None
-
-
 def _stop(*_: object) -> None:
     # Once is enough, and the workers were told too: what torch's handler says of them is no news.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -774,7 +751,7 @@ def main() -> None:
     except Exception as error:
         # torch's handler would tell of the next process to go by an exception out of nowhere.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        if line := _explain(error):
+        if line := explain(error):
             sys.exit(f"cdul: error: {line}")
         raise
 

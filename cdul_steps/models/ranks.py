@@ -1,7 +1,7 @@
 """The processes that train one network together, each on a device of its own: its ranks."""
 
+import json
 import os
-import pickle
 import signal
 import socket
 import sys
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cdul_steps.errors import UserError
+from cdul_steps.errors import UserError, explain
 
 
 class Ranks:
@@ -112,8 +112,9 @@ class SeveralRanks(Ranks):
 def run_ranks(function: Callable[..., None], devices: Sequence[str], **arguments: Any) -> None:
     """Call `function(ranks, device, **arguments)` in a process for each of several devices.
 
-    Raises what the first process to fail raised, and UserError where one was killed. The others
-    are ended then, as all are when this process is told to end.
+    Raises UserError for what the first process to fail can explain and where one was killed, and
+    RuntimeError with its traceback for all else. The others are ended then, as all are when this
+    process is told to end.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -137,7 +138,10 @@ def run_ranks(function: Callable[..., None], devices: Sequence[str], **arguments
                     f"train: one of {len(devices)} processes was killed (signal {-killed.pop()}), "
                     "as it is when memory runs out; run again"
                 ) from exited
-            raise pickle.loads(error.read_bytes()) from exited
+            told = json.loads(error.read_text())
+            if told["line"]:
+                raise UserError(told["line"]) from exited
+            raise RuntimeError(told["trace"]) from exited
         finally:
             for process in context.processes:
                 process.kill()
@@ -170,8 +174,8 @@ def _run_rank(
     except Exception as raised:
         # That the others fail too, for want of this one, comes after this.
         if not error.exists():
-            raised.add_note(traceback.format_exc())
+            told = {"line": explain(raised), "trace": traceback.format_exc()}
             part = error.with_suffix(f".{rank}")
-            part.write_bytes(pickle.dumps(raised))
+            part.write_text(json.dumps(told))
             part.rename(error)
         sys.exit(1)

@@ -25,7 +25,7 @@ from cdul_steps.data.images import ImageError, decode
 from cdul_steps.data.readers import read_dataset
 from cdul_steps.data.stores import shard_file, write_metadata, write_shard
 from cdul_steps.data.tables import describe, write_table
-from cdul_steps.errors import UserError
+from cdul_steps.errors import UserError, explain
 from cdul_steps.models.classifier import Card, new_classifier, save_classifier
 from cdul_steps.steps import encode, predict
 from cdul_steps.steps.encode import encode_shard
@@ -57,7 +57,7 @@ def told(function, **arguments) -> str:
     """The line that the command line would print for the error of a step."""
     with pytest.raises(Exception) as caught:
         function(**arguments)
-    line = cli._explain(caught.value)
+    line = explain(caught.value)
     assert line, repr(caught.value)
     assert "\n" not in line
     return line
@@ -121,7 +121,7 @@ def test_a_folder_that_belongs_to_someone_else():
     def write() -> str:
         with pytest.raises(OSError) as caught, replacing(folder / "results/a.parquet") as part:
             part.write_text("x")
-        return cli._explain(caught.value)
+        return explain(caught.value)
 
     with open_folder() as folder:
         (folder / "results").mkdir(mode=0o755)
@@ -295,7 +295,7 @@ def test_predict_goes_on_with_smaller_batches(shard, classifier, tmp_path, monke
     ],
 )
 def test_what_a_machine_lacks_is_told_in_one_line(error, words):
-    line = cli._explain(error)
+    line = explain(error)
     assert words in line and "\n" not in line
 
 
