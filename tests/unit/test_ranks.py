@@ -107,15 +107,17 @@ def test_stopped_and_started_again(data, tmp_path, end):
     if end == "SIGTERM":
         process.terminate()
     else:
-        ranks = [p for p in children if "spawn_main" in " ".join(p.cmdline())]
+        ranks = psutil.Process(process.pid).children()
+        ranks = [p for p in ranks if "spawn_main" in " ".join(p.cmdline())]
         os.kill(ranks[-1].pid, signal.SIGKILL)
     log += process.communicate(timeout=60)[1]
     if end == "SIGTERM":
         assert process.returncode == 128 + signal.SIGTERM
+        assert "Traceback" not in log
     else:
         assert process.returncode == 1
-        assert "cdul: error: train: one of 2 processes was killed" in log
-    assert "Traceback" not in log
+        # Python may tell of the killed rank's decoding processes too.
+        assert "\ncdul: error: train: one of 2 processes was killed" in log
     assert psutil.wait_procs(children, timeout=30)[1] == []
     assert (tmp_path / "stopped/checkpoint.pt").is_file()
     test_train.run(data, tmp_path / "stopped", **{**PLAIN, "epochs": 40})
@@ -171,7 +173,7 @@ def test_what_ranks_exchange(tmp_path):
 
 
 def test_the_first_error_is_the_one_that_is_told():
-    with pytest.raises(OSError, match="No space left on device: '/here'"):
+    with pytest.raises(UserError, match="No space left on device: /here"):
         run_ranks(fail, ["cpu"] * 2)
 
 
