@@ -63,6 +63,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results/seeds"))
     parser.add_argument("--cores", default="all")
     options = parser.parse_args()
+    if len(options.seeds) < 2:
+        parser.error("a deviation needs two seeds or more")
     config = yaml.safe_load(Path("config/config.yaml").read_text())
     if options.configfile:
         update_config(config, yaml.safe_load(options.configfile.read_text()))
