@@ -233,7 +233,8 @@ def draw_learning(history: dict[str, Sequence[float | None]], loss_unit: str) ->
         if any(columns.values()):
             axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(columns))
         else:
-            axis.set_ylim(bottom=min(0, np.nanmin(values)))
+            least, most = min(0, np.nanmin(values)), np.nanmax(values)
+            axis.set_ylim(least, most + 0.08 * (most - least or 1))
         axis.set_ylabel(label)
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[-1].set_xlabel("epoch (passes over the train split)")

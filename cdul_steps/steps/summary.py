@@ -90,10 +90,10 @@ def summarise(results: Path, *, as_json: bool) -> str:
             ).rstrip()
             for line in cells
         )
-    places = sorted({str(p.parent) for p in results.glob("*/*/*/*/model/model.json")})
-    where = "\n".join(
-        f"{Path(place).parent}/: model/, history.parquet, refined_labels.parquet, predictions/"
-        for place in places
-    )
-    text += "\n\nmAP, CF1 and OF1 (at 0.5) in percent."
-    return f"{text} Trained classifiers:\n{where}" if where else text
+        text += "\n\nmAP, CF1 and OF1 (at 0.5) in percent."
+    places = sorted({p.parents[1] for p in results.glob("*/*/*/*/model/model.json")})
+    if places:
+        text += "\n\nTrained classifiers:"
+    for place in places:
+        text += f"\n{place}/: model/, history.parquet, refined_labels.parquet, predictions/"
+    return text

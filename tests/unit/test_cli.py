@@ -8,8 +8,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cdul_steps import cli
+from cdul_steps.data.files import SCHEMA_VERSION
 from cdul_steps.data.tables import read_facts
 from cdul_steps.errors import UserError
+from cdul_steps.steps.summary import summarise
 
 STAGES = ["manifest", "encode", "similarity", "label", "sweep", "train", "evaluate", "predict"]
 
@@ -104,6 +106,25 @@ def test_stages_without_a_model_do_not_import_torch(tmp_path):
     assert rows[-1]["scores"] == "classifier, fixed"
     assert rows[-1]["mAP"] == 100
     assert {row["dataset"] for row in rows} == {"data"}
+
+
+def test_without_truth_the_summary_speaks_of_no_measure(tmp_path):
+    labels = tmp_path / "photos/clip/final"
+    (labels / "small/model").mkdir(parents=True)
+    (labels / "small/model/model.json").touch()
+    for name, facts in {
+        "quality.json": {"splits": {}},
+        "small/metrics.json": {
+            "scores": "predictions/train.parquet",
+            "mAP": None,
+            "at_threshold": {"CF1": None, "OF1": None},
+            "images": 0,
+        },
+    }.items():
+        (labels / name).write_text(json.dumps({"schema_version": SCHEMA_VERSION, **facts}))
+    text = summarise(tmp_path, as_json=False)
+    assert "nothing to measure" in text and "percent" not in text
+    assert "photos/clip/final/small/: model/" in text
 
 
 @pytest.mark.parametrize(

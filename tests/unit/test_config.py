@@ -78,6 +78,14 @@ def test_every_overlay_loads_over_the_base(name):
             assert set(dataset.expected_images) == set(dataset.splits) == {"train", "test"}
 
 
+@pytest.mark.parametrize("name", ["config.yaml", *OVERLAYS])
+def test_every_training_with_alignment_moves_its_labels(name):
+    overlay = yaml.safe_load((ROOT / "config" / name).read_text(encoding="utf-8"))
+    config = load(laid_over(BASE, overlay))
+    for training in map(config.trainings.get, config.run.trainings):
+        assert not training.alignment.enabled or training.alignment.warmup < training.epochs
+
+
 @pytest.mark.parametrize(
     ("place", "unknown", "nearest"),
     [
