@@ -205,12 +205,13 @@ def test_a_model_may_not_bring_code(tmp_path):
     assert "code of its own" in message_of(load_clip, model)
 
 
-def test_a_store_with_pickles_in_it_is_refused(tmp_path, mark):
+@pytest.mark.parametrize("filters", [[{"id": "pickle"}], None])
+def test_a_store_of_the_format_that_has_pickles_is_refused(tmp_path, mark, filters):
     store = tmp_path / "e.zarr"
     store.mkdir()
     metadata = {
         **{"zarr_format": 2, "shape": [1, 1, 1], "chunks": [1, 1, 1], "dtype": "<f4"},
-        **{"compressor": None, "fill_value": None, "order": "C", "filters": [{"id": "pickle"}]},
+        **{"compressor": None, "fill_value": None, "order": "C", "filters": filters},
     }
     (store / ".zarray").write_text(json.dumps(metadata))
     (store / "0.0.0").write_bytes(pickle.dumps(Evil(mark)))
