@@ -98,14 +98,18 @@ def set_up(
 ) -> tuple[torch.device, int]:
     """Choose a job's device and its decoding processes, and limit torch to `threads` (0: all).
 
-    `workers` -1 chooses: one a thread with a GPU, `cpu_workers` (0: one a thread) without.
+    `workers` -1 chooses: one a thread with a GPU, `cpu_workers` (0: one a thread) without, which
+    then take their threads from torch's, since one that has to wait for a core delays all.
     """
     if threads:
         torch.set_num_threads(threads)
     target = choose_device(device)
-    if workers < 0:
-        workers = cpu_workers if target.type == "cpu" and cpu_workers else torch.get_num_threads()
-    return target, workers
+    if workers >= 0:
+        return target, workers
+    if target.type != "cpu" or not cpu_workers:
+        return target, torch.get_num_threads()
+    torch.set_num_threads(max(1, torch.get_num_threads() - cpu_workers))
+    return target, cpu_workers
 
 
 class InBatches:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cdul_steps.errors import UserError
-from cdul_steps.models.device import choose_device, claim
+from cdul_steps.models.device import choose_device, claim, set_up
 
 GPUS = ["GPU-a", "GPU-b", "GPU-c"]
 FORK = multiprocessing.get_context("fork")
@@ -87,3 +87,16 @@ def test_without_a_gpu():
     for name in ("cuda", "cuda:0", "gpu"):
         with pytest.raises(UserError, match=f"device '{name}' cannot be used here"):
             choose_device(name)
+
+
+@pytest.mark.parametrize(
+    ("threads", "workers", "expected"),
+    [(4, -1, (3, 1)), (1, -1, (1, 1)), (4, 2, (4, 2)), (4, 0, (4, 0))],
+)
+def test_a_decoding_process_takes_its_thread_from_torch(threads, workers, expected):
+    before = torch.get_num_threads()
+    try:
+        _, found = set_up("cpu", threads, workers, cpu_workers=1)
+        assert (torch.get_num_threads(), found) == expected
+    finally:
+        torch.set_num_threads(before)
