@@ -12,7 +12,6 @@ without weights of its own gets random ones. `--parts memory` compares the peak 
 """
 
 import argparse
-import itertools
 import json
 import multiprocessing
 import os
@@ -26,14 +25,12 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
-from measuring import PHOTOS, measure, print_result
+from measuring import PHOTOS, link_photos, measure, print_result
 from PIL import Image
 from safetensors.torch import save_file
 
-from cdul_steps.data.limits import MAX_PIXELS
 from cdul_steps.data.manifest import read_shard
 from cdul_steps.models.encoder import Preprocess, load_clip
-from cdul_steps.steps.manifest import make_manifest
 
 ENGINES = ("eager", "channels_last", "compile", "onnx")
 BATCHES = {"cpu": [1, 2, 4, 8, 16, 32, 64], "cuda": [64, 128, 256, 512, 1024]}
@@ -66,28 +63,6 @@ def random_model(name: str, folder: Path) -> str:
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     save_file(network.state_dict(), folder / "open_clip_model.safetensors")
     return f"local-dir:{folder}"
-
-
-def make_shard(photos: Path, folder: Path, images: int, shard_size: int) -> Path:
-    """The manifest of so many photographs, taken again and again where there are too few."""
-    (folder / "images").mkdir(parents=True)
-    files = sorted(photos.glob("*.jpg"))
-    if not files:
-        sys.exit(f"{photos}: no photographs (*.jpg); name their folder by --photos")
-    for i, file in zip(range(images), itertools.cycle(files), strict=False):
-        (folder / f"images/{i:06d}.jpg").symlink_to(file.resolve())
-    (folder / "classes.txt").write_text("cat\ndog\n")
-    make_manifest(
-        reader="folder",
-        root=folder / "images",
-        classes=folder / "classes.txt",
-        splits={"train": "."},
-        grid=[(3, 3)],
-        shard_size=shard_size,
-        max_pixels=MAX_PIXELS,
-        output=folder / "images.parquet",
-    )
-    return folder / "train"
 
 
 def encode(manifest: Path, model: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -244,7 +219,7 @@ def memory(model: str, photos: Path, options: argparse.Namespace) -> dict[str, A
     few, many = options.memory_images
     for images, shard_size in ((few, few), (many, few), (many, many)):
         with tempfile.TemporaryDirectory() as name:
-            shards = make_shard(photos, Path(name, "data"), images, shard_size)
+            shards = link_photos(photos, Path(name, "data"), images, shard_size)
             jobs = sorted(shards.glob("*.parquet"))
             peaks = [encode(job, model, options)["peak_MiB"] for job in jobs]
         found[f"{images} in shards of {shard_size}"] = max(peaks)
@@ -280,7 +255,7 @@ def main() -> None:
         if not model.startswith("local-dir:"):
             model = random_model(model, folder / "model")
         if set(options.parts) & {"encode", "usual"}:
-            manifest = make_shard(options.photos, folder / "data", options.images, options.images)
+            manifest = link_photos(options.photos, folder / "data", options.images, options.images)
             manifest /= "0.parquet"
         if "encode" in options.parts:
             result["encode"] = encode(manifest, model, options)

@@ -16,7 +16,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -94,15 +93,7 @@ class Run:
 
     def __init__(self, project: Project, *arguments: str) -> None:
         self.lines: list[tuple[float, str]] = []
-        self.process = subprocess.Popen(
-            project.command(*arguments),
-            cwd=project.folder,
-            env=project.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        self.process = project.start(*arguments, start_new_session=True)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         atexit.register(self._end)

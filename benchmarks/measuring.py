@@ -1,5 +1,6 @@
-"""What the benchmarks share: the machine they ran on, and a command with its time and memory."""
+"""What the benchmarks share: the machine, photographs, a command with its time and memory."""
 
+import itertools
 import json
 import os
 import platform
@@ -8,12 +9,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from cdul_steps.data.limits import MAX_PIXELS
 from cdul_steps.provenance import versions
+from cdul_steps.steps.manifest import make_manifest
 
 PHOTOS = Path(os.environ.get("CDUL_TEST_DATA", "")) / "voc2007/VOCdevkit/VOC2007/JPEGImages"
 """Real photographs (tests/conftest.py says what the variable names)."""
@@ -40,6 +44,39 @@ def print_result(software: list[str], **figures: Any) -> None:
     """Print the benchmark's one JSON object."""
     result = {"machine": machine(), "software": versions(*software), **figures}
     print(json.dumps(result, indent=2))
+
+
+def link_photos(
+    photos: Path,
+    folder: Path,
+    images: int,
+    shard_size: int,
+    *,
+    grid: tuple[int, int] = (3, 3),
+    classes: Sequence[str] = ("cat", "dog"),
+) -> Path:
+    """So many photographs, taken again and again where there are too few, and their manifest.
+
+    Returns the folder of the shards; `folder/images.parquet` is the whole.
+    """
+    (folder / "images").mkdir(parents=True)
+    files = sorted(photos.glob("*.jpg"))
+    if not files:
+        sys.exit(f"{photos}: no photographs (*.jpg); name their folder by --photos")
+    for i, file in zip(range(images), itertools.cycle(files), strict=False):
+        (folder / f"images/{i:06d}.jpg").symlink_to(file.resolve())
+    (folder / "classes.txt").write_text("\n".join(classes))
+    make_manifest(
+        reader="folder",
+        root=folder / "images",
+        classes=folder / "classes.txt",
+        splits={"train": "."},
+        grid=[grid],
+        shard_size=shard_size,
+        max_pixels=MAX_PIXELS,
+        output=folder / "images.parquet",
+    )
+    return folder / "train"
 
 
 def measure(command: list[object]) -> dict[str, Any]:

@@ -8,44 +8,25 @@ them: label steps, measures, checkpoints. For a quick look:
 """
 
 import argparse
-import itertools
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from measuring import PHOTOS, print_result
+from measuring import PHOTOS, link_photos, print_result
 
 from cdul_steps.config import Training
 from cdul_steps.data.limits import MAX_PIXELS
 from cdul_steps.data.tables import describe, score_table, write_table
 from cdul_steps.steps import train
-from cdul_steps.steps.manifest import make_manifest
 
 
 def make_data(photos: Path, folder: Path, images: int, classes: int) -> None:
     """So many photographs, their manifest, and random labels."""
-    (folder / "images").mkdir()
-    files = sorted(photos.glob("*.jpg"))
-    if not files:
-        sys.exit(f"{photos}: no photographs (*.jpg); name their folder by --photos")
-    for i, file in zip(range(images), itertools.cycle(files), strict=False):
-        (folder / f"images/{i:06d}.jpg").symlink_to(file.resolve())
     names = [f"class {c}" for c in range(classes)]
-    (folder / "classes.txt").write_text("\n".join(names))
-    make_manifest(
-        reader="folder",
-        root=folder / "images",
-        classes=folder / "classes.txt",
-        splits={"train": "."},
-        grid=[(1, 1)],
-        shard_size=1000,
-        max_pixels=MAX_PIXELS,
-        output=folder / "images.parquet",
-    )
+    link_photos(photos, folder, images, 1000, grid=(1, 1), classes=names)
     table = pq.read_table(folder / "images.parquet")
     scores = np.random.default_rng(0).random((images, classes), dtype=np.float32)
     scored = score_table(table["image_id"], table["path"], names, scores)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -79,20 +81,26 @@ def test_a_row_a_split_and_setting(folder):
     assert facts["difficult"] == "negative" and facts["settings"]["lambda"] == [-1, 0, 0.5]
 
 
+def labels_of(row: dict, folder: Path) -> Path:
+    """The train split's labels with the settings of a row."""
+    make_labels(
+        similarity=folder / "train.zarr",
+        images=folder / "images.parquet",
+        split="train",
+        construction=row["construction"],
+        standardise=row["standardise"],
+        output=folder / "labels.parquet",
+        **given(row),
+    )
+    return folder / "labels.parquet"
+
+
 @pytest.mark.parametrize("difficult", ["negative", "ignore"])
 def test_rows_of_the_train_split_are_what_label_and_evaluate_give(difficult, folder):
-    images, labels = folder / "images.parquet", folder / "labels.parquet"
+    images = folder / "images.parquet"
     for row in sweep(folder, difficult=difficult):
         if row["split"] == "train":
-            make_labels(
-                similarity=folder / "train.zarr",
-                images=images,
-                split="train",
-                construction=row["construction"],
-                standardise=row["standardise"],
-                output=labels,
-                **given(row),
-            )
+            labels = labels_of(row, folder)
             result = evaluate_scores(
                 scores=labels, images=images, difficult=difficult, ap="all", output=None
             )
@@ -104,18 +112,10 @@ def test_rows_of_the_train_split_are_what_label_and_evaluate_give(difficult, fol
 
 
 def test_rows_of_the_test_split_are_what_quality_gives(folder):
-    images, labels = folder / "images.parquet", folder / "labels.parquet"
+    images = folder / "images.parquet"
     for row in sweep(folder, settings=Sweep(tau=[2], zeta=[0.4], lambda_=[0.5])):
         if row["split"] == "test":
-            make_labels(
-                similarity=folder / "train.zarr",
-                images=images,
-                split="train",
-                construction=row["construction"],
-                standardise=row["standardise"],
-                output=labels,
-                **given(row),
-            )
+            labels = labels_of(row, folder)
             result = evaluate_labels(
                 similarity={"test": folder / "test.zarr"},
                 images=images,

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -37,8 +38,8 @@ class Project:
         words = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
         return [*words, "--configfile", str(overlay)]
 
-    def start(self, *arguments: str) -> subprocess.Popen:
-        """Start snakemake in the copy; its stdout holds stderr too."""
+    def start(self, *arguments: str, **options: Any) -> subprocess.Popen:
+        """Start snakemake in the copy, with options of Popen; its stdout holds stderr too."""
         return subprocess.Popen(
             self.command(*arguments),
             cwd=self.folder,
@@ -46,6 +47,7 @@ class Project:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            **options,
         )
 
     def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
