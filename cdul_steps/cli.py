@@ -1,5 +1,7 @@
 """`cdul`: every stage as a command. Stages are imported when they run, so that help is quick."""
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -746,6 +748,9 @@ def main() -> None:
     # Torch's threads wait for each other at every layer. Spinning while they wait, as is the
     # default, is tens of times slower as soon as a decoding process or another job needs a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # What torch imports is a second's work for the garbage collector, which looks once more at the
+    # end of every process.
+    atexit.register(gc.freeze)
     try:
         app()
     except Exception as error:

@@ -24,8 +24,8 @@ GPU_BATCH = 256
 """Views a forward pass that fill a GPU."""
 WORTHWHILE = 20.0
 """Seconds of work below which measuring engines costs more than it gains."""
-MARGIN = 1.25
-"""How much faster another engine must be: a choice must not flip from job to job."""
+MARGIN = 1.05
+"""How much faster another engine or batch size must be: less is within a measurement's noise."""
 SAME = 0.9999
 """Cosine between two engines' vectors of one view from which they are the same."""
 
@@ -93,7 +93,7 @@ def _seconds(encode: Encoder, views: Tensor) -> float:
     """Seconds of processor time a view, the best of a few runs, on one thread."""
     encode(views)
     spent: list[float] = []
-    while len(spent) < 3:
+    while len(spent) < 3 and sum(spent) < 0.5:
         start = time.thread_time()
         encode(views)
         spent.append(time.thread_time() - start)
@@ -115,51 +115,68 @@ def choose_engine(
     """Choose what runs the image tower.
 
     A GPU takes torch and large batches. On a CPU, where an image's views come together and a
-    worker has one thread, engines and batch sizes are measured on noise, if a worker has enough
-    `work` (views) to gain by it. `views` is the number of an image; a `batch_size` (views) of 0
-    chooses. Raises UserError where `onnx` is asked for and cannot be had.
+    worker has one thread, engines and then batch sizes (one view, half an image's, all of it) are
+    measured on noise, if a worker has enough `work` (views) to gain by it. `views` is the number of
+    an image; a `batch_size` (views) of 0 chooses. Raises UserError where `onnx` is asked for and
+    cannot be had.
     """
     if encoder.device.type != "cpu":
         if engine == "onnx":
             raise UserError(f"engine 'onnx' is for a CPU, not for {encoder.device}; use 'auto'")
         return Choice("torch", encoder, batch_size or GPU_BATCH)
-    # Half an image's views at a time stay in the processor's cache.
-    sizes = [batch_size] if batch_size else [-(-views // 2), views]
+    sizes = [batch_size] if batch_size else sorted({1, -(-views // 2), views})
+    middle = sizes[len(sizes) // 2]
     shape = (sizes[-1], 3, *encoder.preprocess.size)
     probe = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        if engine == "onnx":
-            candidates = [Choice("onnx", _onnx(encoder, probe), size) for size in sizes]
-        else:
-            candidates = [Choice("torch", encoder, size) for size in sizes]
-        best, *others = candidates
-        if engine != "auto" and not others:
-            return best
-        seconds = _seconds(best.encoder, probe[: best.batch_size])
+        name, tower = ("onnx", _onnx(encoder, probe)) if engine == "onnx" else ("torch", encoder)
+        if engine != "auto" and batch_size:
+            return Choice(name, tower, batch_size)
+        seconds = _seconds(tower, probe[:middle])
         if seconds * work < WORTHWHILE:
-            return best
-        if engine == "auto" and encoder.dtype is torch.float32:
-            others += _with_onnx(encoder, probe, sizes)
-        for other in others:
-            its = _seconds(other.encoder, probe[: other.batch_size])
+            return Choice(name, tower, middle)
+        onnx = _working_onnx(encoder, probe) if engine == "auto" else None
+        if onnx:
+            its = _seconds(onnx, probe[:middle])
             note(
-                f"encode: {other.engine} in batches of {other.batch_size}: {1 / its:.1f} views/s a "
-                f"thread, {best.engine} in batches of {best.batch_size}: {1 / seconds:.1f}"
+                f"encode: in batches of {middle} views, torch embeds {1 / seconds:.1f} and onnx "
+                f"{1 / its:.1f} views/s a thread"
             )
             if seconds > MARGIN * its:
-                best, seconds = other, its
-        return best
+                name, tower, seconds = "onnx", onnx, its
+        return Choice(name, tower, _best_size(tower, name, sizes, probe, {middle: seconds}))
     finally:
         torch.set_num_threads(threads)
+
+
+def _best_size(
+    tower: Encoder, name: str, sizes: list[int], probe: Tensor, seconds: dict[int, float]
+) -> int:
+    """The best of ascending batch sizes; `seconds` a view of one of them are known.
+
+    Small batches stay in the processor's cache, large ones read the weights less often.
+    """
+    best = sizes[0]
+    for size in sizes:
+        if size not in seconds:
+            seconds[size] = _seconds(tower, probe[:size])
+        if size != best:
+            if seconds[best] <= MARGIN * seconds[size]:
+                break
+            best = size
+    rates = ", ".join(f"{1 / seconds[size]:.1f} in batches of {size}" for size in sorted(seconds))
+    note(f"encode: {name} embeds {rates}")
+    return best
 
 
 def _onnx(encoder: ImageEncoder, probe: Tensor) -> OnnxEncoder:
     """The tower in ONNX Runtime. Raises UserError where its vectors are not torch's."""
     try:
         onnx = OnnxEncoder(encoder)
-        cosine = (unit(encoder(probe)) * unit(onnx(probe))).sum(axis=1).min()
+        some = probe[:2]
+        cosine = (unit(encoder(some)) * unit(onnx(some))).sum(axis=1).min()
     except Exception as error:
         raise UserError(f"engine 'onnx' cannot take this model: {first_line(error)}") from error
     if not cosine >= SAME:
@@ -167,10 +184,11 @@ def _onnx(encoder: ImageEncoder, probe: Tensor) -> OnnxEncoder:
     return onnx
 
 
-def _with_onnx(encoder: ImageEncoder, probe: Tensor, sizes: list[int]) -> list[Choice]:
+def _working_onnx(encoder: ImageEncoder, probe: Tensor) -> OnnxEncoder | None:
+    if encoder.dtype is not torch.float32:
+        return None
     try:
-        onnx = _onnx(encoder, probe)
+        return _onnx(encoder, probe)
     except UserError as error:
         note(f"encode: {error}")
-        return []
-    return [Choice("onnx", onnx, size) for size in sizes]
+        return None

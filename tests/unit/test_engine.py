@@ -48,15 +48,24 @@ def test_short_work_is_not_measured(encoder):
 
 def test_long_work_takes_what_is_faster(encoder, monkeypatch):
     speed = {"torch": 1.0, "onnx": 0.5}
-    monkeypatch.setattr(
-        engine, "_seconds", lambda e, v: speed["torch" if e is encoder else "onnx"] / len(v) ** 0.1
-    )
-    assert choose_engine(encoder, "auto", 0, views=10, work=1e9).engine == "onnx"
-    assert choose_engine(encoder, "torch", 0, views=10, work=1e9).engine == "torch"
-    speed["onnx"] = 0.9  # within the margin: a choice must not flip from job to job
-    choice = choose_engine(encoder, "auto", 0, views=10, work=1e9)
-    assert (choice.engine, choice.batch_size) == ("torch", 5)
-    assert choose_engine(encoder, "auto", 3, views=10, work=1e9).batch_size == 3
+    larger = 0.1
+
+    def seconds(tower, views):
+        return speed["torch" if tower is encoder else "onnx"] / len(views) ** larger
+
+    def choose(name: str, batch_size: int = 0):
+        choice = choose_engine(encoder, name, batch_size, views=10, work=1e9)
+        return choice.engine, choice.batch_size
+
+    monkeypatch.setattr(engine, "_seconds", seconds)
+    assert choose("auto") == ("onnx", 10)
+    assert choose("torch") == ("torch", 10)
+    larger = -0.1
+    assert choose("auto") == ("onnx", 1)
+    assert choose("auto", 3) == ("onnx", 3)
+    larger = 0.02  # within the margin, like this speed
+    speed["onnx"] = 0.97
+    assert choose("auto") == ("torch", 1)
 
 
 def test_threads_are_left_as_they_were(encoder):
