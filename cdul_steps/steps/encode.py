@@ -87,7 +87,7 @@ class ShardImages(Dataset):
             text = f"{image.width}x{image.height} pixels, a side is over {MAX_ASPECT} of the other"
             return index, None, "bad_shape", text, time.perf_counter() - start
         try:
-            views = np.stack([self.preprocess.view(image, tuple(box.tolist())) for box in boxes])
+            views = self.preprocess.views(image, boxes)
         except MemoryError:
             text = "not enough memory to cut it into views"
             return index, None, "too_large", text, time.perf_counter() - start
@@ -190,8 +190,8 @@ def _encode_images(
 ) -> tuple[np.ndarray, list[tuple[str, str, float]], float]:
     """Rows of the shard, `(status, error, seconds)` an image, and the seconds it all took."""
     in_workers = encoder.device.type == "cpu"
-    blank = encoder.preprocess.view(Image.new("RGB", (8, 8)), (0, 0, 8, 8))
-    dimension = encode(blank[None]).shape[1]
+    blank = encoder.preprocess.views(Image.new("RGB", (8, 8)), np.array([[0, 0, 8, 8]]))
+    dimension = encode(blank).shape[1]
     loader = DataLoader(
         ShardImages(
             paths.combine_chunks(),

@@ -220,7 +220,7 @@ def test_preprocessing_is_open_clips(folder, tmp_path, mode, size):
     *_, transform = open_clip.create_model_and_transforms(model, image_resize_mode=mode)
     image = Image.open(tiny.noise(tmp_path / "a.png", 3, size)).convert("RGB")
     box = (3, 2, size[0] - 1, size[1] - 4)
-    view = torch.from_numpy(preprocess.view(image, box)[None])
+    view = torch.from_numpy(preprocess.views(image, np.array([box])))
     assert view.shape == (1, 3, 32, 32)
     ours = preprocess.normalize(view, torch.float32)[0]
     np.testing.assert_allclose(ours, transform(image.crop(box)), rtol=0, atol=1e-6)
