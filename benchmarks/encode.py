@@ -66,23 +66,30 @@ def random_model(name: str, folder: Path) -> str:
     return f"local-dir:{folder}"
 
 
-def encode(manifest: Path, model: str, options: argparse.Namespace) -> dict[str, Any]:
-    """What `cdul encode` takes for a shard."""
+def encode(
+    manifest: Path, model: str, options: argparse.Namespace, *, memory: bool = False
+) -> dict[str, Any]:
+    """What `cdul encode` takes for a shard, by `measure`."""
     with tempfile.TemporaryDirectory() as name:
         words = ["encode", "--manifest", manifest, "--store", Path(name, "train.zarr")]
         words += ["--table", Path(name, "0.parquet"), "--model", model]
         words += ["--precision", options.precision, "--device", options.device]
         words += ["--threads", options.threads]
-        found = measure([sys.executable, "-c", ENCODE, *words])
-    (loaded,) = (
-        float(line.split()[-1]) for line in found["log"].splitlines() if "loaded at" in line
-    )
-    notes = [line for line in found["log"].splitlines() if "loaded in" in line or " by " in line]
+        return measure([sys.executable, "-c", ENCODE, *words], memory=memory)
+
+
+def encode_rate(manifest: Path, model: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Views a second of `cdul encode`, from its model loaded to the end of the process."""
+    found = encode(manifest, model, options)
+    lines = found["log"].splitlines()
+    (loaded,) = (float(line.split()[-1]) for line in lines if "loaded at" in line)
+    notes = [line for line in lines if "loaded in" in line]
+    seconds = found["end"] - loaded
     return {
-        "seconds": round(found["end"] - loaded, 2),
+        "seconds": round(seconds, 2),
         "with_start_s": round(found["end"] - found["start"], 2),
-        "peak_MiB": found["peak_MiB"],
         "note": notes[-1].removeprefix("encode: "),
+        "views_per_second": round(options.images * 10 / seconds, 2),
     }
 
 
@@ -230,7 +237,7 @@ def memory(model: str, photos: Path, options: argparse.Namespace) -> dict[str, A
         with tempfile.TemporaryDirectory() as name:
             shards = link_photos(photos, Path(name, "data"), images, shard_size)
             jobs = sorted(shards.glob("*.parquet"))
-            peaks = [encode(job, model, options)["peak_MiB"] for job in jobs]
+            peaks = [encode(job, model, options, memory=True)["peak_MiB"] for job in jobs]
         found[f"{images} in shards of {shard_size}"] = max(peaks)
         print(f"memory: {found}", file=sys.stderr, flush=True)
     first = found[f"{few} in shards of {few}"]
@@ -280,9 +287,8 @@ def main() -> None:
             # The best of many short measurements is also the luckiest, and machines have moods: so
             # it is measured again, before and after.
             before = best_bare(model, result["best"], options) if "best" in result else None
-            found = encode(manifest, model, options)
-            rate = round(options.images * 10 / found["seconds"], 2)
-            turn = {**found, "views_per_second": rate}
+            turn = encode_rate(manifest, model, options)
+            rate = turn["views_per_second"]
             if before is not None:
                 bares = [before, best_bare(model, result["best"], options)]
                 turn |= {"bare": bares, "encode/bare": round(2 * rate / sum(bares), 3)}
