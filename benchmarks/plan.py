@@ -35,6 +35,7 @@ SINGLE = [
     ENCODER / "final/quality.json",
     TRAINING / "model/model.safetensors",
     TRAINING / "model/model.json",
+    TRAINING / "model/README.md",
     TRAINING / "history.parquet",
     TRAINING / "refined_labels.parquet",
     TRAINING / "predictions/train.parquet",
@@ -81,7 +82,8 @@ def prepare(folder: Path, shards: int) -> None:
         "grid": [1, 1],
         "shard_size": 1,
     }
-    overlay = {"run": {"datasets": ["many"]}, "datasets": {"many": many}}
+    run = {"datasets": ["many"], "labels": ["final"], "trainings": ["aligned"]}
+    overlay = {"run": run, "datasets": {"many": many}}
     (folder / "overlay.yaml").write_text(yaml.safe_dump(overlay))
     snakemake(folder, "results/many/manifest/images.parquet")
 

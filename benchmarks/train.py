@@ -53,7 +53,7 @@ def seconds(folder: Path, aligned: bool, options: argparse.Namespace) -> float:
         "image_size": options.size,
         "batch_size": options.batch_size,
         "epochs": options.epochs,
-        "alignment": {"enabled": aligned},
+        "alignment": {"enabled": aligned, "warmup": 0},
     }
     try:
         with tempfile.TemporaryDirectory() as output:

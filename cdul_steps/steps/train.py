@@ -23,7 +23,7 @@ from cdul_steps.errors import UserError, first_line
 from cdul_steps.method.metrics import Difficult
 from cdul_steps.models.classifier import Card, new_classifier, save_classifier, start_head
 from cdul_steps.models.device import DTYPES, set_up, several_devices
-from cdul_steps.models.label_table import FixedLabels, new_labels
+from cdul_steps.models.label_table import AlignedLabels, FixedLabels, new_labels
 from cdul_steps.models.ranks import Ranks, run_ranks
 from cdul_steps.progress import Progress, note
 from cdul_steps.provenance import source_digest, versions
@@ -289,6 +289,11 @@ def _train(
         f"{f'{ranks.count} x ' if ranks.count > 1 else ''}{target}, "
         f"{len(table)} images, {len(classes)} classes, {settings.epochs} epochs"
     )
+    if isinstance(label_table, AlignedLabels) and settings.alignment.warmup >= settings.epochs:
+        note(
+            f"train: the labels will stay as they are: alignment.warmup "
+            f"({settings.alignment.warmup}) is not below epochs ({settings.epochs})"
+        )
     for epoch in range(len(history), settings.epochs):
         # Of its own for each rank, so that dropout does not repeat itself within a batch.
         torch.manual_seed(settings.seed * 1_000_003 + epoch + (ranks.rank << 40))

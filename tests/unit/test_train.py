@@ -219,6 +219,14 @@ def test_labels_move_every_so_often(data, tmp_path):
     assert (history(tmp_path)["label_movement"] > 0).tolist() == [False, True, False, True, False]
 
 
+def test_a_warm_up_without_end_is_told(data, tmp_path, capsys):
+    run(data, tmp_path / "never", epochs=1, alignment={"warmup": 1})
+    assert "the labels will stay as they are: alignment.warmup (1)" in capsys.readouterr().err
+    run(data, tmp_path / "last", epochs=1, alignment={"warmup": 0})
+    run(data, tmp_path / "fixed", epochs=1, alignment={"enabled": False, "warmup": 1})
+    assert "will stay" not in capsys.readouterr().err
+
+
 def test_labels_stay_without_alignment(data, done, tmp_path):
     run(data, tmp_path, alignment={"enabled": False})
     assert (history(tmp_path)["label_movement"] == 0).all()
