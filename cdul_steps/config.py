@@ -386,11 +386,11 @@ class Runtime(Section):
     engine: Literal["auto", "torch", "onnx"] = Field(
         "auto",
         description="What runs the encoder on a CPU: torch, ONNX Runtime, or `auto`, which "
-        "measures at the start of a long job. Vectors agree to a cosine of 0.9999; name one where "
-        "bytes must be the same on every machine.",
+        "measures at the start of a long job. Vectors agree to a cosine of 0.9999; name one and a "
+        "`batch_size` where bytes must be the same on every machine.",
     )
     batch_size: int = Field(
-        0, ge=0, description="Views a forward pass of the encoder; 0 chooses by the device."
+        0, ge=0, description="Views a forward pass of the encoder; 0 chooses, as `engine` does."
     )
     workers: int = Field(
         -1,
