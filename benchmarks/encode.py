@@ -262,13 +262,13 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"])
     parser.add_argument("--engines", nargs="+", default=ENGINES, choices=ENGINES)
+    parser.add_argument("--batches", type=int, nargs="+", help="of the bare tower")
     parser.add_argument("--seconds", type=float, default=1.0, help="of each bare measurement")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--turns", type=int, default=3, help="how often encode and bare take turns")
     parts = ("encode", "bare", "usual", "memory")
     parser.add_argument("--parts", nargs="+", default=parts[:3], choices=parts)
     options = parser.parse_args()
-    options.batches = None
     software = ["torch", "onnxruntime", "open_clip_torch", "timm", "pillow", "zarr"]
     sizes = {k: getattr(options, k) for k in ("model", "images", "device", "precision", "threads")}
     if options.device == "cuda" and not torch.cuda.is_available():
