@@ -300,15 +300,15 @@ def test_what_a_machine_lacks_is_told_in_one_line(error, words):
 
 
 def test_no_memory_to_cut_an_image_is_its_status(shard, tmp_path, monkeypatch):
-    view = encode.Preprocess.view
+    views = encode.Preprocess.views
 
-    def greedy(self, image, box):
+    def greedy(self, image, boxes):
         if image.getpixel((0, 0)) == third.getpixel((0, 0)):
             raise MemoryError
-        return view(self, image, box)
+        return views(self, image, boxes)
 
     third = decode(shard[0].parents[2] / "images/3.png")
-    monkeypatch.setattr(encode.Preprocess, "view", greedy)
+    monkeypatch.setattr(encode.Preprocess, "views", greedy)
     encode_shard(**encode_into(shard, tmp_path))
     rows = pq.read_table(tmp_path / "0.parquet").to_pylist()
     assert {r["image_id"]: r["status"] for r in rows if r["status"] != "ok"} == {
