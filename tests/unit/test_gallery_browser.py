@@ -272,7 +272,14 @@ def test_names_are_text_and_nothing_else(driver):
 def test_a_script_in_the_page_would_not_run(driver):
     image = '<img src="none.png" onerror="hit=1">'
     driver.execute_script("document.body.insertAdjacentHTML('beforeend', arguments[0])", image)
-    wait_until(driver, lambda d: "Content Security Policy" in str(d.get_log("browser")))
+    said = []
+
+    def said_both(driver) -> bool:
+        """Whether it told of the script and of the image, in whatever order."""
+        said.extend(entry["message"] for entry in driver.get_log("browser"))
+        return all(what in str(said) for what in ("Content Security Policy", "ERR_FILE_NOT_FOUND"))
+
+    wait_until(driver, said_both)
 
 
 def test_what_the_labels_are_made_with_is_said(driver):
