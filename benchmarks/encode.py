@@ -196,9 +196,8 @@ def bare(
 
 def best_bare(model: str, best: dict[str, Any], options: argparse.Namespace) -> float:
     """The rate of the best way to run the tower, over ten times as long."""
-    again = argparse.Namespace(**vars(options))
-    again.engines, again.seconds = [best["engine"]], 10 * options.seconds
-    again.batches = [best["batch"]]
+    only = {"engines": [best["engine"]], "batches": [best["batch"]]}
+    again = argparse.Namespace(**{**vars(options), **only, "seconds": 10 * options.seconds})
     (row,) = bare(model, again, [(best["processes"], best["threads"])])
     return row["views_per_second"]
 

@@ -83,7 +83,7 @@ def measure(command: list[object], *, memory: bool) -> dict[str, Any]:
     """Run a command: its `start` and `end` by the monotonic clock (s), and its `log`.
 
     With `memory` also the `peak_MiB` of all its processes, pages that they share counted once;
-    looking at it takes a tenth of a core. Exits where the command fails.
+    looking at it slows the command down. Exits where the command fails.
     """
     start = time.monotonic()
     process = subprocess.Popen([str(w) for w in command], stderr=subprocess.PIPE, text=True)

@@ -8,9 +8,7 @@ empty files, which `snakemake --touch` takes for theirs.
 """
 
 import argparse
-import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -19,9 +17,8 @@ import time
 from pathlib import Path
 
 import yaml
+from measuring import print_result
 from PIL import Image
-
-from cdul_steps.provenance import versions
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("Snakefile", "workflow", "config", "profiles", "cdul_steps", "environment.yml")
@@ -131,10 +128,7 @@ def main() -> None:
     for shards in options.shards:
         found[shards] = measure(shards, options.profile)
         print(f"{shards} shards: {found[shards]}", file=sys.stderr, flush=True)
-    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-    machine["load_1_min"] = os.getloadavg()[0]
-    software = versions("snakemake", "pyarrow")
-    print(json.dumps({"machine": machine, "software": software, "shards": found}, indent=2))
+    print_result(["snakemake", "pyarrow"], shards=found)
 
 
 if __name__ == "__main__":
