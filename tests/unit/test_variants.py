@@ -1,20 +1,24 @@
 """The table of an ablation, and its comparison."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from messages import message_of
 from sklearn.metrics import average_precision_score
+from snakemake.utils import update_config
 
-from cdul_steps.config import Ablation, Training
+from cdul_steps.config import Ablation, Training, load
 from cdul_steps.data.tables import describe, score_table, write_table
 from cdul_steps.data.variants import read_rows, read_variants
 from cdul_steps.steps.ablation import compare_variants
 
+ROOT = Path(__file__).parents[2]
 BASE = {"base": Training(epochs=7), "other": Training()}
 
 
@@ -33,6 +37,25 @@ def test_every_row_with_every_seed(tmp_path):
     assert found[0].settings == expected
     assert found[3].settings == Training(epochs=7, seed=2, alignment={"enabled": False})
     assert {v.labels for v in found} == {"final"}
+
+
+@pytest.mark.parametrize(
+    "overlay", [None, "benchmarks/constructions.yaml", "tests/workflow/voc2007.yaml"]
+)
+def test_no_two_rows_of_a_table_here_are_the_same_training(overlay, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("CDUL_TEST_DATA", "/nowhere")
+    config = yaml.safe_load(Path("config/config.yaml").read_text())
+    if overlay:
+        update_config(config, yaml.safe_load(Path(overlay).read_text()))
+    config = load(config)
+    found = read_variants(
+        config.ablation, config.trainings, config.labels, default=config.run.labels[0]
+    )
+    made = {
+        (config.labels[v.labels].model_dump_json(), v.settings.model_dump_json()) for v in found
+    }
+    assert len(made) == len(found)
 
 
 def test_labels_and_seed_of_a_row(tmp_path):
