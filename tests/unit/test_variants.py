@@ -8,15 +8,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from messages import message_of
 from sklearn.metrics import average_precision_score
-from snakemake.utils import update_config
 
-from cdul_steps.config import Ablation, Training, load
+from cdul_steps.config import Ablation, Training
 from cdul_steps.data.tables import describe, score_table, write_table
 from cdul_steps.data.variants import read_rows, read_variants
 from cdul_steps.steps.ablation import compare_variants
+from cdul_steps.steps.doctor import read_config
 
 ROOT = Path(__file__).parents[2]
 BASE = {"base": Training(epochs=7), "other": Training()}
@@ -40,15 +39,12 @@ def test_every_row_with_every_seed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "overlay", [None, "benchmarks/constructions.yaml", "tests/workflow/voc2007.yaml"]
+    "overlays", [[], ["benchmarks/constructions.yaml"], ["tests/workflow/voc2007.yaml"]]
 )
-def test_no_two_rows_of_a_table_here_are_the_same_training(overlay, monkeypatch):
+def test_no_two_rows_of_a_table_here_are_the_same_training(overlays, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("CDUL_TEST_DATA", "/nowhere")
-    config = yaml.safe_load(Path("config/config.yaml").read_text())
-    if overlay:
-        update_config(config, yaml.safe_load(Path(overlay).read_text()))
-    config = load(config)
+    config = read_config([Path(overlay) for overlay in overlays])
     found = read_variants(
         config.ablation, config.trainings, config.labels, default=config.run.labels[0]
     )
