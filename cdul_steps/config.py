@@ -222,7 +222,7 @@ class Alignment(Section):
     sigma: float = Field(
         0.4, gt=0, description="Deviation of psi: how far from 0.5 a label still moves."
     )
-    step_size: float = Field(0.2, gt=0, description="Size of a label step (no unit: logits).")
+    step_size: float = Field(0.8, gt=0, description="Size of a label step (no unit: logits).")
     every: int = Field(1, ge=1, description="Epochs between label steps.")
     warmup: int = Field(
         10,
@@ -281,13 +281,14 @@ class Training(Section):
     )
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up of the learning rate.")
     loss: Literal["kl", "kl_reverse", "kl_classes", "bce", "asl", "wan", "epr", "role"] = Field(
-        "kl",
+        "bce",
         description="`kl`: KL(label || network) of a Bernoulli a class. `kl_reverse`: the other "
         "way round. `kl_classes`: one softmax over all classes, and so are the classifier's "
         "probabilities: they sum to 1, for which `threshold` should be lower. `bce`: binary "
-        "cross-entropy. `asl`: asymmetric loss. `wan`, `epr`, `role`: weak assume-negative, "
-        "expected-positive regularisation and online label estimation of single-positive "
-        "learning; they need hard `positives` and no `alignment`.",
+        "cross-entropy, to the network the same as `kl`; its label steps go further, to the side "
+        "that the network takes. `asl`: asymmetric loss. `wan`, `epr`, `role`: weak "
+        "assume-negative, expected-positive regularisation and online label estimation of "
+        "single-positive learning; they need hard `positives` and no `alignment`.",
     )
     asl: Asl = Field(Asl(), description="For the loss `asl` only.")
     expected_positives: float = Field(
