@@ -23,7 +23,7 @@ def _entropy(labels: Tensor) -> Tensor:
 def kl_per_class(logits: Tensor, labels: Tensor) -> Tensor:
     """KL(y_u || y_p) of one Bernoulli a class, summed over classes: (B, C), (B, C) to (B,).
 
-    The default: each class is present or not by itself, as a multi-label head needs.
+    The paper's divergence: each class is present or not by itself, as a multi-label head needs.
     """
     cross = binary_cross_entropy_with_logits(logits, labels, reduction="none")
     return (cross - _entropy(labels)).sum(dim=1)
@@ -51,8 +51,9 @@ def kl_over_classes(logits: Tensor, labels: Tensor) -> Tensor:
 def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """`-y log p - (1 - y) log(1 - p)`, summed over classes: (B, C), (B, C) to (B,).
 
-    `kl_per_class` without the labels' entropy: the same to the network, another to the labels,
-    which it drives to 0 and 1. With hard labels it is "assume negative" (Cole et al., CVPR 2021).
+    The default: `kl_per_class` plus the labels' entropy, so the same to the network and another to
+    the labels, which it drives to 0 and 1. With hard labels it is "assume negative" (Cole et al.,
+    CVPR 2021).
     """
     return binary_cross_entropy_with_logits(logits, labels, reduction="none").sum(dim=1)
 
