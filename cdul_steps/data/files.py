@@ -4,9 +4,9 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shlex
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -98,29 +98,32 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(path)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    lock = (scratch / LOCK).open("w")
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with suppress(OSError):  # not every network file system can lock
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        part = scratch / path.name
-        yield part
-        old = scratch / "old"
-        if path.is_dir() and not path.is_symlink():
-            path.rename(old)
         try:
-            part.replace(path)
-        except OSError:
-            if old.exists():
-                old.rename(path)
-            raise
-    except OSError as error:
-        if error.filename or not error.errno:
-            raise
-        # Libraries do not say which file they could not write.
-        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
-    finally:
-        lock.close()
+            scratch.mkdir(mode=0o700)
+            with (scratch / LOCK).open("w") as lock:
+                with suppress(OSError):  # not every network file system can lock
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                part = scratch / path.name
+                yield part
+                old = scratch / "old"
+                if path.is_dir() and not path.is_symlink():
+                    path.rename(old)
+                try:
+                    part.replace(path)
+                except OSError:
+                    if old.exists():
+                        old.rename(path)
+                    raise
+        except OSError as error:
+            if error.filename or not error.errno:
+                raise
+            # Libraries do not say which file they could not write.
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    finally:  # where a signal to stop cut the first removal short
         shutil.rmtree(scratch, ignore_errors=True)
 
 

@@ -176,8 +176,8 @@ def test_what_a_killed_writer_left_goes_with_the_next(tmp_path):
             part.write_text("half")
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
+    (left,) = tmp_path.iterdir()
     (tmp_path / ".a.parquet.backup").mkdir()  # not ours
-    (left,) = tmp_path.glob(".a.parquet.????????")
     with replacing(tmp_path / "b.parquet") as part:
         part.write_text("other")
     assert left.exists()

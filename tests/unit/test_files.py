@@ -103,6 +103,37 @@ def test_a_killed_writers_scratch_goes_with_the_next_writer_a_living_ones_stays(
     assert path.read_text() == "second"
 
 
+def test_a_stop_at_any_time_leaves_a_whole_file_and_no_scratch(tmp_path):
+    """A signal to stop raises SystemExit at the start of a function or the end of one of C's."""
+    path = tmp_path / "file"
+    write_text(path, "old")
+    contents, stops = set(), 0
+
+    def is_stopped(moment: int) -> bool:
+        moments = iter(range(moment))
+
+        def stop(frame, event, argument):
+            if event in ("call", "c_return") and next(moments, None) is None:
+                raise SystemExit
+
+        sys.setprofile(stop)
+        try:
+            write_text(path, "new")
+        # In Python 3.11 rmtree may close its folder a second time for it.
+        except (SystemExit, OSError):
+            return True
+        finally:
+            sys.setprofile(None)
+        return False
+
+    while is_stopped(stops):
+        stops += 1
+        assert names(tmp_path) == ["file"], stops
+        contents.add(path.read_text())
+        write_text(path, "old")
+    assert stops > 50 and contents == {"old", "new"}
+
+
 def test_a_folder_that_is_no_scratch_stays(tmp_path):
     (tmp_path / ".file.mine").mkdir()
     write_text(tmp_path / "file", "text")
