@@ -24,6 +24,9 @@ from cdul_steps.method.similarity import cosine, unit
 from cdul_steps.progress import Progress, note
 from cdul_steps.provenance import versions
 
+# The model's parameter is the logarithm, and towers of timm are rounded with all their weights.
+ROUNDING = {"fp16": 2.0**-10, "bf16": 2.0**-7}
+
 
 def write_store(*, images: Path, split: str, text: Path, store: Path) -> None:
     """Write the `zarr.json` of a split's embeddings: float16 (N, 1+S, D), its shards being
@@ -84,7 +87,8 @@ def check_shards(store: Path, text: Path, tables: Sequence[Path]) -> None:
                 f"{shard}: missing, torn or foreign, not what {table} says was written; delete "
                 "that table and run snakemake again"
             )
-        if not math.isclose(facts.get("logit_scale", scale), scale, rel_tol=1e-3):
+        rounding = abs(math.log(scale)) * ROUNDING.get(facts.get("precision"), 0)
+        if not math.isclose(facts.get("logit_scale", scale), scale, rel_tol=max(1e-3, rounding)):
             raise UserError(
                 f"{table} is of a model with logit_scale {facts['logit_scale']:g} and {text} of "
                 f"one with {scale:g}: not the same weights; make both with one model"

@@ -36,15 +36,9 @@ def original(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("original")
     for i in range(8):
         tiny.noise(folder / f"images/{i}.png", i)
-    shards = tiny.folder_manifest(folder / "images", folder / "manifest", SHARD)
+    tiny.folder_manifest(folder / "images", folder / "manifest", SHARD)
     clip = tiny.make_clip(folder / "clip")
-    for shard in range(2):
-        encode_shard(
-            **{"manifest": shards / f"{shard}.parquet", "store": folder / "e.zarr"},
-            **{"table": folder / f"{shard}.parquet", "model": clip, "pretrained": None},
-            **{"precision": "fp32", "resize_mode": None, "max_pixels": tiny.MAX_PIXELS},
-            **{"device": "cpu", "batch_size": 0, "workers": 0, "threads": 1},
-        )
+    embed_images(folder, clip)
     embed_text(folder, clip)
     inputs = {"images": folder / "manifest/images.parquet", "text": folder / "text.parquet"}
     write_store(**inputs, split="train", store=folder / "e.zarr")
@@ -55,6 +49,24 @@ def original(tmp_path_factory) -> Path:
 @pytest.fixture
 def made(original, tmp_path) -> Path:
     return Path(shutil.copytree(original, tmp_path / "made"))
+
+
+def embed_images(folder: Path, clip: str, precision: str = "fp32") -> None:
+    for shard in range(2):
+        encode_shard(
+            manifest=folder / f"manifest/train/{shard}.parquet",
+            store=folder / "e.zarr",
+            table=folder / f"{shard}.parquet",
+            model=clip,
+            pretrained=None,
+            precision=precision,
+            resize_mode=None,
+            max_pixels=tiny.MAX_PIXELS,
+            device="cpu",
+            batch_size=0,
+            workers=0,
+            threads=1,
+        )
 
 
 def embed_text(folder: Path, clip: str, classes="cat\ndog\nbird\n") -> None:
@@ -155,6 +167,19 @@ def test_a_text_encoder_of_another_scale(made, tmp_path):
     message = message_of(similarity, made)
     assert str(made / "0.parquet") in message and str(made / "text.parquet") in message
     assert "logit_scale 14.28" in message and "2.718" in message
+
+
+@pytest.mark.parametrize("scale", [1.98, 2.8, 4.767])
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision_rounds_the_scale(made, tmp_path, precision, scale):
+    tower = {"timm_model_name": "test_byobnet", "timm_pool": "", "image_size": 32}
+    clip = tiny.make_clip(tmp_path / "timm", scaled(scale), vision_cfg=tower)
+    embed_images(made, clip, precision)
+    embed_text(made, clip)
+    assert read_facts(made / "0.parquet")["logit_scale"] != pytest.approx(np.exp(scale), 1e-4)
+    similarity(made)
+    embed_text(made, tiny.make_clip(tmp_path / "other", scaled(scale + 0.1), vision_cfg=tower))
+    assert "not the same weights" in message_of(similarity, made)
 
 
 @pytest.mark.parametrize("scale", [np.nan, np.inf, 1000.0])
