@@ -19,13 +19,14 @@ from cdul_steps.method.single_positive import first_estimates, harden, smooth
 class FixedLabels:
     """Labels that stay as they are; the others move them.
 
-    `corrected` bool (N, C): entries that a person gave, which stay whatever the variant. Where
-    such an entry is 0.5 the person could not tell, and there is nothing to learn.
+    `corrected` bool (N, C): entries that a person gave, which stay whatever the variant.
+    `unknown` bool (N, C): those of them that the person could not decide, of which there is
+    nothing to learn.
     """
 
-    def __init__(self, latents: Tensor, corrected: Tensor, loss: Loss) -> None:
-        self.latents, self.corrected, self._loss = latents, corrected, loss
-        self._unknown = corrected & (latents.detach() == 0)
+    def __init__(self, latents: Tensor, corrected: Tensor, unknown: Tensor, loss: Loss) -> None:
+        self.latents, self.corrected, self.unknown = latents, corrected, unknown
+        self._loss = loss
 
     @property
     def labels(self) -> Tensor:
@@ -38,7 +39,7 @@ class FixedLabels:
 
     def loss(self, logits: Tensor, index: Tensor) -> Tensor:
         """Losses (B,) of a batch: the network's logits (B, C) of the images `index` (B,)."""
-        unknown, held = self._unknown[index], logits.detach()
+        unknown, held = self.unknown[index], logits.detach()
         labels = to_label(self.latents[index])
         return self._loss(
             torch.where(unknown, held, logits), torch.where(unknown, torch.sigmoid(held), labels)
@@ -59,8 +60,15 @@ class FixedLabels:
 class AlignedLabels(FixedLabels):
     """Gradient alignment: every so many epochs the labels move with the network held fixed."""
 
-    def __init__(self, latents: Tensor, corrected: Tensor, loss: Loss, settings: Alignment) -> None:
-        super().__init__(latents, corrected, loss)
+    def __init__(
+        self,
+        latents: Tensor,
+        corrected: Tensor,
+        unknown: Tensor,
+        loss: Loss,
+        settings: Alignment,
+    ) -> None:
+        super().__init__(latents, corrected, unknown, loss)
         self._settings = settings
 
     def end_epoch(self, epoch: int, logits: Tensor) -> None:
@@ -83,13 +91,17 @@ class EstimatedLabels(FixedLabels):
     """ROLE: labels estimated from the observed positives, by the optimiser of the network."""
 
     def __init__(
-        self, given: Tensor, corrected: Tensor, expected: float, rate: float, seed: int
+        self,
+        given: Tensor,
+        corrected: Tensor,
+        unknown: Tensor,
+        loss: Loss,
+        rate: float,
+        seed: int,
     ) -> None:
-        latents = torch.nn.Parameter(first_estimates(given, seed))
-        super().__init__(latents, corrected, partial(role, expected=expected))
+        super().__init__(torch.nn.Parameter(first_estimates(given, seed)), corrected, unknown, loss)
         self._given, self._rate = to_latent(given), rate
-        self._unknown = corrected & (self._given == 0)
-        self._observed = torch.where(self._unknown, 0.0, given)
+        self._observed = torch.where(unknown, 0.0, given)
 
     @property
     def labels(self) -> Tensor:
@@ -102,7 +114,7 @@ class EstimatedLabels(FixedLabels):
 
     def loss(self, logits: Tensor, index: Tensor) -> Tensor:
         """Losses (B,) of a batch, with a gradient for its latents too."""
-        held = torch.where(self._unknown[index], logits.detach(), logits)
+        held = torch.where(self.unknown[index], logits.detach(), logits)
         latents = torch.where(self.corrected[index], self._given[index], self.latents[index])
         return self._loss(held, latents, self._observed[index])
 
@@ -110,16 +122,19 @@ class EstimatedLabels(FixedLabels):
 def new_labels(pseudo_labels: Tensor, corrected: Tensor, settings: Training) -> FixedLabels:
     """The labels by which a training starts, from pseudo-labels float32 (N, C) in 0..1.
 
-    Those `corrected`, bool (N, C), are neither hardened nor smoothed; one that nobody could decide
-    is not an image's best class.
+    Those `corrected`, bool (N, C), are neither hardened nor smoothed. One of them at 0.5 is one
+    that nobody could decide, and is not an image's best class.
     """
-    decided = torch.where(corrected & (pseudo_labels == 0.5), 0.0, pseudo_labels)
-    labels = harden(decided, settings.positives, settings.threshold)
+    unknown = corrected & (pseudo_labels == 0.5)
+    labels = harden(
+        torch.where(unknown, 0.0, pseudo_labels), settings.positives, settings.threshold
+    )
     if settings.loss == "role":
         return EstimatedLabels(
             torch.where(corrected, pseudo_labels, labels),
             corrected,
-            settings.expected_positives,
+            unknown,
+            partial(role, expected=settings.expected_positives),
             settings.role.learning_rate_scale,
             settings.seed,
         )
@@ -131,5 +146,5 @@ def new_labels(pseudo_labels: Tensor, corrected: Tensor, settings: Training) -> 
     labels = smooth(labels, **settings.smoothing.model_dump())
     latents = to_latent(torch.where(corrected, pseudo_labels, labels))
     if settings.alignment.enabled:
-        return AlignedLabels(latents, corrected, loss, settings.alignment)
-    return FixedLabels(latents, corrected, loss)
+        return AlignedLabels(latents, corrected, unknown, loss, settings.alignment)
+    return FixedLabels(latents, corrected, unknown, loss)
