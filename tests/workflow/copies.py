@@ -31,12 +31,16 @@ class Project:
         """The environment in which the copy finds its own package."""
         return {**os.environ, "PYTHONPATH": str(self.folder)}
 
+    def overlay(self) -> str:
+        """Write the config as a file, and say where."""
+        path = self.folder / "overlay.yaml"
+        path.write_text(yaml.safe_dump(self.config))
+        return str(path)
+
     def command(self, *arguments: str) -> list[str]:
         """The words that run snakemake in the copy's folder."""
-        overlay = self.folder / "overlay.yaml"
-        overlay.write_text(yaml.safe_dump(self.config))
         words = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
-        return [*words, "--configfile", str(overlay)]
+        return [*words, "--configfile", self.overlay()]
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen:
         """Start snakemake in the copy, with options of Popen; its stdout holds stderr too."""

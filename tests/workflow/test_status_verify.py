@@ -277,7 +277,7 @@ def run_command(project, *options: str) -> None:
     command = json.loads(done.stdout)["command"]
     command = command.replace("snakemake", f"{sys.executable} -m snakemake", 1)
     environment = {**os.environ, "PYTHONPATH": str(project.folder)}
-    command = f"{command} {shlex.join(options)}"
+    command = f"{command} {shlex.join(options)} --configfile {shlex.quote(project.overlay())}"
     subprocess.run(command, shell=True, check=True, cwd=project.folder, env=environment)
 
 
@@ -286,7 +286,7 @@ def test_the_command_that_verify_names_makes_it_right(copy, encoder):
     assert cdul(copy, "verify").returncode == 0
     for name in ("shard, a bit", "store, shape", "labels", "weights", "manifest, gone"):
         BREAKS[name][1](encoder)
-    run_command(copy, "--configfile", "overlay.yaml")
+    run_command(copy)
     assert cdul(copy, "verify").returncode == 0
     assert {p: digest(encoder / p) for p in before} == before
     assert copy.plan() == {}
@@ -294,5 +294,5 @@ def test_the_command_that_verify_names_makes_it_right(copy, encoder):
 
 def test_the_command_for_a_broken_manifest(copy, encoder):
     BREAKS["images"][1](encoder)
-    run_command(copy, "--configfile", "overlay.yaml", "--until", "manifest")
+    run_command(copy, "--until", "manifest")
     assert cdul(copy, "verify").returncode == 0
