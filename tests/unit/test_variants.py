@@ -38,10 +38,10 @@ def test_every_row_with_every_seed(tmp_path):
     assert {v.labels for v in found} == {"final"}
 
 
-def variants_of(overlay: str | None, monkeypatch):
+def variants_of(overlays: str, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("CDUL_TEST_DATA", "/nowhere")
-    config = read_config([Path(overlay)] if overlay else [])
+    config = read_config([Path(overlay) for overlay in overlays.split()])
     default = config.run.labels[0]
     return config, read_variants(config.ablation, config.trainings, config.labels, default=default)
 
@@ -49,11 +49,15 @@ def variants_of(overlay: str | None, monkeypatch):
 PAPER = [f"config/{name}.yaml" for name in ("voc2007", "voc2012", "coco2014", "nuswide")]
 
 
+PHOTOS = "tests/workflow/voc2007.yaml"
+
+
 @pytest.mark.parametrize(
-    "overlay", [None, "benchmarks/constructions.yaml", "tests/workflow/voc2007.yaml", *PAPER]
+    "overlays",
+    ["", "benchmarks/constructions.yaml", PHOTOS, f"{PHOTOS} benchmarks/grids.yaml", *PAPER],
 )
-def test_no_two_rows_of_a_table_here_are_the_same_training(overlay, monkeypatch):
-    config, found = variants_of(overlay, monkeypatch)
+def test_no_two_rows_of_a_table_here_are_the_same_training(overlays, monkeypatch):
+    config, found = variants_of(overlays, monkeypatch)
     made = {
         (config.labels[v.labels].model_dump_json(), v.settings.model_dump_json()) for v in found
     }
@@ -62,7 +66,7 @@ def test_no_two_rows_of_a_table_here_are_the_same_training(overlay, monkeypatch)
 
 @pytest.mark.parametrize("overlay", PAPER)
 def test_rows_say_the_same_of_the_paper_s_training_and_of_the_demo_s(overlay, monkeypatch):
-    _, demo = variants_of(None, monkeypatch)
+    _, demo = variants_of("", monkeypatch)
     config, paper = variants_of(overlay, monkeypatch)
     assert config.ablation.training == "paper"
     for ours, theirs in zip(demo, paper, strict=True):
