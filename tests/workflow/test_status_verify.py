@@ -276,9 +276,8 @@ def run_command(project, *options: str) -> None:
     assert done.returncode == 1
     command = json.loads(done.stdout)["command"]
     command = command.replace("snakemake", f"{sys.executable} -m snakemake", 1)
-    environment = {**os.environ, "PYTHONPATH": str(project.folder)}
     command = f"{command} {shlex.join(options)} --configfile {shlex.quote(project.overlay())}"
-    subprocess.run(command, shell=True, check=True, cwd=project.folder, env=environment)
+    subprocess.run(command, shell=True, check=True, cwd=project.folder, env=project.environment)
 
 
 def test_the_command_that_verify_names_makes_it_right(copy, encoder):
