@@ -26,7 +26,7 @@ review = typer.Typer(no_args_is_help=True, help="Correct pseudo-labels by hand: 
 app.add_typer(review, name="review")
 
 Option = typer.Option
-Output = Annotated[Path, Option(help="File to write.")]
+Output = Annotated[Path, Option(help="File to write.", dir_okay=False)]
 Images = Annotated[Path, Option(help="images.parquet of the manifest.")]
 Classes = Annotated[Path, Option(help="Class names: a YAML list, or text with a name a line.")]
 Split = Annotated[str, Option(help="Split to work on: train or test.")]
@@ -140,7 +140,9 @@ def manifest(
 def encode(
     manifest: Annotated[Path, Option(help="Manifest of the shard, SPLIT/SHARD.parquet.")],
     store: Annotated[Path, Option(help="Zarr store of the embeddings; gets this shard's object.")],
-    table: Annotated[Path, Option(help="Parquet to write: image, status, error, seconds.")],
+    table: Annotated[
+        Path, Option(help="Parquet to write: image, status, error, seconds.", dir_okay=False)
+    ],
     model: Model,
     pretrained: Pretrained = None,
     precision: Annotated[str, Option(help="fp32, fp16 or bf16.")] = "fp32",
@@ -337,7 +339,9 @@ def sweep(
     settings: Annotated[
         str, Option(help="Keys of `sweep` (config/README.md): JSON, or a YAML file.")
     ] = "{}",
-    figure: Annotated[Path | None, Option(help="Figure to draw: .svg, .pdf or .png.")] = None,
+    figure: Annotated[
+        Path | None, Option(help="Figure to draw: .svg, .pdf or .png.", dir_okay=False)
+    ] = None,
     difficult: Difficult = "ignore",
     ap: Ap = "all",
     threads: Annotated[int, Option(min=0, help="CPU threads; 0: all.")] = 0,
@@ -401,7 +405,7 @@ def train(
 @app.command()
 def predict(
     model: Annotated[Path, Option(help="Folder of a trained classifier.")],
-    output: Annotated[Path, Option(help="File to write: .parquet, .csv or .json.")],
+    output: Annotated[Path, Option(help="File to write: .parquet, .csv or .json.", dir_okay=False)],
     inputs: Annotated[
         list[Path] | None, typer.Argument(metavar="IMAGE_OR_FOLDER...", help="What to score.")
     ] = None,
@@ -578,7 +582,9 @@ def export_review(
 def import_review(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What the tool gave back.")],
     review: Annotated[Path, Option(help="Folder of `cdul review export`.")],
-    output: Annotated[Path, Option(help="CSV of corrections; what it has already stays.")],
+    output: Annotated[
+        Path, Option(help="CSV of corrections; what it has already stays.", dir_okay=False)
+    ],
     confirm: Annotated[
         bool, Option("--confirm", help="Entries left as proposed are corrections too.")
     ] = False,

@@ -7,9 +7,10 @@ import os
 import secrets
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +89,54 @@ LOCK = ".lock"
 """File in a scratch folder that its writer keeps locked for as long as it lives."""
 
 
+LEFT_BY_OTHERS = (".snakemake_timestamp", ".DS_Store", "Thumbs.db", "desktop.ini")
+"""Files that Snakemake and file managers put into any folder."""
+
+
+def check_replaceable(path: Path, holds: Sequence[str] = ()) -> None:
+    """Raise UserError unless writing `path` can destroy nothing but an earlier result.
+
+    Without `holds`, `path` is to be a file and must not be a folder. With `holds`, it is to be a
+    folder: it may be absent, empty, or hold only files that match these glob patterns of names
+    relative to it, the first of which must be there.
+    """
+    if path.resolve() == path.resolve().parent:
+        raise UserError(f"{path}: is the root of all files; give another name")
+    if not holds:
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; give the name of a file to write")
+        return
+    if not path.is_dir():
+        if path.exists() or path.is_symlink():
+            raise UserError(f"{path}: is a file; give the name of a folder to write")
+        return
+    found = sorted(
+        file.relative_to(path).as_posix()
+        for file in path.rglob("*")
+        if file.is_symlink() or not file.is_dir()
+    )
+    patterns = (*holds, *LEFT_BY_OTHERS)
+    foreign = [name for name in found if not any(fnmatch(name, p) for p in patterns)]
+    if found and not any(fnmatch(name, holds[0]) for name in found):
+        foreign = foreign or found
+    if foreign:
+        raise UserError(
+            f"{path}: holds {foreign[0]!r}, not of an earlier result; give a new folder"
+        )
+
+
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, holds: Sequence[str] = ()) -> Iterator[Path]:
     """Yield a temporary name beside `path`; rename it over `path` when the block succeeds.
 
-    What is written may be a file or a folder. A killed writer leaves `path` as it was, and a
-    scratch folder that the next writer of `path` removes. Raises OSError that names `path` where
-    there is no room or no permission.
+    What is written is a file or, with `holds`, a folder; what may be replaced is decided by
+    `check_replaceable`. A killed writer leaves `path` as it was, and a scratch folder that the
+    next writer of `path` removes. Raises OSError that names `path` where there is no room or no
+    permission, and UserError as `check_replaceable` does.
     """
+    check_replaceable(path, holds)
+    if path.name in ("", ".."):  # which cannot be renamed to
+        path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(path)
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}")

@@ -12,7 +12,7 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 from cdul_steps.data.classes import check_choice
-from cdul_steps.data.files import SCHEMA_VERSION, check_version, replacing
+from cdul_steps.data.files import SCHEMA_VERSION, check_version, read_json, replacing
 from cdul_steps.errors import UserError, first_line
 
 CHUNK_BYTES = 1 << 20
@@ -51,10 +51,29 @@ def _create(
     )
 
 
+STORE = ("zarr.json", "c/*")
+"""The files of a store."""
+
+
+def _check_kind(path: Path, kind: str | None) -> None:
+    """Raise UserError where `path` is something that must not be replaced by a store of `kind`."""
+    if (path / "zarr.json").exists():
+        found = read_json(path / "zarr.json").get("attributes", {}).get("kind")
+        if found != kind:
+            raise UserError(
+                f"{path}: is a Zarr store of {found or 'something else'!r}, not of {kind!r}; give "
+                "another name"
+            )
+
+
 def write_metadata(
     path: Path, shape: tuple[int, int, int], shard_size: int, dtype: str, attributes: dict[str, Any]
 ) -> None:
-    """Write the `zarr.json` of a store at `path`, leaving its shards alone."""
+    """Write the `zarr.json` of a store at `path`, leaving its shards alone.
+
+    Raises UserError where `path` is a store of another kind, or holds files of something else.
+    """
+    _check_kind(path, attributes.get("kind"))
     with replacing(path / "zarr.json") as part:
         scratch = part.parent / "store"
         _create(scratch, shape, shard_size, dtype, attributes)
@@ -202,6 +221,10 @@ def _torn_shard(path: Path, array: zarr.Array, first: int, block: int) -> int:
 def new_store(
     path: Path, shape: tuple[int, int, int], shard_size: int, dtype: str, attributes: dict[str, Any]
 ) -> Iterator[zarr.Array]:
-    """Yield an empty store to be filled in order of its rows; it is at `path` once all is well."""
-    with replacing(path) as part:
+    """Yield an empty store to be filled in order of its rows; it is at `path` once all is well.
+
+    Raises UserError where `path` is a store of another kind, or a folder of something else.
+    """
+    _check_kind(path, attributes.get("kind"))
+    with replacing(path, STORE) as part:
         yield _create(part, shape, shard_size, dtype, attributes)

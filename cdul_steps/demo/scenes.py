@@ -415,20 +415,25 @@ def write_scenes(
     that fewer pictures are a prefix of more. `size` is the side in px; `processes` (None: one a
     core) changes nothing but the time it takes.
 
-    Raises UserError for negative counts or a size under 64 px.
+    Raises UserError for negative counts, a size under 64 px, and a folder that holds pictures of
+    something else.
     """
     if train < 0 or test < 0 or size < 64:
         raise UserError(
             f"cannot draw {train} train and {test} test scenes of {size} px: "
             "give counts of 0 or more and a size of at least 64"
         )
+    part = output / "scenes.csv.part"
+    pictures = [file for split in SPLITS for file in (output / split).glob("*")]
+    if pictures and not (part.exists() or (output / "scenes.csv").exists()):
+        raise UserError(f"{pictures[0]}: is there already and no demo scene; give a new folder")
     for split in SPLITS:
         (output / split).mkdir(parents=True, exist_ok=True)
+    part.touch()
     jobs = [("train", k) for k in range(train)] + [("test", k) for k in range(test)]
     work = partial(_write_scene, output=output, seed=seed, size=size)
     with _pool(processes) as pool:
         rows = pool.map(work, jobs, chunksize=32)
-    part = output / "scenes.csv.part"
     with part.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["path", "split", *CLASSES])

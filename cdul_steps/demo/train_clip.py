@@ -13,9 +13,11 @@ import torch
 from open_clip.loss import ClipLoss
 from safetensors.torch import save
 
+from cdul_steps.data.files import replacing, write_text
 from cdul_steps.demo.scenes import CLASSES, single_objects
 from cdul_steps.errors import UserError
 
+WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 SIZE = 64
 MODEL_CFG = {
     "embed_dim": 64,
@@ -131,10 +133,13 @@ def train_clip(output: Path, *, seed: int = 0, steps: int = 4000) -> None:
     `open_clip.create_model_and_transforms("local-dir:<output>")` loads them. The same seed, steps
     and machine give the same bytes, for which torch is kept to one thread. Progress goes to stderr.
 
-    Raises UserError for fewer than one step.
+    Raises UserError for fewer than one step, and where `output` holds a model.
     """
     if steps < 1:
         raise UserError(f"cannot train a CLIP for {steps} steps: give 1 or more")
+    for name in (WEIGHTS, CONFIG):
+        if (output / name).exists():
+            raise UserError(f"{output / name}: there is a model already; give a new folder")
     torch.set_num_threads(1)
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
@@ -181,10 +186,7 @@ def train_clip(output: Path, *, seed: int = 0, steps: int = 4000) -> None:
         name: (value.half() if value.is_floating_point() else value).contiguous()
         for name, value in model.state_dict().items()
     }
-    part = output / "open_clip_model.safetensors.part"
-    part.write_bytes(save(weights))
-    part.replace(output / "open_clip_model.safetensors")
-    part = output / "open_clip_config.json.part"
+    with replacing(output / WEIGHTS) as part:
+        part.write_bytes(save(weights))
     config = {"model_cfg": MODEL_CFG, "preprocess_cfg": PREPROCESS_CFG}
-    part.write_text(json.dumps(config, indent=1) + "\n")
-    part.replace(output / "open_clip_config.json")
+    write_text(output / CONFIG, json.dumps(config, indent=1) + "\n")

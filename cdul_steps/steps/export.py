@@ -11,7 +11,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from cdul_steps.data.files import digest, replacing, write_text
+from cdul_steps.data.files import check_replaceable, digest, replacing, write_text
 from cdul_steps.errors import UserError, first_line
 from cdul_steps.models.classifier import CARD, WEIGHTS, Card, load_classifier
 from cdul_steps.progress import note
@@ -188,6 +188,8 @@ def export_classifier(*, model: Path, format_: str, output: Path) -> None:
     """
     if output.resolve() == model.resolve():
         raise UserError(f"{output}: is the model folder itself; export to another folder")
+    ours = (CARD, MODEL_CARD, *(file for file, _, _ in FORMATS.values()))
+    check_replaceable(output, ours)
     network, card = load_classifier(model, torch.device("cpu"))
     name, write, runner = FORMATS[format_]
     about = json.dumps(_about(card, model / WEIGHTS, format_), indent=2, ensure_ascii=False)

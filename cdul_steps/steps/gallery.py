@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from cdul_steps.data.files import replacing
+from cdul_steps.data.files import check_replaceable, replacing
 from cdul_steps.data.images import ImageError, decode
 from cdul_steps.data.manifest import read_shard, read_split, read_truth
 from cdul_steps.data.stores import open_similarity, read_blocks
@@ -25,6 +25,8 @@ from cdul_steps.report.settings import labels_in_words
 from cdul_steps.steps.label import labels_like
 
 WEB = Path(__file__).parents[1] / "web"
+GALLERY = ("data/index.js", "data/*.js", "thumbnails/*.webp", *(f.name for f in WEB.iterdir()))
+"""The files of a gallery."""
 THUMBNAIL = 256
 """Longer side of a thumbnail in pixels."""
 PAGE_SIZE = 50
@@ -41,8 +43,7 @@ def make_gallery(*, folder: Path, split: str, output: Path) -> None:
     at `output` is replaced. Raises UserError where there is nothing to show, tables do not fit
     together, or `output` is something else.
     """
-    if output.exists() and not _is_empty(output) and not (output / "data/index.js").is_file():
-        raise UserError(f"{output}: is there already and no gallery; give a new folder")
+    check_replaceable(output, GALLERY)
     folder = folder.resolve()
     labels = folder if (folder / "pseudo_labels.parquet").is_file() else folder.parent
     if not (labels / "pseudo_labels.parquet").is_file():
@@ -68,7 +69,7 @@ def make_gallery(*, folder: Path, split: str, output: Path) -> None:
     truth = {i["image_id"]: i for i in read_truth(manifest / "images.parquet", classes).to_pylist()}
     max_pixels = read_facts(manifest / "images.parquet")["layout"]["max_pixels"]
 
-    with replacing(output) as part:
+    with replacing(output, GALLERY) as part:
         shutil.copytree(WEB, part)
         drawn = _write_thumbnails(table["path"].to_pylist(), part / "thumbnails", max_pixels)
         images = []
@@ -100,10 +101,6 @@ def make_gallery(*, folder: Path, split: str, output: Path) -> None:
         }
         _write_data(part / "data", index, images, _measures(scores, list(kinds)))
     note(f"gallery: {len(images)} images; open {output / 'index.html'}")
-
-
-def _is_empty(folder: Path) -> bool:
-    return folder.is_dir() and not any(folder.iterdir())
 
 
 def _read_kinds(

@@ -15,6 +15,7 @@ from cdul_steps.data.images import ImageError, read_size
 from cdul_steps.data.manifest import CORNERS, IMAGES_KIND, SHARD_KIND
 from cdul_steps.data.readers import ImageRecord, check_files, read_dataset
 from cdul_steps.data.tables import describe, read_facts, read_table, to_bytes, write_table
+from cdul_steps.errors import UserError
 from cdul_steps.method.snippets import Grid, as_grids, view_boxes
 from cdul_steps.progress import Progress, note
 
@@ -210,6 +211,12 @@ def _write_shards(
     With `keep`, images that a shard held before and that the data set no longer has keep their
     rows, so that the shard's file, and with it its embeddings, stay as they are.
     """
+    for path in _shard_files(folder):
+        if read_facts(path).get("kind") != SHARD_KIND:
+            raise UserError(
+                f"{path}: is no manifest of a shard, and would be replaced; give an --output in a "
+                "folder of its own"
+            )
     shards = -(-used // layout["shard_size"])
     by_shard: dict[int, list[dict]] = {k: [] for k in range(shards)}
     for image in table.select([*IMAGE_COLUMNS, "shard"]).to_pylist():
@@ -223,10 +230,14 @@ def _write_shards(
         facts |= {name: layout[name] for name in ("shard_size", "views", "grid", "overlap")}
         data = to_bytes(describe(_view_table(images, layout), SHARD_KIND, **facts))
         written += write_if_changed(path, data)
-    for path in folder.glob("*.parquet"):
-        if path.stem.isdecimal() and int(path.stem) not in by_shard:
+    for path in _shard_files(folder):
+        if int(path.stem) not in by_shard:
             path.unlink()
     return written
+
+
+def _shard_files(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("*.parquet") if path.stem.isdecimal()]
 
 
 def _gone(path: Path, images: list[dict]) -> list[dict]:

@@ -13,12 +13,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from cdul_steps import __version__
-from cdul_steps.data.files import replacing
+from cdul_steps.data.files import check_replaceable, replacing
 from cdul_steps.data.images import ImageError, decode
 from cdul_steps.data.manifest import read_split
 from cdul_steps.data.stores import open_similarity, read_blocks
 from cdul_steps.data.tables import read_facts, read_scores, read_table
-from cdul_steps.errors import UserError
 from cdul_steps.method.aggregation import global_scores, local_scores
 from cdul_steps.method.similarity import scores as scores_of
 from cdul_steps.progress import note
@@ -33,6 +32,8 @@ from cdul_steps.steps.label import build_rows, labels_like
 from cdul_steps.steps.similarity import check_failures
 
 PAGE = "report.html"
+REPORT = (PAGE, "*/*.svg", "*/*.jpg")
+"""The files of a report."""
 SHOWN_FAILURES = 200
 OF_LOSSES = {"asl": ("asl",), "role": ("role",), "expected_positives": ("epr", "role")}
 """Settings of a training that only some losses use."""
@@ -52,10 +53,9 @@ def make_report(*, folders: Sequence[Path], output: Path) -> None:
     where they hold nothing, and where `output` is a folder of something else.
     """
     runs = find_runs(folders)
-    if output.is_dir() and any(output.iterdir()) and not (output / PAGE).is_file():
-        raise UserError(f"{output}: holds other files than a report; give a folder of its own")
+    check_replaceable(output, REPORT)
     failures = _failures(runs)
-    with replacing(output) as part, figures.style():
+    with replacing(output, REPORT) as part, figures.style():
         part.mkdir()
         sections = [_overview(runs, failures)]
         for run, depth in once(runs):

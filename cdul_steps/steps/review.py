@@ -89,6 +89,10 @@ def export_review(
     person could not decide earlier. Raises UserError for labels that cannot be read and an image
     outside `root`.
     """
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise UserError(
+            f"{output}: is there already, perhaps with answers of people; give a new folder"
+        )
     table, classes, scores = read_scores(labels)
     if "path" not in table.column_names:
         raise UserError(f"{labels}: no column 'path', so no tool would find the images")

@@ -172,15 +172,21 @@ def _identity(
 
 
 def _load_checkpoint(path: Path, identity: str) -> dict[str, Any] | None:
-    """The checkpoint, if it is one of this very training."""
+    """The checkpoint, if it is one of this very training.
+
+    Raises UserError for a file that is no checkpoint of ours: a new one would replace it.
+    """
     if not path.is_file():
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        note(f"train: {path} cannot be read ({first_line(error)}); starting over")
-        return None
-    if not isinstance(state, dict) or state.get("identity") != identity:
+        raise UserError(
+            f"{path}: cannot be read as a checkpoint; delete it, or give another --output"
+        ) from error
+    if not isinstance(state, dict) or "identity" not in state:
+        raise UserError(f"{path}: is no checkpoint of 'cdul train'; give another --output")
+    if state["identity"] != identity:
         note("train: the checkpoint is of other settings, labels or images; starting over")
         return None
     return state

@@ -47,7 +47,7 @@ def test_an_exception_leaves_the_old_file_and_no_scratch(tmp_path):
 def test_a_folder_replaces_a_folder_whole(tmp_path):
     path = tmp_path / "folder"
     for content in ("first", "second"):
-        with replacing(path) as part:
+        with replacing(path, ["first", "second"]) as part:
             part.mkdir()
             (part / content).write_text(content)
     assert names(path) == ["second"]
@@ -58,7 +58,7 @@ def test_an_exception_leaves_the_old_folder(tmp_path):
     path = tmp_path / "folder"
     path.mkdir()
     (path / "old").touch()
-    with pytest.raises(ValueError, match="stop"), replacing(path) as part:
+    with pytest.raises(ValueError, match="stop"), replacing(path, ["old"]) as part:
         part.mkdir()
         raise ValueError("stop")
     assert names(path) == ["old"]
@@ -69,7 +69,7 @@ def test_a_writer_that_writes_nothing_leaves_the_old_folder(tmp_path):
     path = tmp_path / "folder"
     path.mkdir()
     (path / "old").touch()
-    with pytest.raises(FileNotFoundError), replacing(path):
+    with pytest.raises(FileNotFoundError), replacing(path, ["old"]):
         pass
     assert names(path) == ["old"]
     assert names(tmp_path) == ["folder"]

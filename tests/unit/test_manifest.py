@@ -213,7 +213,7 @@ def test_files_of_others_in_the_folder_are_left_alone(folder):
     note = folder.output.parent / "train" / "notes.parquet"
     pq.write_table(pa.table({"a": [1]}), note)
     stale = folder.output.parent / "train" / "9.parquet"
-    stale.write_bytes(note.read_bytes())
+    stale.write_bytes(folder.shards()[0].read_bytes())
     folder.make()
     assert note.exists()
     assert not stale.exists()
