@@ -5,14 +5,18 @@ import hashlib
 import importlib.metadata
 import platform
 import subprocess
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 from cdul_steps import __version__
 
 PACKAGE = Path(__file__).parent
-# They cannot change a result; the config's values are params of their own.
 NEUTRAL = {f"{PACKAGE.name}.{name}" for name in ("config", "errors", "progress", "provenance")}
+"""Modules that cannot change a result; the config's values are params of their own."""
+SAME_RESULTS: dict[str, str] = {}
+"""Digests of code that gives the same results to the bit as that of an earlier release, to the
+digest of then: what users have encoded is not encoded again."""
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -37,59 +41,151 @@ def git_state() -> str | None:
         return None
 
 
+@dataclass
+class _Module:
+    """The names that a module defines and imports, and what it does when it is imported."""
+
+    definitions: dict[str, list[ast.stmt]] = field(default_factory=dict)
+    imports: dict[str, str] = field(default_factory=dict)
+    effects: list[ast.stmt] = field(default_factory=list)
+
+
+def _is_ours(name: str) -> bool:
+    return name.partition(".")[0] == PACKAGE.name
+
+
 def _module_file(name: str) -> Path | None:
     base = PACKAGE.parent / Path(*name.split("."))
-    for file in (base.with_suffix(".py"), base / "__init__.py"):
-        if file.is_file():
-            return file
-    return None
+    files = (base.with_suffix(".py"), base / "__init__.py")
+    return next((file for file in files if file.is_file()), None)
 
 
-def _imports(tree: ast.AST) -> set[str]:
-    names = set()
+@cache
+def _read_module(name: str) -> _Module:
+    file = _module_file(name)
+    if file is None:
+        raise LookupError(f"{name}: no module of {PACKAGE.name}")
+    tree, module = ast.parse(file.read_text(encoding="utf-8")), _Module()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module)
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return {name for name in names if name.split(".")[0] == PACKAGE.name}
+            for alias in node.names:
+                # `import a.b` binds `a`, and `import a.b as c` binds `c`.
+                bound = alias.name if alias.asname else alias.name.partition(".")[0]
+                module.imports[alias.asname or bound] = bound
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                module.imports[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+    for statement in tree.body:
+        if isinstance(statement, ast.Import | ast.ImportFrom) or _is_docstring(statement):
+            continue
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names = {statement.name}
+        else:
+            stored = (n for n in ast.walk(statement) if isinstance(n, ast.Name))
+            names = {n.id for n in stored if isinstance(n.ctx, ast.Store)}
+        for defined in names:
+            module.definitions.setdefault(defined, []).append(statement)
+        if not names:
+            module.effects.append(statement)
+    return module
 
 
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            node.body = [
-                s
-                for s in node.body
-                if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))
-            ] or [ast.Pass()]
-    return tree
+def _is_docstring(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+class _Digest:
+    """Writes down the definitions that one of them leads to, each by its place in that order."""
+
+    def __init__(self, module: str, name: str) -> None:
+        self.places: dict[tuple[str, str], int] = {}
+        self.texts: list[str] = []
+        self._place(module, name)
+        for of in sorted({module for module, _ in self.places}):
+            self.texts += sorted(repr(self._plain(e, of)) for e in _read_module(of).effects)
+
+    def _place(self, module: str, name: str) -> str:
+        """Number a definition of ours, writing it down where it is new."""
+        if (module, name) not in self.places:
+            place = self.places[module, name] = len(self.places)
+            self.texts.append("")
+            written = [self._plain(s, module) for s in _read_module(module).definitions[name]]
+            self.texts[place] = repr(written)
+        return f"#{self.places[module, name]}"
+
+    def _named(self, dotted: str) -> str:
+        """What a dotted name stands for: the number of a definition of ours, or the name."""
+        module, _, name = dotted.rpartition(".")
+        if not _is_ours(dotted) or module in NEUTRAL or _module_file(module) is None:
+            return name if module in NEUTRAL else dotted
+        found = _read_module(module)
+        if name in found.definitions:
+            return self._place(module, name)
+        if name in found.imports:
+            return self._named(found.imports[name])
+        if _module_file(dotted) is None:
+            raise LookupError(f"{module}: has no {name}")
+        return dotted
+
+    def _plain(self, node: object, module: str) -> object:
+        """A node without docstrings, functions' annotations, imports, layout and names of ours."""
+        if isinstance(node, list):
+            kept = (n for n in node if not isinstance(n, ast.Import | ast.ImportFrom))
+            return [self._plain(n, module) for n in kept if not _is_docstring(n)]
+        if not isinstance(node, ast.AST):
+            return node
+        if isinstance(node, ast.Name | ast.Attribute) and (name := self._resolve(node, module)):
+            return name
+        skipped = {"annotation", "returns", "type_comment", "kind", "type_params", "ctx"}
+        if isinstance(node, ast.ClassDef):
+            # What a dataclass or a pydantic model does depends on the annotations of its fields.
+            fields = [n for n in node.body if isinstance(n, ast.AnnAssign)]
+            notes = [self._plain(n.annotation, module) for n in fields]
+        else:
+            notes = []
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            # The name of a definition of ours says nothing; that of a method does.
+            own = _read_module(module).definitions.get(node.name, ())
+            skipped |= {"name"} if node in own else set()
+        values = [
+            (key, self._plain(value, module))
+            for key, value in ast.iter_fields(node)
+            if key not in skipped and value not in (None, [])
+        ]
+        return [type(node).__name__, *notes, *values]
+
+    def _resolve(self, node: ast.expr, module: str) -> str | None:
+        """What a name or a chain of attributes stands for, where it is not a local one."""
+        attributes: list[str] = []
+        inner: ast.expr = node
+        while isinstance(inner, ast.Attribute):
+            attributes.insert(0, inner.attr)
+            inner = inner.value
+        if not isinstance(inner, ast.Name):
+            return None
+        found = _read_module(module)
+        if inner.id in found.definitions:
+            return None if attributes else self._place(module, inner.id)
+        if inner.id not in found.imports:
+            return None
+        dotted = ".".join([found.imports[inner.id], *attributes])
+        if not attributes or _module_file(dotted.rpartition(".")[0]) is not None:
+            return self._named(dotted)
+        return None
 
 
 @cache
-def _read_module(file: Path) -> tuple[str, set[str]]:
-    """A module's code without comments, docstrings and layout, and what it imports of ours."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    return ast.unparse(_without_docstrings(tree)), _imports(tree)
-
-
-@cache
-def source_digest(module: str) -> str:
-    """Digest of a module's code and of all modules of this package that it imports.
+def source_digest(module: str, name: str) -> str:
+    """Digest of what a function of this package does: its code, and all of ours that it leads to.
 
     Snakemake does not see code inside an imported package, so each rule passes this as a param:
-    a change of behaviour re-runs the stage. Comments, docstrings, layout and NEUTRAL modules do
-    not count.
+    a change of behaviour re-runs the stage. Where code lies does not count: neither the names of
+    modules, functions and classes of ours, nor imports, comments, docstrings, layout, annotations
+    of functions, code that the function does not lead to, or NEUTRAL modules. Raises LookupError
+    where there is no such function.
     """
-    sources: dict[str, str] = {}
-    waiting = [module]
-    while waiting:
-        name = waiting.pop()
-        file = _module_file(name)
-        if file is None or name in sources or name in NEUTRAL:
-            continue
-        sources[name], imports = _read_module(file)
-        waiting.extend(imports)
-    text = "\0".join(f"{name}\n{sources[name]}" for name in sorted(sources))
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    if name not in _read_module(module).definitions:
+        raise LookupError(f"{module}: has no {name}")
+    text = "\0".join(_Digest(module, name).texts)
+    found = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return SAME_RESULTS.get(found, found)

@@ -166,7 +166,7 @@ def _identity(
         difficult,
         digest(weights) if weights.is_file() else "",
         str(max_pixels),
-        source_digest(__name__),
+        source_digest(__name__, train_classifier.__name__),
     ]
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
 
@@ -182,10 +182,10 @@ def _load_checkpoint(path: Path, identity: str) -> dict[str, Any] | None:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(
-            f"{path}: cannot be read as a checkpoint; delete it, or give another --output"
+            f"{path}: not a readable checkpoint; delete it, or give another --output"
         ) from error
     if not isinstance(state, dict) or "identity" not in state:
-        raise UserError(f"{path}: is no checkpoint of 'cdul train'; give another --output")
+        raise UserError(f"{path}: not a checkpoint of 'cdul train'; give another --output")
     if state["identity"] != identity:
         note("train: the checkpoint is of other settings, labels or images; starting over")
         return None

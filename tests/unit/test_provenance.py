@@ -1,4 +1,5 @@
 import importlib.metadata
+import re
 import shutil
 import subprocess
 import sys
@@ -10,11 +11,18 @@ import cdul_steps
 from cdul_steps.provenance import source_digest, versions
 
 PACKAGE = Path(cdul_steps.__file__).parent
-STEPS = ("label", "evaluate", "similarity", "encode", "train", "manifest")
+STEPS = {
+    "label": ("steps.label", "make_labels"),
+    "evaluate": ("steps.evaluate", "evaluate_labels"),
+    "similarity": ("steps.similarity", "make_similarity"),
+    "encode": ("steps.encode", "encode_shard"),
+    "train": ("steps.train", "train_classifier"),
+    "manifest": ("steps.manifest", "make_manifest"),
+}
 PROGRAM = f"""
 from cdul_steps.provenance import source_digest
-for step in {STEPS}:
-    print(step, source_digest("cdul_steps.steps." + step))
+for step, (module, function) in {STEPS}.items():
+    print(step, source_digest(f"cdul_steps.{{module}}", function))
 """
 
 
@@ -42,6 +50,13 @@ def edit(path, old, new):
     path.write_text(text.replace(old, new), encoding="utf-8")
 
 
+def rename(package, old, new):
+    """Write another name for a definition or a module, wherever it is written."""
+    for path in package.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        path.write_text(re.sub(rf"\b{old}\b", new, text), encoding="utf-8")
+
+
 def changed_steps(package, change):
     before = digests(package)
     change()
@@ -51,37 +66,103 @@ def changed_steps(package, change):
 
 def test_a_copy_has_the_same_digests(package):
     found = digests(package)
-    assert found == {step: source_digest(f"cdul_steps.steps.{step}") for step in STEPS}
+    assert found == {
+        step: source_digest(f"cdul_steps.{module}", function)
+        for step, (module, function) in STEPS.items()
+    }
     assert len(set(found.values())) == len(STEPS)
 
 
-def test_comments_docstrings_and_layout_do_not_count(package):
+def test_comments_docstrings_annotations_and_layout_do_not_count(package):
     path = package / "method" / "aggregation.py"
 
     def change():
         edit(path, '"""The whole image\'s scores', '"""Another text')
         edit(path, "    half = np.float32(0.5)", "    # a comment\n\n    half = (np.float32(0.5))")
         edit(path, '"""From CLIP\'s scores to pseudo-labels', '"""Something else')
+        edit(path, "(local: np.ndarray, zeta: float) -> np.ndarray", "(local, zeta)")
 
     assert changed_steps(package, change) == set()
 
 
-def test_code_counts_for_the_steps_that_import_it(package):
+def test_a_module_that_moves_does_not_count(package):
+    """Nor does another name of it, of its folder, or of what it defines."""
+
+    def change():
+        (package / "elsewhere").mkdir()
+        (package / "method/aggregation.py").rename(package / "elsewhere/joining.py")
+        (package / "elsewhere/__init__.py").touch()
+        rename(package, r"cdul_steps\.method\.aggregation", "cdul_steps.elsewhere.joining")
+        rename(package, "build_labels", "construct_labels")
+        rename(package, "ClassStatistics", "StatisticsOfClasses")
+
+    assert changed_steps(package, change) == set()
+
+
+def test_a_function_that_moves_does_not_count(package):
+    """From one module to another, imports and all."""
+    old, new = package / "data/files.py", package / "data/written.py"
+    before = old.read_text(encoding="utf-8")
+    start = before.index("def write_if_changed")
+    function = before[start : before.index("\n\n\n", start)]
+
+    def change():
+        old.write_text(before.replace(function, "from cdul_steps.data.written import x"))
+        new.write_text(
+            "from pathlib import Path\n\nfrom cdul_steps.data import files\n\nx = 1\n\n\n"
+            + function.replace("replacing(", "files.replacing(")
+        )
+        edit(
+            package / "steps/manifest.py",
+            "from cdul_steps.data.files import write_if_changed",
+            "from cdul_steps.data.written import write_if_changed",
+        )
+
+    assert changed_steps(package, change) == set()
+
+
+def test_code_that_a_step_does_not_lead_to_does_not_count(package):
+    path = package / "data/files.py"
+    steps = changed_steps(package, lambda: edit(path, "CLOCKS_DIFFER = 60", "CLOCKS_DIFFER = 61"))
+    assert steps == set()
+
+
+def test_code_counts_for_the_steps_that_lead_to_it(package):
     path = package / "method" / "aggregation.py"
     steps = changed_steps(package, lambda: edit(path, "np.float32(0.5)", "np.float32(0.4)"))
-    assert {"label", "evaluate"} <= steps
-    assert not {"encode", "similarity", "manifest"} & steps
+    assert steps == {"label", "evaluate"}
 
 
-def test_code_counts_through_several_imports(package):
-    path = package / "data" / "files.py"
-    edits = changed_steps(package, lambda: edit(path, "digest_size=16", "digest_size=8"))
-    assert {"label", "evaluate", "similarity", "manifest"} <= edits
+def test_code_counts_through_several_calls_and_tables_of_functions(package):
+    def change():
+        edit(package / "method/metrics.py", "hits / len(positive)", "hits / 2")
+
+    assert changed_steps(package, change) == {"evaluate", "train"}
+
+
+def test_what_a_module_does_on_import_counts(package):
+    path = package / "data/images.py"
+    text = path.read_text(encoding="utf-8")
+    steps = changed_steps(package, lambda: path.write_text(f"{text}\nImage.init()\n"))
+    assert steps == {"encode", "train", "manifest"}
+
+
+def test_the_fields_of_a_dataclass_count(package):
+    path = package / "models/classifier.py"
+    steps = changed_steps(package, lambda: edit(path, "Field(ge=0, le=1)]", "Field(ge=0, le=2)]"))
+    assert steps == {"train"}
 
 
 def test_the_config_does_not_count(package):
     path = package / "config.py"
     assert changed_steps(package, lambda: edit(path, "2000, ge=1", "2001, ge=1")) == set()
+
+
+def test_no_such_function():
+    with pytest.raises(LookupError, match=r"has no make_label$"):
+        source_digest("cdul_steps.steps.label", "make_label")
+    with pytest.raises(LookupError, match="no module"):
+        source_digest("cdul_steps.steps.labels", "make_labels")
 
 
 def test_versions():

@@ -438,16 +438,16 @@ def test_checkpoint_of_another_truth(data, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("kind", ["torn", "empty", "foreign"])
-def test_torn_checkpoint(data, done, tmp_path, monkeypatch, capsys, kind):
+def test_a_checkpoint_that_is_none_is_not_replaced(data, done, tmp_path, monkeypatch, kind):
     interrupt(monkeypatch, data, tmp_path)
     path = tmp_path / "checkpoint.pt"
     if kind == "foreign":
         torch.save([1, 2], path)
     else:
         path.write_bytes(path.read_bytes()[: 10_000 if kind == "torn" else 0])
-    run(data, tmp_path)
-    assert "starting over" in capsys.readouterr().err
-    assert same(tmp_path, done)
+    assert "checkpoint" in fails(data, tmp_path)
+    path.unlink()
+    assert same(run(data, tmp_path), done)
 
 
 def test_divergence(data, tmp_path):

@@ -16,7 +16,7 @@ rule ablation_table:
         trainings=ablation_options,
         difficult=CONFIG.evaluate.difficult,
         ap=CONFIG.evaluate.ap,
-        code=code("ablation"),
+        code=code("ablation", "compare_variants"),
     shell:
         "cdul ablation --table {input.table:q} {params.trainings:q} --images {input.images:q} "
         "--difficult {params.difficult} --ap {params.ap} --output {params.folder:q} 2> {log:q}"

@@ -101,9 +101,9 @@ def flag(name, value):
     return lambda wildcards: f"--{name}" if value(wildcards) else f"--no-{name}"
 
 
-def code(step):
-    """Digest of a step's code: Snakemake does not look inside an imported package."""
-    return source_digest(f"cdul_steps.steps.{step}")
+def code(step, function):
+    """Digest of what a step does: Snakemake does not look inside an imported package."""
+    return source_digest(f"cdul_steps.steps.{step}", function)
 
 
 def gpus(wildcards):

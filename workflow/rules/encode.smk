@@ -15,7 +15,7 @@ rule encode_text:
         classes=dataset_key("classes"),
         table=class_table,
         weights=encoder_weights,
-        code=code("encode"),
+        code=code("encode", "encode_text"),
     shell:
         "cdul encode-text --classes {params.classes:q} --model {params.model:q} "
         "{params.pretrained:q} {params.templates:q} {params.aliases} --output {output:q} 2> {log:q}"
@@ -48,7 +48,7 @@ rule encode:
         resize_mode=option("--resize-mode", encoder_key("resize_mode")),
         max_pixels=dataset_key("max_pixels"),
         weights=encoder_weights,
-        code=code("encode"),
+        code=code("encode", "encode_shard"),
     shell:
         "cdul encode --manifest {input:q} --store {params.store:q} --table {output.table:q} "
         "--model {params.model:q} {params.pretrained:q} --precision {params.precision} "

@@ -19,7 +19,7 @@ rule quality:
         views=view_options,
         difficult=CONFIG.evaluate.difficult,
         ap=CONFIG.evaluate.ap,
-        code=code("evaluate"),
+        code=code("evaluate", "evaluate_labels"),
     shell:
         "cdul quality {params.similarity:q} --images {input.images:q} {params.tau} "
         "--zeta {params.zeta} --lambda={params.lam} {params.views:q} --labels {input.labels:q} "
@@ -41,7 +41,7 @@ rule evaluate:
     params:
         difficult=CONFIG.evaluate.difficult,
         ap=CONFIG.evaluate.ap,
-        code=code("evaluate"),
+        code=code("evaluate", "evaluate_scores"),
     shell:
         "cdul evaluate --scores {input.scores:q} --images {input.images:q} "
         "--difficult {params.difficult} --ap {params.ap} --output {output:q} > {log:q} 2>&1"

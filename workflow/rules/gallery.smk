@@ -15,7 +15,7 @@ rule gallery:
     threads: 8
     params:
         training=subpath(input.refined, parent=True),
-        code=code("gallery"),
+        code=code("gallery", "make_gallery"),
         page=digest(Path(workflow.basedir) / "cdul_steps/web"),
     shell:
         "cdul gallery {params.training:q} --split {wildcards.split} --output {output:q} 2> {log:q}"

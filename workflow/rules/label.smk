@@ -18,7 +18,7 @@ rule label:
         further=label_options,
         corrections=option("--corrections", labels_key("corrections")),
         corrected=corrections_content,
-        code=code("label"),
+        code=code("label", "make_labels"),
     shell:
         "cdul label --similarity {input.similarity:q} --images {input.images:q} --split train "
         "--construction {params.construction} {params.tau} --zeta {params.zeta} "

@@ -13,7 +13,7 @@ rule scenes:
         train=scenes_key("train"),
         test=scenes_key("test"),
         size=scenes_key("size"),
-        code=source_digest("cdul_steps.demo.scenes"),
+        code=source_digest("cdul_steps.demo.scenes", "write_scenes"),
     shell:
         'cdul demo scenes --output "$(dirname {output:q})" --seed {params.seed} '
         "--train {params.train} --test {params.test} --size {params.size} 2> {log:q}"
@@ -50,7 +50,7 @@ checkpoint manifest:
         max_failed_share=dataset_key("max_failed_share"),
         names=class_names,
         content=dataset_content,
-        code=code("manifest"),
+        code=code("manifest", "make_manifest"),
     shell:
         "cdul manifest --reader {params.reader} --root {params.root:q} "
         "--classes {params.classes:q} {params.splits:q} {params.grid} "

@@ -12,7 +12,7 @@ rule model_card:
         "../../environment.yml"
     params:
         model=subpath(input.model, parent=True),
-        code=code("model_card"),
+        code=code("model_card", "make_model_card"),
     shell:
         "cdul model-card --model {params.model:q} --data {wildcards.dataset:q} "
         "--images {input.images:q} --quality {input.quality:q} --metrics {input.metrics:q} "

@@ -19,7 +19,7 @@ rule predict:
     params:
         model=subpath(input.card, parent=True),
         max_pixels=dataset_key("max_pixels"),
-        code=code("predict"),
+        code=code("predict", "predict_images"),
     shell:
         "cdul predict --model {params.model:q} --images {input.images:q} "
         "--split {wildcards.split} --max-pixels {params.max_pixels} "

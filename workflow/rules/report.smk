@@ -29,6 +29,6 @@ rule report:
         ),
         captions=CAPTIONS,
         page=digest(ROOT / "cdul_steps/report/page.html"),
-        code=code("report"),
+        code=code("report", "make_report"),
     shell:
         "cdul report {params.folders:q} --output {output:q} 2> {log:q}"

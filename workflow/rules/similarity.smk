@@ -12,7 +12,7 @@ rule store:
         "../../environment.yml"
     params:
         store=subpath(output[0], parent=True),
-        code=code("similarity"),
+        code=code("similarity", "write_store"),
     shell:
         "cdul store --images {input.images:q} --split {wildcards.split} --text {input.text:q} "
         "--output {params.store:q} 2> {log:q}"
@@ -37,7 +37,7 @@ rule similarity:
         store=subpath(input.store, parent=True),
         tables=lambda wildcards, input: [f"--table={table}" for table in input.tables],
         max_failed_share=dataset_key("max_failed_share"),
-        code=code("similarity"),
+        code=code("similarity", "make_similarity"),
     shell:
         "cdul similarity --store {params.store:q} --text {input.text:q} --images {input.images:q} "
         "--split {wildcards.split} {params.tables:q} "

@@ -20,7 +20,7 @@ rule sweep_labels:
         settings=CONFIG.sweep.model_dump_json(by_alias=True),
         difficult=CONFIG.evaluate.difficult,
         ap=CONFIG.evaluate.ap,
-        code=code("sweep"),
+        code=code("sweep", "sweep_labels"),
     shell:
         "cdul sweep {params.similarity:q} --images {input.images:q} "
         "--settings {params.settings:q} --difficult {params.difficult} --ap {params.ap} "

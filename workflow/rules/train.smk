@@ -25,7 +25,7 @@ rule train:
         weights=start_weights,
         difficult=CONFIG.evaluate.difficult,
         max_pixels=dataset_key("max_pixels"),
-        code=code("train"),
+        code=code("train", "train_classifier"),
     shell:
         "cdul train --labels {input.labels:q} --images {input.images:q} "
         "--settings {params.settings:q} --difficult {params.difficult} "
