@@ -42,7 +42,7 @@ rule all:
         ),
         [
             expand(
-                f"{TRAINING}/predictions/{{split}}.parquet",
+                PREDICTIONS,
                 dataset=dataset,
                 encoder=RUN.encoders,
                 labels=RUN.labels,
@@ -52,7 +52,7 @@ rule all:
             for dataset in RUN.datasets
         ],
         expand(
-            f"{LABELS}/quality.json",
+            QUALITY,
             dataset=RUN.datasets,
             encoder=RUN.encoders,
             labels=RUN.labels,
@@ -62,7 +62,7 @@ rule all:
 rule ablation:
     input:
         expand(
-            f"{ENCODER}/ablation/ablation.md",
+            ABLATION.replace(".parquet", ".md"),
             dataset=RUN.datasets,
             encoder=RUN.encoders,
         ),

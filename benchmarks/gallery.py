@@ -29,7 +29,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
 from cdul_steps.data.images import decode
-from cdul_steps.data.limits import MAX_PIXELS
+from cdul_steps.limits import MAX_PIXELS
 from cdul_steps.provenance import versions
 from cdul_steps.steps.gallery import make_gallery
 

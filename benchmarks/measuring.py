@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from cdul_steps.data.limits import MAX_PIXELS
+from cdul_steps.limits import MAX_PIXELS
 from cdul_steps.provenance import versions
 from cdul_steps.steps.manifest import make_manifest
 

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from measuring import PHOTOS, link_photos, print_result
 
 from cdul_steps.config import Training
-from cdul_steps.data.limits import MAX_PIXELS
 from cdul_steps.data.tables import describe, score_table, write_table
+from cdul_steps.limits import MAX_PIXELS
 from cdul_steps.steps import train
 
 

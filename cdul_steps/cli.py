@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cdul_steps.data.limits import MAX_PIXELS
 from cdul_steps.errors import UserError, explain
+from cdul_steps.limits import MAX_PIXELS
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -315,7 +315,8 @@ def quality(
     ap: Ap = "all",
 ) -> None:
     """Measure the labels of every construction against the truth, where there is one."""
-    from cdul_steps.steps.evaluate import AP, evaluate_labels
+    from cdul_steps.data.truth import AP
+    from cdul_steps.steps.evaluate import evaluate_labels
 
     evaluate_labels(
         similarity={k: Path(v) for k, v in _pairs("--similarity", similarity).items()},
@@ -348,7 +349,7 @@ def sweep(
 ) -> None:
     """Measure every combination of label settings: mAP and the mean sum of an image's labels."""
     from cdul_steps.config import read_sweep
-    from cdul_steps.steps.evaluate import AP
+    from cdul_steps.data.truth import AP
     from cdul_steps.steps.sweep import sweep_labels
 
     sweep_labels(
@@ -467,7 +468,7 @@ def export(
     """Write a trained classifier as one file that runs without this project."""
     formats = ("onnx", "pt2", "torchscript")
     _choose("--format", format_, formats)
-    from cdul_steps.steps.export import export_classifier
+    from cdul_steps.tools.export import export_classifier
 
     export_classifier(model=model, format_=format_, output=output)
 
@@ -481,7 +482,8 @@ def evaluate(
     ap: Ap = "all",
 ) -> None:
     """Measure scores against the truth: mAP, AP a class, precision, recall and F1 (percent)."""
-    from cdul_steps.steps.evaluate import AP, evaluate_scores
+    from cdul_steps.data.truth import AP
+    from cdul_steps.steps.evaluate import evaluate_scores
 
     result = evaluate_scores(
         scores=scores,
@@ -511,8 +513,8 @@ def ablation(
     ap: Ap = "all",
 ) -> None:
     """Compare variants of a training: mAP of classifiers and labels, mean over seeds (percent)."""
+    from cdul_steps.data.truth import AP
     from cdul_steps.steps.ablation import compare_variants
-    from cdul_steps.steps.evaluate import AP
 
     pairs = [entry.partition("=")[::2] for entry in training]
     compare_variants(
@@ -531,7 +533,7 @@ def summary(
     json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print the metrics table of all results, and where the outputs are."""
-    from cdul_steps.steps.summary import summarise
+    from cdul_steps.tools.summary import summarise
 
     typer.echo(summarise(results, as_json=json))
 
@@ -541,7 +543,7 @@ def retry_failed(
     results: Annotated[Path, typer.Argument(help="Folder of results.")] = Path("results"),
 ) -> None:
     """Have shards encoded again whose failed images can be read now; run where snakemake runs."""
-    from cdul_steps.steps.retry import retry_failed
+    from cdul_steps.tools.retry import retry_failed
 
     if retry_failed(results):
         typer.echo("Now run snakemake as before, with --forcerun manifest.")
@@ -565,7 +567,7 @@ def export_review(
 ) -> None:
     """Write pseudo-labels in the form of a tool in which people correct them."""
     _choose("--format", format_, ("csv", "label-studio", "coco", "fiftyone"))
-    from cdul_steps.steps.review import export_review
+    from cdul_steps.tools.review import export_review
 
     export_review(
         labels=labels,
@@ -590,7 +592,7 @@ def import_review(
     ] = False,
 ) -> None:
     """Turn what people corrected into a file for `labels.NAME.corrections`."""
-    from cdul_steps.steps.review import import_review
+    from cdul_steps.tools.review import import_review
 
     import_review(review=review, file=file, confirm=confirm, output=output)
 
@@ -609,7 +611,7 @@ def doctor(
     from dataclasses import asdict
     from json import dumps
 
-    from cdul_steps.steps.doctor import examine
+    from cdul_steps.tools.doctor import examine
 
     findings = []
     for finding in examine(configfile or [], seconds=seconds):
@@ -652,7 +654,7 @@ def show(
     json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Look into a table of results: counts and score quantiles a class, best and worst images."""
-    from cdul_steps.steps.show import show_table
+    from cdul_steps.tools.show import show_table
 
     typer.echo(show_table(file, of_class=of_class, top=top, as_json=json))
 
@@ -683,7 +685,7 @@ def status(
     json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print how far every stage is, how fast, and what failed: while it runs, and after."""
-    from cdul_steps.steps.status import status
+    from cdul_steps.tools.status import status
 
     typer.echo(status(results, as_json=json))
 
@@ -694,7 +696,7 @@ def verify(
     json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check that every file is whole and fits the others; exit status 1 where one does not."""
-    from cdul_steps.steps.verify import describe_report, verify
+    from cdul_steps.tools.verify import describe_report, verify
 
     report = verify(results)
     typer.echo(describe_report(report, as_json=json))

@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from cdul_steps.data.limits import MAX_PIXELS
+from cdul_steps import results
 from cdul_steps.errors import UserError, first_line, nearest
+from cdul_steps.limits import MAX_PIXELS
 
 
 def _expand(value: Any) -> Any:
@@ -430,15 +431,6 @@ class Config(Section):
     runtime: Runtime = Field(Runtime(), description="Speed.")
 
 
-TAKEN = {
-    "datasets": {"benchmarks", "logs", "report"},
-    "encoders": {"manifest", "scenes"},
-    "labels": {"ablation", "embeddings", "encode", "similarity", "sweep"},
-    "trainings": {"ablation"},
-}
-"""Names of sections that would collide with the workflow's own folders of results."""
-
-
 def _section(model: Any, keys: list[Any]) -> Any:
     """The section class at a path of keys."""
     for key in keys:
@@ -488,8 +480,9 @@ def load(values: dict[str, Any], *, check_run: bool = True) -> Config:
                     f"config: run.{kind} names {name!r}, which is not under {kind!r}"
                     + nearest(name, sections)
                 )
-    for kind, taken in TAKEN.items():
-        for name in taken & set(getattr(config, kind)):
+    wildcards = {kind: kind.removesuffix("s") for kind in ("datasets", "encoders", "trainings")}
+    for kind, wildcard in {**wildcards, "labels": "labels"}.items():
+        for name in results.taken(wildcard) & set(getattr(config, kind)):
             raise UserError(
                 f"config: {name!r} under {kind!r} is the name of a folder of results; "
                 "choose another"

@@ -1,5 +1,6 @@
 """Files that are either whole or absent, and say which version of their form they have."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -194,7 +195,12 @@ def write_if_changed(path: Path, data: bytes) -> bool:
 
 
 def digest(path: Path) -> str:
-    """Content digest of a file, or of all files of a folder with their names: 32 hex digits."""
+    """Content digest of a file, or of all files of a folder with their names: 32 hex digits.
+
+    Raises FileNotFoundError where there is neither.
+    """
+    if not path.exists():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     result = hashlib.blake2b(digest_size=16)
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     for file in files:
@@ -202,3 +208,8 @@ def digest(path: Path) -> str:
         with file.open("rb") as stream:
             result.update(hashlib.file_digest(stream, lambda: hashlib.blake2b()).digest())
     return result.hexdigest()
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write JSON whole."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -32,7 +32,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from cdul_steps.data.limits import MAX_BYTES, MAX_PIXELS, MAX_SCANS
+from cdul_steps.limits import MAX_BYTES, MAX_PIXELS, MAX_SCANS
 
 # Pillow warns about odd metadata of images that decode well. Once at import, since
 # warnings.catch_warnings is not thread safe.

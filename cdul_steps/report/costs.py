@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from cdul_steps.data.tables import read_facts
 from cdul_steps.report.page import Table
 from cdul_steps.report.runs import Run, once
+from cdul_steps.results import BENCHMARKS, PSEUDO_LABELS
 
 STAGES = {
     "scenes": 1,
@@ -48,7 +49,7 @@ def costs(runs: Iterable[Run]) -> Table:
 
 
 def _row(run: Run, stage: str, names: tuple[str, ...]) -> list[Any] | None:
-    jobs = _benchmarks(run.results / "benchmarks" / stage, names)
+    jobs = _benchmarks(run.place.path(BENCHMARKS) / stage, names)
     images, measured = _work(run, stage)
     if not jobs and not measured:
         return None
@@ -85,7 +86,7 @@ def _work(run: Run, stage: str) -> tuple[int, float | None]:
         images = sum(pq.read_metadata(table).num_rows for table in tables)
         return images, sum(read_facts(table)["seconds"] for table in tables) or None
     if stage == "train":
-        images = pq.read_metadata(run.labels / "pseudo_labels.parquet").num_rows
+        images = pq.read_metadata(run.place.path(PSEUDO_LABELS)).num_rows
         seconds = [images / speed for speed in run.history["images_per_second"]]
         return images * len(seconds), sum(seconds)
     return pq.read_metadata(run.images).num_rows if stage in OF_ALL_IMAGES else 0, None

@@ -11,10 +11,25 @@ import pyarrow as pa
 
 from cdul_steps.data.files import read_json
 from cdul_steps.data.tables import read_facts, read_scores, read_table
+from cdul_steps.data.truth import Truth
 from cdul_steps.errors import UserError
-from cdul_steps.steps.truth import Truth
+from cdul_steps.results import (
+    CARD,
+    ENCODED,
+    HISTORY,
+    IMAGES,
+    METRICS,
+    PREDICTIONS,
+    PSEUDO_LABELS,
+    QUALITY,
+    SHARD,
+    SIMILARITY,
+    TEXT,
+    Place,
+    measured_split,
+)
 
-HISTORY = (
+COLUMNS = (
     ["epoch", "loss", "label_movement", "label_mAP", "images_per_second"],
     ["train_mAP", "test_mAP"],
 )
@@ -49,13 +64,23 @@ class Run:
         return self.dataset.parent
 
     @property
+    def folder(self) -> Path:
+        return self.training or self.labels
+
+    @property
     def names(self) -> tuple[str, ...]:
-        """Of data set, encoder, labels and training."""
-        return (self.training or self.labels).relative_to(self.results).parts
+        """The names of data set, encoder, labels and training."""
+        return self.folder.relative_to(self.results).parts
+
+    @cached_property
+    def place(self) -> Place:
+        """Where this run lies among the results."""
+        names = zip(("dataset", "encoder", "labels", "training"), self.names, strict=False)
+        return Place(self.results, dict(names))
 
     @property
     def images(self) -> Path:
-        return self.dataset / "manifest/images.parquet"
+        return self.place.path(IMAGES)
 
     @cached_property
     def splits(self) -> list[str]:
@@ -64,29 +89,29 @@ class Run:
     @property
     def measured_split(self) -> str:
         """The split that the classifier is measured on: test, where there is one."""
-        return "test" if "test" in self.splits else "train"
+        return measured_split(self.splits)
 
     def encode_tables(self, *splits: str) -> list[Path]:
         """The encode jobs' tables of some splits, or of all, by the shards of the manifest."""
         tables = [
-            self.encoder / "encode" / split / shard.name
+            shard.path(ENCODED)
             for split in splits or self.splits
-            for shard in sorted(self.images.with_name(split).glob("*.parquet"))
+            for shard in self.place.find(SHARD, split=split)
         ]
         return [table for table in tables if table.is_file()]
 
     def similarity(self, split: str) -> Path:
-        return self.encoder / "similarity" / f"{split}.zarr"
+        return self.place.path(SIMILARITY, split=split)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Facts of the pseudo-labels: construction, tau, zeta, lambda, ..."""
-        return read_facts(self.labels / "pseudo_labels.parquet")
+        return read_facts(self.place.path(PSEUDO_LABELS))
 
     @cached_property
     def quality(self) -> dict[str, Any]:
         """Measures of every label construction, by split."""
-        return read_if_there(self.labels / "quality.json")
+        return read_if_there(self.place.path(QUALITY))
 
     def quality_on(self, split: str) -> dict[str, Any]:
         return self.quality.get("splits", {}).get(split, {})
@@ -101,19 +126,19 @@ class Run:
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """Measures of the classifier."""
-        return read_if_there(self.training / "metrics.json") if self.training else {}
+        return read_if_there(self.place.path(METRICS)) if self.training else {}
 
     @cached_property
     def history(self) -> dict[str, list]:
         """The training's columns, a value an epoch."""
         if not self.training:
             return {}
-        return read_table(self.training / "history.parquet", *HISTORY).to_pydict()
+        return read_table(self.place.path(HISTORY), *COLUMNS).to_pydict()
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
         """What the classifier's card says of how it was made."""
-        card = read_if_there(self.training / "model/model.json") if self.training else {}
+        card = read_if_there(self.place.path(CARD)) if self.training else {}
         return card.get("provenance", {})
 
     def truth(self, image_ids: list[str], classes: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -130,9 +155,9 @@ class Run:
     def facts(self) -> Iterator[dict[str, Any]]:
         """What the files say of themselves."""
         yield from (self.quality, self.metrics, self.provenance)
-        tables = [self.encoder / "text.parquet", *self.encode_tables()]
+        tables = [self.place.path(TEXT), *self.encode_tables()]
         if self.training:
-            tables += sorted(self.training.glob("predictions/*.parquet"))
+            tables += [self.place.path(PREDICTIONS, split=split) for split in self.splits]
         yield from (read_facts(table) for table in tables if table.is_file())
         yield self.settings
 
@@ -150,8 +175,11 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
             continue
         found = [
             file.parent
-            for pattern in ("", "*/*/*/")
-            for file in sorted(place.glob(f"{pattern}pseudo_labels.parquet"))
+            for file in (
+                place / "pseudo_labels.parquet",
+                *(labels.path(PSEUDO_LABELS) for labels in Place(place).find(PSEUDO_LABELS)),
+            )
+            if file.is_file()
         ]
         if not found:
             raise UserError(
@@ -193,7 +221,7 @@ class Scored:
     @classmethod
     def read(cls, run: Run, split: str) -> "Scored | None":
         """None where the split is not predicted, or none of its images could be."""
-        path = run.training / "predictions" / f"{split}.parquet"
+        path = run.place.path(PREDICTIONS, split=split)
         if not path.is_file():
             return None
         images, classes, scores = read_scores(path)

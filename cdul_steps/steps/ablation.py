@@ -9,12 +9,12 @@ import pyarrow as pa
 
 from cdul_steps.data.files import read_json, write_text
 from cdul_steps.data.tables import describe, read_facts, write_table
-from cdul_steps.data.variants import COLUMNS, read_rows
 from cdul_steps.errors import UserError
 from cdul_steps.method.metrics import Difficult
 from cdul_steps.progress import note
 from cdul_steps.provenance import versions
 from cdul_steps.steps.evaluate import evaluate_scores
+from cdul_steps.variants import COLUMNS, read_rows
 
 
 def compare_variants(

@@ -14,6 +14,7 @@ from PIL import Image
 
 from cdul_steps.data.files import check_replaceable, replacing
 from cdul_steps.data.images import ImageError, decode
+from cdul_steps.data.labels import labels_like
 from cdul_steps.data.manifest import read_shard, read_split, read_truth
 from cdul_steps.data.stores import open_similarity, read_blocks
 from cdul_steps.data.tables import read_facts, read_scores
@@ -21,11 +22,13 @@ from cdul_steps.errors import UserError
 from cdul_steps.method.similarity import scores as scores_of
 from cdul_steps.method.similarity import temperature
 from cdul_steps.progress import Progress, note
-from cdul_steps.report.settings import labels_in_words
-from cdul_steps.steps.label import labels_like
+from cdul_steps.report.runs import Run
+from cdul_steps.report.words import labels_in_words
+from cdul_steps.results import PREDICTIONS, PSEUDO_LABELS, SHARD, Place
+from cdul_steps.results import REFINED as REFINED_LABELS
 
-WEB = Path(__file__).parents[1] / "web"
-GALLERY = ("data/index.js", "data/*.js", "thumbnails/*.webp", *(f.name for f in WEB.iterdir()))
+PAGE = Path(__file__).parents[1] / "gallery"
+GALLERY = ("data/index.js", "data/*.js", "thumbnails/*.webp", *(f.name for f in PAGE.iterdir()))
 """The files of a gallery."""
 THUMBNAIL = 256
 """Longer side of a thumbnail in pixels."""
@@ -51,13 +54,11 @@ def make_gallery(*, folder: Path, split: str, output: Path) -> None:
             f"{folder}: no pseudo_labels.parquet there or above; "
             "give results/DATASET/ENCODER/LABELS/TRAINING"
         )
-    encoder = labels.parent
-    manifest = encoder.parent / "manifest"
-    similarity = encoder / "similarity" / f"{split}.zarr"
+    run = Run(labels, None if folder == labels else folder)
     columns = ["image_id", "path", "width", "height", "shard", "row"]
-    table = read_split(manifest / "images.parquet", split, columns)
-    classes, kinds = _read_kinds(folder, labels, manifest, similarity, table, split)
-    views, boxes = _read_views(similarity, classes, labels, table), _read_boxes(manifest, split)
+    table = read_split(run.images, split, columns)
+    classes, kinds = _read_kinds(run, table, split)
+    views, boxes = _read_views(run, classes, table, split), _read_boxes(run.place, split)
     some = np.isfinite(np.stack(list(kinds.values()))).all(axis=2).any(axis=0)
     if not some.any():
         raise UserError(f"{folder}: no image of split {split!r} has a score")
@@ -66,11 +67,11 @@ def make_gallery(*, folder: Path, split: str, output: Path) -> None:
     table = table.filter(pa.array(some))
     scores = np.stack([kind[some] for kind in kinds.values()])
     tops, top_scores = (values[some] for values in views)
-    truth = {i["image_id"]: i for i in read_truth(manifest / "images.parquet", classes).to_pylist()}
-    max_pixels = read_facts(manifest / "images.parquet")["layout"]["max_pixels"]
+    truth = {i["image_id"]: i for i in read_truth(run.images, classes).to_pylist()}
+    max_pixels = read_facts(run.images)["layout"]["max_pixels"]
 
     with replacing(output, GALLERY) as part:
-        shutil.copytree(WEB, part)
+        shutil.copytree(PAGE, part)
         drawn = _write_thumbnails(table["path"].to_pylist(), part / "thumbnails", max_pixels)
         images = []
         for i, image in enumerate(table.to_pylist()):
@@ -92,33 +93,28 @@ def make_gallery(*, folder: Path, split: str, output: Path) -> None:
                 }
             )
         index = {
-            "title": " / ".join(folder.relative_to(encoder.parents[1]).parts),
+            "title": " / ".join(run.names),
             "split": split,
             "classes": classes,
             "kinds": list(kinds),
-            "labels": labels_in_words(read_facts(labels / "pseudo_labels.parquet")),
+            "labels": labels_in_words(run.settings),
             "truth": any(image["positive"] is not None for image in images),
         }
         _write_data(part / "data", index, images, _measures(scores, list(kinds)))
     note(f"gallery: {len(images)} images; open {output / 'index.html'}")
 
 
-def _read_kinds(
-    folder: Path, labels: Path, manifest: Path, similarity: Path, table: pa.Table, split: str
-) -> tuple[list[str], dict[str, np.ndarray]]:
+def _read_kinds(run: Run, table: pa.Table, split: str) -> tuple[list[str], dict[str, np.ndarray]]:
     """The classes, and by the name of each kind of score float32 (images, C), NaN where absent."""
-    pseudo_labels = labels / "pseudo_labels.parquet"
-    facts = read_facts(pseudo_labels)
-    files = {
-        CLIP: pseudo_labels,
-        REFINED: folder / "refined_labels.parquet",
-        CLASSIFIER: folder / "predictions" / f"{split}.parquet",
-    }
-    if split != facts.get("split", split):
-        del files[CLIP], files[REFINED]
+    files = {CLIP: run.place.path(PSEUDO_LABELS)}
+    if run.training:
+        files[REFINED] = run.place.path(REFINED_LABELS)
+        files[CLASSIFIER] = run.place.path(PREDICTIONS, split=split)
+    if split != run.settings.get("split", split):
+        files = {kind: file for kind, file in files.items() if kind == CLASSIFIER}
     found: dict[str, tuple[list[str], np.ndarray]] = {}
     if CLIP not in files:
-        made = _labels_again(manifest / "images.parquet", similarity, table, facts)
+        made = _labels_again(run, table, split)
         if made is not None:
             found[CLIP] = made
     ids = table["image_id"].to_pylist()
@@ -126,26 +122,25 @@ def _read_kinds(
         if file.is_file():
             found[kind] = _match(file, ids)
     if not found:
-        raise UserError(f"{folder}: no scores of split {split!r}; run snakemake first")
+        raise UserError(f"{run.folder}: no scores of split {split!r}; run snakemake first")
     first, (classes, _) = next(iter(found.items()))
     for kind, (other, _) in found.items():
         if other != classes:
             raise UserError(
-                f"{folder}: the scores of {first} and {kind} are of different class tables; "
+                f"{run.folder}: the scores of {first} and {kind} are of different class tables; "
                 "run snakemake again"
             )
     return classes, {kind: values for kind, (_, values) in found.items()}
 
 
-def _labels_again(
-    images: Path, similarity: Path, table: pa.Table, facts: dict[str, Any]
-) -> tuple[list[str], np.ndarray] | None:
+def _labels_again(run: Run, table: pa.Table, split: str) -> tuple[list[str], np.ndarray] | None:
     """CLIP's labels of a split that has none, made as the pseudo-labels were."""
+    facts, similarity = run.settings, run.similarity(split)
     if "statistics" not in facts:
         note("gallery: CLIP's labels of this split cannot be made here and are left out")
         return None
     array, classes, _ = open_similarity(similarity, facts["tau"])
-    return classes, labels_like(facts, similarity, array, images, table["row"].to_numpy())
+    return classes, labels_like(facts, similarity, array, run.images, table["row"].to_numpy())
 
 
 def _match(file: Path, image_ids: list[str]) -> tuple[list[str], np.ndarray]:
@@ -158,10 +153,10 @@ def _match(file: Path, image_ids: list[str]) -> tuple[list[str], np.ndarray]:
 
 
 def _read_views(
-    similarity: Path, classes: list[str], labels: Path, table: pa.Table
+    run: Run, classes: list[str], table: pa.Table, split: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """CLIP's top class of every view and its score: int (images, 1+S) and float32 (images, 1+S)."""
-    tau = read_facts(labels / "pseudo_labels.parquet").get("tau")
+    similarity, tau = run.similarity(split), run.settings.get("tau")
     array, names, scale = open_similarity(similarity, tau)
     if names != classes:
         raise UserError(f"{similarity}: its classes are not those of the scores; run snakemake")
@@ -176,11 +171,11 @@ def _read_views(
     return np.concatenate(tops)[rows], np.concatenate(top_scores)[rows]
 
 
-def _read_boxes(manifest: Path, split: str) -> dict[str, list[list[int]]]:
+def _read_boxes(dataset: Place, split: str) -> dict[str, list[list[int]]]:
     """By image id the boxes of its snippets: left, top, width, height in thousandths of it."""
     found = {}
-    for shard in (manifest / split).glob("*.parquet"):
-        _, images, views = read_shard(shard)
+    for shard in dataset.find(SHARD, split=split):
+        _, images, views = read_shard(shard.path(SHARD))
         x0, y0, x1, y1 = np.moveaxis(views[:, 1:].astype(float), 2, 0)
         sizes = np.maximum(views[:, :1, 2:], 1)
         boxes = np.stack([x0, y0, x1 - x0, y1 - y0], axis=2) / np.tile(sizes, 2)

@@ -6,7 +6,7 @@ from typing import Any
 
 from cdul_steps.data.files import read_json, write_text
 from cdul_steps.data.tables import read_table
-from cdul_steps.report.settings import labels_in_words
+from cdul_steps.report.words import labels_in_words
 
 PAPER = "[CDUL](https://arxiv.org/abs/2307.16634)"
 USE = """\

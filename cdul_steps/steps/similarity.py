@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from cdul_steps.data.files import digest
 from cdul_steps.data.manifest import check_classes, check_rows
+from cdul_steps.data.outcomes import check_failures
 from cdul_steps.data.stores import (
     new_store,
     open_store,
@@ -44,29 +43,6 @@ def write_store(*, images: Path, split: str, text: Path, store: Path) -> None:
     write_metadata(store, shape, layout["shard_size"], "float16", {"kind": "embeddings"})
 
 
-def check_failures(
-    images: Path, split: str, tables: Sequence[Path], max_failed_share: float
-) -> pa.Table:
-    """The failed images of a split: `image_id, status, error`.
-
-    Raises UserError naming the first ten where they are more than `max_failed_share` of it.
-    """
-    members = read_table(images, ["image_id", "split", "row"])
-    members = members.filter(pc.equal(members["split"], split))
-    outcome = pa.concat_tables([read_table(t, ["row", "status", "error"]) for t in tables])
-    joined = members.join(outcome, "row", join_type="left outer").sort_by("row")
-    status = pc.fill_null(joined["status"], "absent")
-    joined = joined.set_column(joined.column_names.index("status"), "status", status)
-    failed = joined.filter(pc.not_equal(status, "ok")).select(["image_id", "status", "error"])
-    if len(failed) > max_failed_share * len(members):
-        first = "; ".join(f"{f['image_id']}: {f['status']}" for f in failed[:10].to_pylist())
-        raise UserError(
-            f"{split}: {len(failed)} of {len(members)} images cannot be used, more than "
-            f"max_failed_share = {max_failed_share:g} allows: {first}"
-        )
-    return failed
-
-
 def check_shards(store: Path, text: Path, tables: Sequence[Path]) -> None:
     """Raise UserError for a shard that is not the one that its encode job wrote.
 
@@ -82,7 +58,7 @@ def check_shards(store: Path, text: Path, tables: Sequence[Path]) -> None:
             continue
         require(table, facts, "shard")
         shard = shard_file(store, facts["shard"])
-        if digest(shard) != facts["digest"]:
+        if not shard.is_file() or digest(shard) != facts["digest"]:
             raise UserError(
                 f"{shard}: missing, torn or foreign, not what {table} says was written; delete "
                 "that table and run snakemake again"

@@ -11,17 +11,17 @@ import pyarrow as pa
 
 from cdul_steps.config import Sweep
 from cdul_steps.data.files import replacing
+from cdul_steps.data.labels import learn_statistics
 from cdul_steps.data.manifest import check_rows, read_split, read_truth
 from cdul_steps.data.stores import open_similarity, read_blocks
 from cdul_steps.data.tables import describe, write_table
+from cdul_steps.data.truth import AP
 from cdul_steps.errors import UserError
 from cdul_steps.method import metrics
 from cdul_steps.method.aggregation import CONSTRUCTIONS, build_labels, seen_whole
 from cdul_steps.method.similarity import temperature
 from cdul_steps.progress import Progress, note
 from cdul_steps.provenance import versions
-from cdul_steps.steps.evaluate import AP
-from cdul_steps.steps.label import learn_statistics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,7 +11,7 @@ from cdul_steps import cli
 from cdul_steps.data.files import SCHEMA_VERSION
 from cdul_steps.data.tables import read_facts
 from cdul_steps.errors import UserError
-from cdul_steps.steps.summary import summarise
+from cdul_steps.tools.summary import summarise
 
 STAGES = ["manifest", "encode", "similarity", "label", "sweep", "train", "evaluate", "predict"]
 

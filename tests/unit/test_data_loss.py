@@ -150,7 +150,7 @@ def test_a_folder_of_somebodys_files(words, place, results, precious, tmp_path, 
 
 @pytest.mark.parametrize("name", ["README.md", "model.json", "model/model.safetensors"])
 def test_export_into_a_folder_of_something_else(name, tmp_path):
-    from cdul_steps.steps.export import export_classifier
+    from cdul_steps.tools.export import export_classifier
 
     file = tmp_path / "mine" / name
     file.parent.mkdir(parents=True)

@@ -9,8 +9,8 @@ from messages import message_of
 from typer.testing import CliRunner
 
 from cdul_steps import cli
-from cdul_steps.steps import doctor
-from cdul_steps.steps.doctor import examine, read_config
+from cdul_steps.tools import doctor
+from cdul_steps.tools.doctor import examine, read_config
 
 
 def overlay(folder: Path, **sections) -> Path:

@@ -17,9 +17,9 @@ from messages import message_of
 from PIL import Image
 
 from cdul_steps.models.classifier import Card, load_classifier, new_classifier, save_classifier
-from cdul_steps.steps import export
-from cdul_steps.steps.export import EXAMPLES, FORMATS, export_classifier
 from cdul_steps.steps.predict import predict_images
+from cdul_steps.tools import export
+from cdul_steps.tools.export import EXAMPLES, FORMATS, export_classifier
 
 CLASSES = ["cat", "dog", "élan | *"]
 

@@ -26,7 +26,7 @@ from cdul_steps.data.stores import open_similarity, read_blocks, write_metadata,
 from cdul_steps.data.tables import KEY, describe, read_scores, score_table, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.models.classifier import load_classifier, new_classifier, save_classifier
-from cdul_steps.steps.summary import summarise
+from cdul_steps.tools.summary import summarise
 
 ROOT = Path(__file__).parents[2]
 BASE = yaml.safe_load((ROOT / "config/config.yaml").read_text(encoding="utf-8"))
@@ -91,7 +91,7 @@ def mutated(data: st.DataObject, content: bytes) -> bytes:
 
 
 def test_images_of_every_format(tmp_path):
-    command = [sys.executable, ROOT / "benchmarks/fuzz_images.py", "--count", "300"]
+    command = [sys.executable, ROOT / "tests/robustness/fuzz_images.py", "--count", "300"]
     done = subprocess.run(
         [*command, "--seed", "1", "--keep", tmp_path / "faults"], capture_output=True, text=True
     )

@@ -16,7 +16,7 @@ from PIL import Image, ImageFile, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from cdul_steps.data.images import ImageError, ImageStatus, decode, read_size
-from cdul_steps.data.limits import MAX_BYTES, MAX_PIXELS, MAX_SCANS
+from cdul_steps.limits import MAX_BYTES, MAX_PIXELS, MAX_SCANS
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 

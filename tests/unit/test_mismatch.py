@@ -25,7 +25,7 @@ from cdul_steps.steps.encode import encode_shard, encode_text
 from cdul_steps.steps.evaluate import evaluate_labels
 from cdul_steps.steps.label import make_labels
 from cdul_steps.steps.similarity import make_similarity, write_store
-from cdul_steps.steps.summary import summarise
+from cdul_steps.tools.summary import summarise
 
 SHARD = 5
 

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cdul_steps.data.corrections import UNKNOWN
 from cdul_steps.errors import UserError
 from cdul_steps.models.device import several_devices
-from cdul_steps.models.ranks import Ranks, run_ranks
+from cdul_steps.training.ranks import Ranks, run_ranks
 
 # Its layer norm is over an image. With SGD, since Adam blows rounding up where gradients are small.
 PLAIN = {

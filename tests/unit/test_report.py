@@ -27,13 +27,14 @@ from cdul_steps.report import figures
 from cdul_steps.report.captions import CAPTIONS, TITLES
 from cdul_steps.report.page import Section, Table, render
 from cdul_steps.report.runs import find_runs
-from cdul_steps.report.settings import labels_in_words
+from cdul_steps.report.sections import score_panels
+from cdul_steps.report.words import labels_in_words
 from cdul_steps.steps.encode import encode_shard, encode_text
 from cdul_steps.steps.evaluate import evaluate_labels, evaluate_scores
 from cdul_steps.steps.label import make_labels
 from cdul_steps.steps.manifest import make_manifest
 from cdul_steps.steps.predict import predict_images
-from cdul_steps.steps.report import make_report, score_panels
+from cdul_steps.steps.report import make_report
 from cdul_steps.steps.similarity import make_similarity, write_store
 from cdul_steps.steps.train import train_classifier
 

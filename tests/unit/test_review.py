@@ -13,7 +13,7 @@ from messages import message_of
 
 from cdul_steps.data.corrections import UNKNOWN, read_corrections
 from cdul_steps.data.tables import describe, read_scores, score_table, write_table
-from cdul_steps.steps.review import FORMATS, export_review, import_review
+from cdul_steps.tools.review import FORMATS, export_review, import_review
 
 CLASSES = ["dog", 'c<a>t & "co', "3"]
 SCORES = np.array([[0.9, 0.1, 0.5], [0.2, 0.6, 0.0], [0.1, 0.2, 0.05], [0.3, 1.0, 0.98]])

@@ -10,7 +10,7 @@ import pytest
 from messages import message_of
 
 from cdul_steps.data.tables import describe, read_scores, score_table, write_table
-from cdul_steps.steps.show import show_table
+from cdul_steps.tools.show import show_table
 
 CLASSES = ["boat", "car", "cat"]
 STEERING = "\x1b[31m\u009b2J\u202e.jpg"

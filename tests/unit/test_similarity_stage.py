@@ -3,11 +3,12 @@ import pyarrow as pa
 import pytest
 import zarr
 
+from cdul_steps.data.outcomes import check_failures
 from cdul_steps.data.stores import shard_file, write_shard
 from cdul_steps.data.tables import describe, read_table, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.similarity import cosine
-from cdul_steps.steps.similarity import check_failures, make_similarity, write_store
+from cdul_steps.steps.similarity import make_similarity, write_store
 
 CLASSES = ["dog", "cat", "owl"]
 SHARD, VIEWS, WIDTH = 2, 5, 4

@@ -19,15 +19,16 @@ from safetensors.torch import load_file
 
 from cdul_steps.config import Training, read_training
 from cdul_steps.data.corrections import UNKNOWN, apply_corrections, corrected_entries
-from cdul_steps.data.loader import TrainImages, batches
 from cdul_steps.data.tables import describe, read_facts, read_scores, score_table, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.losses import EPSILON
 from cdul_steps.models.classifier import Card, new_classifier
-from cdul_steps.models.label_table import new_labels
 from cdul_steps.steps import train
 from cdul_steps.steps.manifest import make_manifest
-from cdul_steps.steps.train import _learning_rate, train_classifier
+from cdul_steps.steps.train import train_classifier
+from cdul_steps.training.labels import new_labels
+from cdul_steps.training.loader import TrainImages, batches
+from cdul_steps.training.trainer import _learning_rate
 
 CLASSES = ["red", "green", "blue"]
 COLUMNS = [

@@ -13,9 +13,9 @@ from sklearn.metrics import average_precision_score
 
 from cdul_steps.config import Ablation, Training
 from cdul_steps.data.tables import describe, score_table, write_table
-from cdul_steps.data.variants import read_rows, read_variants
 from cdul_steps.steps.ablation import compare_variants
-from cdul_steps.steps.doctor import read_config
+from cdul_steps.tools.doctor import read_config
+from cdul_steps.variants import read_rows, read_variants
 
 ROOT = Path(__file__).parents[2]
 BASE = {"base": Training(epochs=7), "other": Training()}
@@ -49,12 +49,12 @@ def variants_of(overlays: str, monkeypatch):
 PAPER = [f"config/{name}.yaml" for name in ("voc2007", "voc2012", "coco2014", "nuswide")]
 
 
-PHOTOS = "tests/workflow/voc2007.yaml"
+PHOTOS = "experiments/voc2007.yaml"
 
 
 @pytest.mark.parametrize(
     "overlays",
-    ["", "benchmarks/constructions.yaml", PHOTOS, f"{PHOTOS} benchmarks/grids.yaml", *PAPER],
+    ["", "experiments/constructions.yaml", PHOTOS, f"{PHOTOS} experiments/grids.yaml", *PAPER],
 )
 def test_no_two_rows_of_a_table_here_are_the_same_training(overlays, monkeypatch):
     config, found = variants_of(overlays, monkeypatch)

@@ -17,8 +17,8 @@ from copies import Project
 from cdul_steps.data.files import digest
 from cdul_steps.data.stores import write_shard
 from cdul_steps.data.tables import KEY
-from cdul_steps.steps.status import status
-from cdul_steps.steps.verify import verify
+from cdul_steps.tools.status import status
+from cdul_steps.tools.verify import verify
 
 SHARD = "embeddings/train.zarr/c/1/0/0"
 TABLE = "encode/train/1.parquet"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+ROOT = Path(__file__).parents[2]
 CUT = {"trainval": 40, "test": 30}
 
 
@@ -23,7 +24,7 @@ def voc(project, tmp_path):
         lines = listing.read_text().splitlines(keepends=True)
         count = CUT[listing.stem.rpartition("_")[2]]
         (cut / "ImageSets/Main" / listing.name).write_text("".join(lines[:count]))
-    project.config = yaml.safe_load((Path(__file__).parent / "voc2007.yaml").read_text())
+    project.config = yaml.safe_load((ROOT / "experiments/voc2007.yaml").read_text())
     project.config["datasets"]["voc2007"] |= {"root": str(cut), "shard_size": 25}
     project.config["run"]["trainings"] = ["finetuned"]
     project.config["trainings"]["finetuned"] |= {

@@ -5,8 +5,8 @@ rule ablation_table:
         metrics=ablation_files("metrics.json"),
         refined=ablation_files("refined_labels.parquet"),
     output:
-        parquet=f"{ENCODER}/ablation/ablation.parquet",
-        markdown=f"{ENCODER}/ablation/ablation.md",
+        parquet=ABLATION,
+        markdown=ABLATION.replace(".parquet", ".md"),
     log:
         f"{LOGS}/ablation_table/{{dataset}}/{{encoder}}.log",
     conda:

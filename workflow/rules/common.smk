@@ -11,6 +11,7 @@ sys.path.insert(0, str(ROOT))
 
 from snakemake.utils import Paramspace
 
+from cdul_steps import results
 from cdul_steps.config import load
 from cdul_steps.data.classes import check_choice, load_classes
 from cdul_steps.data.files import check_dates, digest
@@ -43,29 +44,43 @@ CONFIG = one_line(load)(config)
 RUN = CONFIG.run
 RUNTIME = CONFIG.runtime
 RESULTS = CONFIG.results
-LOGS = f"{RESULTS}/logs"
-BENCHMARKS = f"{RESULTS}/benchmarks"
-DATASET = f"{RESULTS}/{{dataset}}"
-IMAGES = f"{DATASET}/manifest/images.parquet"
-ENCODER = f"{DATASET}/{{encoder}}"
-TEXT = f"{ENCODER}/text.parquet"
-EMBEDDINGS = f"{ENCODER}/embeddings/{{split}}.zarr"
-ENCODED = f"{ENCODER}/encode/{{split}}/{{shard}}.parquet"
-SIMILARITY = f"{ENCODER}/similarity/{{split}}.zarr"
-SWEEP = f"{ENCODER}/sweep"
-LABELS = f"{ENCODER}/{{labels}}"
-TRAINING = f"{LABELS}/{{training}}"
+
+
+def below(pattern):
+    """A pattern of results, below this run's folder of them."""
+    return pattern.replace("{results}", RESULTS)
+
+
+LOGS = below(results.LOGS)
+BENCHMARKS = below(results.BENCHMARKS)
+IMAGES = below(results.IMAGES)
+SHARD = below(results.SHARD)
+TEXT = below(results.TEXT)
+EMBEDDINGS = below(results.EMBEDDINGS)
+ENCODED = below(results.ENCODED)
+SIMILARITY = below(results.SIMILARITY)
+ABLATION = below(results.ABLATION)
+SWEEP = below(results.SWEEP)
+PSEUDO_LABELS = below(results.PSEUDO_LABELS)
+QUALITY = below(results.QUALITY)
+TRAINING = below(results.TRAINING)
+MODEL = below(results.MODEL)
+WEIGHTS = below(results.WEIGHTS)
+CARD = below(results.CARD)
+HISTORY = below(results.HISTORY)
+REFINED = below(results.REFINED)
+PREDICTIONS = below(results.PREDICTIONS)
+METRICS = below(results.METRICS)
 # In the report's folder; without the constraint, a name would match across folders.
 FIGURE_OF = "{dataset,[^/]+}/{encoder,[^/]+}/{labels,[^/]+}"
 
 
 wildcard_constraints:
+    **results.WILDCARDS,
     dataset="|".join(CONFIG.datasets),
     encoder="|".join(CONFIG.encoders),
     labels="|".join(CONFIG.labels),
     training="|".join([*CONFIG.trainings, r"ablation/variant~[^/]+/seed~\d+"]),
-    split="train|test",
-    shard=r"\d+",
 
 
 def dataset_key(key):
@@ -121,7 +136,7 @@ def train_gpus(wildcards):
 def dataset_source(wildcards):
     """The demo's scenes as an input; other data sets are watched through their content."""
     demo = CONFIG.datasets[wildcards.dataset].reader == "demo"
-    return f"{RESULTS}/{wildcards.dataset}/scenes/scenes.csv" if demo else []
+    return below(results.SCENES) if demo else []
 
 
 def dataset_root(wildcards, input):
@@ -203,7 +218,7 @@ def shard_manifest(wildcards):
     if not path.is_file():
         raise UserError(f"{path} is missing: run again with --forcerun manifest")
     # Not `path`: where this workflow is a module, Snakemake puts its prefix before the answer.
-    return f"{DATASET}/manifest/{{split}}/{{shard}}.parquet"
+    return SHARD
 
 
 @cache
@@ -237,7 +252,7 @@ def ablation_trainings():
     # Pandas is slow to import, and no other target needs it.
     from pandas import DataFrame
 
-    from cdul_steps.data.variants import read_variants
+    from cdul_steps.variants import read_variants
 
     variants = read_variants(
         CONFIG.ablation, CONFIG.trainings, CONFIG.labels, default=RUN.labels[0]
@@ -325,9 +340,8 @@ def similarity_options(wildcards, input):
 
 
 def measured_split(wildcards):
-    """The split that the classifier is measured on: test, where there is one."""
-    splits = CONFIG.datasets[wildcards.dataset].splits
-    return "test" if "test" in splits else "train"
+    """The split that the classifier is measured on."""
+    return results.measured_split(CONFIG.datasets[wildcards.dataset].splits)
 
 
 def figure_category(wildcards):

@@ -2,9 +2,9 @@ rule quality:
     input:
         images=IMAGES,
         similarity=similarities,
-        labels=f"{LABELS}/pseudo_labels.parquet",
+        labels=PSEUDO_LABELS,
     output:
-        f"{LABELS}/quality.json",
+        QUALITY,
     log:
         f"{LOGS}/quality/{{dataset}}/{{encoder}}/{{labels}}.log",
     benchmark:
@@ -28,10 +28,12 @@ rule quality:
 
 rule evaluate:
     input:
-        scores=lambda wildcards: f"{TRAINING}/predictions/{measured_split(wildcards)}.parquet",
+        scores=lambda wildcards: PREDICTIONS.replace(
+            "{split}", measured_split(wildcards)
+        ),
         images=IMAGES,
     output:
-        f"{TRAINING}/metrics.json",
+        METRICS,
     log:
         f"{LOGS}/evaluate/{{dataset}}/{{encoder}}/{{labels}}/{{training}}.log",
     benchmark:

@@ -2,12 +2,12 @@
 rule gallery:
     input:
         similarity=SIMILARITY,
-        labels=f"{LABELS}/pseudo_labels.parquet",
-        refined=f"{TRAINING}/refined_labels.parquet",
-        predictions=f"{TRAINING}/predictions/{{split}}.parquet",
+        labels=PSEUDO_LABELS,
+        refined=REFINED,
+        predictions=PREDICTIONS,
         images=IMAGES,
     output:
-        directory(f"{TRAINING}/gallery/{{split}}"),
+        directory(below(results.GALLERY)),
     log:
         f"{LOGS}/gallery/{{dataset}}/{{encoder}}/{{labels}}/{{training}}/{{split}}.log",
     conda:
@@ -16,6 +16,6 @@ rule gallery:
     params:
         training=subpath(input.refined, parent=True),
         code=code("gallery", "make_gallery"),
-        page=digest(Path(workflow.basedir) / "cdul_steps/web"),
+        page=digest(ROOT / "cdul_steps/gallery"),
     shell:
         "cdul gallery {params.training:q} --split {wildcards.split} --output {output:q} 2> {log:q}"

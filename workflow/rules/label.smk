@@ -1,9 +1,9 @@
 rule label:
     input:
-        similarity=f"{ENCODER}/similarity/train.zarr",
+        similarity=SIMILARITY.replace("{split}", "train"),
         images=IMAGES,
     output:
-        f"{LABELS}/pseudo_labels.parquet",
+        PSEUDO_LABELS,
     log:
         f"{LOGS}/label/{{dataset}}/{{encoder}}/{{labels}}.log",
     benchmark:

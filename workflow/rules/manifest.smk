@@ -1,6 +1,6 @@
 rule scenes:
     output:
-        f"{DATASET}/scenes/scenes.csv",
+        below(results.SCENES),
     log:
         f"{LOGS}/scenes/{{dataset}}.log",
     benchmark:

@@ -1,11 +1,11 @@
 rule model_card:
     input:
-        model=f"{TRAINING}/model/model.json",
+        model=CARD,
         images=IMAGES,
-        quality=f"{LABELS}/quality.json",
-        metrics=f"{TRAINING}/metrics.json",
+        quality=QUALITY,
+        metrics=METRICS,
     output:
-        f"{TRAINING}/model/README.md",
+        f"{MODEL}/README.md",
     log:
         f"{LOGS}/model_card/{{dataset}}/{{encoder}}/{{labels}}/{{training}}.log",
     conda:

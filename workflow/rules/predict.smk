@@ -1,10 +1,10 @@
 rule predict:
     input:
-        weights=f"{TRAINING}/model/model.safetensors",
-        card=f"{TRAINING}/model/model.json",
+        weights=WEIGHTS,
+        card=CARD,
         images=IMAGES,
     output:
-        f"{TRAINING}/predictions/{{split}}.parquet",
+        PREDICTIONS,
     log:
         f"{LOGS}/predict/{{dataset}}/{{encoder}}/{{labels}}/{{training}}/{{split}}.log",
     benchmark:

@@ -4,7 +4,7 @@ rule report:
         rules.all.input,
     output:
         report(
-            directory(f"{RESULTS}/report"),
+            directory(below(results.REPORT)),
             patterns=[
                 "{page,[^/]+}.html",
                 f"{FIGURE_OF}/{{figure,[^/]+}}.svg",

@@ -1,6 +1,6 @@
 rule sweep:
     input:
-        expand(f"{SWEEP}/sweep.parquet", dataset=RUN.datasets, encoder=RUN.encoders),
+        expand(SWEEP, dataset=RUN.datasets, encoder=RUN.encoders),
 
 
 rule sweep_labels:
@@ -8,8 +8,8 @@ rule sweep_labels:
         images=IMAGES,
         similarity=similarities,
     output:
-        table=f"{SWEEP}/sweep.parquet",
-        figure=f"{SWEEP}/sweep.svg",
+        table=SWEEP,
+        figure=SWEEP.replace(".parquet", ".svg"),
     log:
         f"{LOGS}/sweep/{{dataset}}/{{encoder}}.log",
     conda:

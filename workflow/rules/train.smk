@@ -1,12 +1,12 @@
 rule train:
     input:
-        labels=f"{LABELS}/pseudo_labels.parquet",
+        labels=PSEUDO_LABELS,
         images=IMAGES,
     output:
-        weights=f"{TRAINING}/model/model.safetensors",
-        card=f"{TRAINING}/model/model.json",
-        history=f"{TRAINING}/history.parquet",
-        refined=f"{TRAINING}/refined_labels.parquet",
+        weights=WEIGHTS,
+        card=CARD,
+        history=HISTORY,
+        refined=REFINED,
     log:
         f"{LOGS}/train/{{dataset}}/{{encoder}}/{{labels}}/{{training}}.log",
     benchmark:

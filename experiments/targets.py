@@ -1,6 +1,6 @@
 """Train the same classifier from labels that differ in their values, and print its mAP as JSON.
 
-    python benchmarks/targets.py --encoder results/demo/tiny-clip --training fixed
+    python experiments/targets.py --encoder results/demo/tiny-clip --training fixed
 
 What holds a classifier back: which images its labels rank first, or which values they have?
 "true values" keeps the ranking of the final labels and gives each the share of positives among
@@ -19,14 +19,14 @@ import yaml
 from sklearn.isotonic import IsotonicRegression
 
 from cdul_steps.config import load
-from cdul_steps.data.limits import MAX_PIXELS
 from cdul_steps.data.stores import open_similarity
 from cdul_steps.data.tables import describe, read_scores, score_table, write_table
+from cdul_steps.data.truth import Truth
+from cdul_steps.limits import MAX_PIXELS
 from cdul_steps.method.similarity import temperature
 from cdul_steps.provenance import versions
 from cdul_steps.steps.label import make_labels
 from cdul_steps.steps.train import train_classifier
-from cdul_steps.steps.truth import Truth
 
 
 def make_tables(encoder: Path, images: Path, positives: float, folder: Path) -> dict[str, Path]:

@@ -12,6 +12,18 @@ import pyarrow.compute as pc
 
 from cdul_steps.data.tables import read_facts, read_table
 from cdul_steps.errors import UserError
+from cdul_steps.results import (
+    CHECKPOINT,
+    ENCODED,
+    HISTORY,
+    IMAGES,
+    LOGS,
+    PREDICTIONS,
+    PSEUDO_LABELS,
+    SHARD,
+    SIMILARITY,
+    Place,
+)
 
 PROGRESS = re.compile(r"(\d+)/(\d+) images, ([\d.]+) images/s, (\d+) s left$")
 EPOCH = re.compile(r"train: (?:epoch|going on after epoch) (\d+)")
@@ -79,21 +91,28 @@ def _busy(intervals: list[tuple[float, float]]) -> float:
     return total
 
 
-def _encode(results: Path, encoder: Path, split: str, sizes: dict[int, int]) -> dict[str, Any]:
+def _log(place: Place, stage: str, *names: str) -> Path:
+    """The log of a stage's job at a place, and of one of the `names` there."""
+    *folders, last = (*place.names.values(), *names)
+    return place.path(LOGS).joinpath(stage, *folders, f"{last}.log")
+
+
+def _words(place: Place) -> str:
+    return "/".join(place.names.values())
+
+
+def _encode(encoder: Place, split: str, sizes: dict[int, int]) -> dict[str, Any]:
     """The row of a split's shards, `sizes` being the images of each."""
-    of = encoder.relative_to(results)
-    manifests = results / of.parts[0] / "manifest" / split
-    logs = results / "logs/encode" / of / split
     images, failed, intervals = 0, 0, []
     left, running_rate, errors = 0, 0.0, []
-    shards = [int(p.stem) for p in manifests.glob("*.parquet") if p.stem.isdecimal()]
+    shards = [int(place.names["shard"]) for place in encoder.find(SHARD, split=split)]
     done = 0
     changed = []
     for shard in shards:
-        table, log = encoder / "encode" / split / f"{shard}.parquet", logs / f"{shard}.log"
+        table = encoder.path(ENCODED, split=split, shard=shard)
+        log = _log(encoder, "encode", split, str(shard))
         changed += [table, log]
-        manifest = manifests / f"{shard}.parquet"
-        listed = manifest.stat().st_mtime
+        listed = encoder.path(SHARD, split=split, shard=shard).stat().st_mtime
         if table.exists() and table.stat().st_mtime >= listed:
             done += 1
             end, facts = table.stat().st_mtime, read_facts(table)
@@ -113,7 +132,7 @@ def _encode(results: Path, encoder: Path, split: str, sizes: dict[int, int]) -> 
     rate = images / _busy(intervals) if intervals else running_rate
     return _row(
         "encode",
-        f"{of} {split}",
+        f"{_words(encoder)} {split}",
         done=done,
         total=len(shards),
         unit="shards",
@@ -125,10 +144,8 @@ def _encode(results: Path, encoder: Path, split: str, sizes: dict[int, int]) -> 
     )
 
 
-def _train(results: Path, training: Path) -> dict[str, Any]:
-    of = training.relative_to(results)
-    log = results / "logs/train" / of.parent / f"{of.name}.log"
-    history = training / "history.parquet"
+def _train(training: Place) -> dict[str, Any]:
+    log, history = _log(training, "train"), training.path(HISTORY)
     if history.exists():
         rates = read_table(history, ["images_per_second"])["images_per_second"]
         values = {"done": len(rates), "total": len(rates), "seconds_left": 0}
@@ -144,55 +161,56 @@ def _train(results: Path, training: Path) -> dict[str, Any]:
             left = (values["total"] - values["done"]) * images - here % images
             values["images_per_second"] = rate
             values["seconds_left"] = round(left / rate, 1) if rate else None
-    files = (log, history, training / "checkpoint.pt")
-    return _row("train", str(of), **values, unit="epochs", idle_seconds=_age(*files))
+    files = (log, history, training.path(CHECKPOINT))
+    return _row("train", _words(training), **values, unit="epochs", idle_seconds=_age(*files))
+
+
+def _names(place: Place, name: str, pattern: str, logs: Path) -> list[Place]:
+    """The places of a further `name`, by what is there of a pattern and by a folder of logs."""
+    found = {of.names[name] for of in place.find(pattern)}
+    found |= {log.name.removesuffix(".log") for log in logs.glob("*")}
+    return [Place(place.results, {**place.names, name: value}) for value in sorted(found)]
 
 
 def _rows(results: Path) -> Iterator[dict[str, Any]]:
-    logs = results / "logs"
-    datasets = {p.stem for p in (logs / "manifest").glob("*.log")}
-    datasets |= {p.parts[-3] for p in results.glob("*/manifest/images.parquet")}
-    for dataset in sorted(datasets):
-        images = results / dataset / "manifest/images.parquet"
+    top = Place(results)
+    logs = top.path(LOGS)
+    for dataset in _names(top, "dataset", IMAGES, logs / "manifest"):
+        images = dataset.path(IMAGES)
         table = read_table(images, ["split", "shard"]) if images.exists() else None
         total = None if table is None else len(table)
-        yield _single("manifest", dataset, logs / f"manifest/{dataset}.log", images, total)
+        yield _single("manifest", _words(dataset), _log(dataset, "manifest"), images, total)
         if table is None:
             continue
         sizes: dict[str, dict[int, int]] = {split: {} for split in read_facts(images)["rows"]}
         counts = table.group_by(["split", "shard"]).aggregate([([], "count_all")])
         for count in counts.to_pylist():
             sizes[count["split"]][count["shard"]] = count["count_all"]
-        encoders = {p.parent.name for p in (results / dataset).glob("*/encode")}
-        encoders |= {p.name for p in (logs / "encode" / dataset).glob("*")}
-        for encoder in sorted(encoders):
-            yield from _of_encoder(results, results / dataset / encoder, sizes)
+        jobs = logs / "encode" / dataset.names["dataset"]
+        for encoder in _names(dataset, "encoder", ENCODED, jobs):
+            yield from _of_encoder(encoder, sizes)
 
 
-def _of_encoder(
-    results: Path, encoder: Path, sizes: dict[str, dict[int, int]]
-) -> Iterator[dict[str, Any]]:
+def _of_encoder(encoder: Place, sizes: dict[str, dict[int, int]]) -> Iterator[dict[str, Any]]:
     """The rows of all that an encoder's vectors lead to; `sizes` by split and shard."""
-    logs, of = results / "logs", encoder.relative_to(results)
+    logs = encoder.path(LOGS)
     totals = {split: sum(images.values()) for split, images in sizes.items()}
     for split in sizes:
-        yield _encode(results, encoder, split, sizes[split])
+        yield _encode(encoder, split, sizes[split])
     for split, total in totals.items():
-        log, output = logs / f"similarity/{of}/{split}.log", encoder / f"similarity/{split}.zarr"
-        yield _single("similarity", f"{of} {split}", log, output, total)
-    labels = {p.stem for p in (logs / "label" / of).glob("*.log")}
-    labels |= {p.parent.name for p in encoder.glob("*/pseudo_labels.parquet")}
-    for place in sorted(of / name for name in labels):
-        log, output = logs / f"label/{place}.log", results / place / "pseudo_labels.parquet"
-        yield _single("label", str(place), log, output, totals["train"])
-        trainings = {p.stem for p in (logs / "train" / place).glob("*.log")}
-        trainings |= {p.parent.name for p in (results / place).glob("*/history.parquet")}
-        for training in sorted(place / name for name in trainings):
-            yield _train(results, results / training)
+        log, output = _log(encoder, "similarity", split), encoder.path(SIMILARITY, split=split)
+        yield _single("similarity", f"{_words(encoder)} {split}", log, output, total)
+    for labels in _names(encoder, "labels", PSEUDO_LABELS, logs / "label" / _words(encoder)):
+        log, output = _log(labels, "label"), labels.path(PSEUDO_LABELS)
+        yield _single("label", _words(labels), log, output, totals["train"])
+        for training in _names(labels, "training", HISTORY, logs / "train" / _words(labels)):
+            yield _train(training)
             for split, total in totals.items():
-                log = logs / f"predict/{training}/{split}.log"
-                output = results / training / f"predictions/{split}.parquet"
-                row = _single("predict", f"{training} {split}", log, output, total)
+                log, output = (
+                    _log(training, "predict", split),
+                    training.path(PREDICTIONS, split=split),
+                )
+                row = _single("predict", f"{_words(training)} {split}", log, output, total)
                 yield row | {"failed": _failed(output) if output.exists() else None}
 
 

@@ -1,7 +1,7 @@
 """Run a config with several seeds and print each measure's mean and deviation as JSON.
 
-    python benchmarks/seeds.py --seeds 0 1 2
-    python benchmarks/seeds.py --configfile tests/workflow/voc2007.yaml --seeds 0 1 2
+    python experiments/seeds.py --seeds 0 1 2
+    python experiments/seeds.py --configfile experiments/voc2007.yaml --seeds 0 1 2
 
 The demo draws new scenes for every seed; other data sets are encoded once, and the seed is that of
 the training alone. A table in Markdown goes to stderr.

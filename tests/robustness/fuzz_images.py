@@ -1,6 +1,6 @@
 """Decode mutated images in a child process and count what came of them; print it as JSON.
 
-    python benchmarks/fuzz_images.py --count 10000 --seed 0
+    python tests/robustness/fuzz_images.py --count 10000 --seed 0
 
 Valid images of every format that is read are mutated: bits, bytes and whole numbers changed, pieces
 cut out, doubled, or taken from another image, ends cut off. Each must end in `ok` or in a status of

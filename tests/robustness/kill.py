@@ -1,6 +1,6 @@
 """Kill every stage at random moments, resume, and count what was lost; print it as JSON.
 
-    python benchmarks/kill.py --kills 55 --seed 0
+    python tests/robustness/kill.py --kills 55 --seed 0
 
 A small cut of the demo is run undisturbed. Then, from the last stage to the first, a stage is
 forced to run again and killed with SIGKILL at a random moment of its time: either its job alone, as
@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from cdul_steps.data.tables import KEY
 from cdul_steps.provenance import versions
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests/workflow"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "workflow"))
 from copies import SMALL_TRAINING, Project, copy_project
 
 STAGES = (

@@ -6,6 +6,7 @@ from typing import Any
 
 from cdul_steps.data.files import read_json
 from cdul_steps.errors import UserError
+from cdul_steps.results import CARD, METRICS, QUALITY, TRAINING, Place
 
 LABEL_ROWS = {
     "global": "global",
@@ -19,16 +20,13 @@ LABEL_ROWS = {
 
 def _rows(results: Path) -> list[dict[str, Any]]:
     rows = []
-    for path in sorted(results.glob("*/*/*/quality.json")):
-        dataset, encoder, labels = path.relative_to(results).parts[:3]
-        quality = read_json(path)
+    for labels in Place(results).find(QUALITY):
+        quality = read_json(labels.path(QUALITY))
         for split, constructions in quality["splits"].items():
             for name in [n for n in LABEL_ROWS if n in constructions]:
                 rows.append(
                     {
-                        "dataset": dataset,
-                        "encoder": encoder,
-                        "labels": labels,
+                        **labels.names,
                         "scores": f"CLIP, {LABEL_ROWS[name]}",
                         "split": split,
                         "mAP": constructions[name]["mAP"],
@@ -37,14 +35,12 @@ def _rows(results: Path) -> list[dict[str, Any]]:
                         "images": constructions[name]["images"],
                     }
                 )
-        for metrics_path in sorted(path.parent.glob("*/metrics.json")):
-            metrics = read_json(metrics_path)
+        for training in labels.find(METRICS):
+            metrics = read_json(training.path(METRICS))
             rows.append(
                 {
-                    "dataset": dataset,
-                    "encoder": encoder,
-                    "labels": labels,
-                    "scores": f"classifier, {metrics_path.parent.name}",
+                    **labels.names,
+                    "scores": f"classifier, {training.names['training']}",
                     "split": Path(metrics["scores"]).stem,
                     "mAP": metrics["mAP"],
                     "CF1": metrics["at_threshold"]["CF1"],
@@ -91,7 +87,7 @@ def summarise(results: Path, *, as_json: bool) -> str:
             for line in cells
         )
         text += "\n\nmAP, CF1 and OF1 (at 0.5) in percent."
-    places = sorted({p.parents[1] for p in results.glob("*/*/*/*/model/model.json")})
+    places = [training.path(TRAINING) for training in Place(results).find(CARD)]
     if places:
         text += "\n\nTrained classifiers:"
     for place in places:

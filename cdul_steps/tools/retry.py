@@ -6,14 +6,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdul_steps.data.images import ImageError, decode
-from cdul_steps.data.limits import MAX_PIXELS
 from cdul_steps.data.manifest import read_shard
+from cdul_steps.data.outcomes import RETRIED
 from cdul_steps.data.tables import read_facts, read_table
 from cdul_steps.errors import UserError
+from cdul_steps.limits import MAX_PIXELS
 from cdul_steps.progress import note
-
-# What a file is to blame for. The model or the image's shape would fail again.
-RETRIED = ("missing", "unreadable", "truncated", "not_an_image", "too_large", "changed")
+from cdul_steps.results import ENCODED, IMAGES, SHARD, Place
 
 
 def _readable(path: str, max_pixels: int) -> bool:
@@ -32,20 +31,20 @@ def retry_failed(results: Path) -> int:
     are taken as the manifest has them, relative to the working directory. Returns the number of
     images that can be read now. Raises UserError where no encode table is found.
     """
-    tables = sorted(results.glob("*/*/encode/*/*.parquet"))
-    if not tables:
+    shards = list(Place(results).find(ENCODED))
+    if not shards:
         raise UserError(
             f"{results}: no tables of the stage encode there; is it the results folder?"
         )
     readable = failing = 0
-    for table in tables:
-        dataset = table.parents[3] / "manifest"
+    for shard in shards:
+        table = shard.path(ENCODED)
         outcome = read_table(table, ["image_id", "status"])
         failed = outcome.filter(pc.is_in(outcome["status"], pa.array(RETRIED)))
         if not len(failed):
             continue
-        layout = read_facts(dataset / "images.parquet").get("layout", {})
-        _, images, _ = read_shard(dataset / table.parent.name / table.name)
+        layout = read_facts(shard.path(IMAGES)).get("layout", {})
+        _, images, _ = read_shard(shard.path(SHARD))
         paths = dict(zip(*(images[n].to_pylist() for n in ("image_id", "path")), strict=True))
         now = [
             image_id

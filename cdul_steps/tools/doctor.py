@@ -30,11 +30,11 @@ from cdul_steps.errors import UserError, first_line
 from cdul_steps.method.snippets import view_boxes
 from cdul_steps.models.classifier import new_classifier
 from cdul_steps.models.device import DTYPES, set_up
+from cdul_steps.models.embedding import BatchedEncoder, ShardImages
 from cdul_steps.models.encoder import ImageEncoder, load_clip
 from cdul_steps.models.engine import choose_engine
-from cdul_steps.models.label_table import new_labels
 from cdul_steps.provenance import versions
-from cdul_steps.steps.encode import BatchedEncoder, ShardImages
+from cdul_steps.training.labels import new_labels
 
 DISTRIBUTION = "cdul-steps"
 BASE = Path("config/config.yaml")

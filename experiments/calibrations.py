@@ -1,7 +1,7 @@
 """mAP of ways to turn cosines into pseudo-labels, those that the package has and others.
 
-    python benchmarks/calibrations.py --vectors vectors.parquet --difficult negative
-    python benchmarks/calibrations.py --similarity train.zarr --images images.parquet
+    python experiments/calibrations.py --vectors vectors.parquet --difficult negative
+    python experiments/calibrations.py --similarity train.zarr --images images.parquet
 
 None uses the truth, which only measures. `--vectors` reads published probabilities, softmax(cosine
 / 4.6052), of whole images and of the best and worst snippet a class. Prints JSON, and tables in

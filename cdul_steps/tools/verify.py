@@ -22,6 +22,24 @@ from cdul_steps.data.tables import read_facts, read_scores, read_table
 from cdul_steps.errors import UserError, first_line
 from cdul_steps.method.similarity import cosine
 from cdul_steps.progress import Progress
+from cdul_steps.results import (
+    CARD,
+    EMBEDDINGS,
+    ENCODED,
+    ENCODER,
+    HISTORY,
+    IMAGES,
+    METRICS,
+    PREDICTIONS,
+    PSEUDO_LABELS,
+    QUALITY,
+    REFINED,
+    SHARD,
+    SIMILARITY,
+    TEXT,
+    WEIGHTS,
+    Place,
+)
 
 TOLERANCE = 1e-5
 """Of a cosine computed anew: another machine may add up in another order."""
@@ -79,8 +97,8 @@ class Split:
         return range(-(-self.rows // self.shard_size))
 
 
-def _check_dataset(images: Path, report: Report) -> None:
-    splits = []
+def _check_dataset(dataset: Place, report: Report) -> None:
+    splits, images = [], dataset.path(IMAGES)
     with report.reading(images):
         facts = read_facts(images)
         layout = facts["layout"]
@@ -91,27 +109,27 @@ def _check_dataset(images: Path, report: Report) -> None:
             splits.append(Split(name, rows, views, layout["shard_size"], table))
     if not splits:
         return
-    manifests = {split.name: _read_manifests(split, images, report) for split in splits}
-    for text in sorted(images.parents[1].glob("*/text.parquet")):
-        classes = None
+    manifests = {split.name: _read_manifests(split, dataset, report) for split in splits}
+    for encoder in dataset.find(TEXT):
+        classes, text = None, encoder.path(TEXT)
         with report.reading(text):
             table = read_table(text, ["class", "embedding"])
             classes = table["class"].to_pylist(), np.stack(table["embedding"].to_numpy())
         for split in splits:
-            _check_shards(text.parent, split, manifests[split.name], report)
-            if classes and (text.parent / f"similarity/{split.name}.zarr").exists():
-                _check_similarity(text.parent, split, *classes, report)
-        for labels in sorted(text.parent.glob("*/pseudo_labels.parquet")):
+            _check_shards(encoder, split, manifests[split.name], report)
+            if classes and encoder.path(SIMILARITY, split=split.name).exists():
+                _check_similarity(encoder, split, *classes, report)
+        for labels in encoder.find(PSEUDO_LABELS):
             _check_labels(labels, splits, report)
 
 
-def _read_manifests(split: Split, images: Path, report: Report) -> dict[int, np.ndarray]:
+def _read_manifests(split: Split, dataset: Place, report: Report) -> dict[int, np.ndarray]:
     """The rows of each shard's manifest that can be read."""
     found = {}
     members = split.images["row"].to_numpy()
     for shard in split.shards:
-        path = images.parent / split.name / f"{shard}.parquet"
-        with report.reading(path, images):
+        path = dataset.path(SHARD, split=split.name, shard=shard)
+        with report.reading(path, dataset.path(IMAGES)):
             _, table, boxes = read_shard(path)
             here = split.images.filter(pa.array(members // split.shard_size == shard))
             if len(here.join(table, here.column_names, join_type="left anti")):
@@ -123,12 +141,12 @@ def _read_manifests(split: Split, images: Path, report: Report) -> dict[int, np.
 
 
 def _check_shards(
-    encoder: Path, split: Split, manifests: dict[int, np.ndarray], report: Report
+    encoder: Place, split: Split, manifests: dict[int, np.ndarray], report: Report
 ) -> None:
     """Each shard of embeddings against its table, and the table against the manifest."""
-    store = encoder / f"embeddings/{split.name}.zarr"
+    store = encoder.path(EMBEDDINGS, split=split.name)
     array = None
-    if (encoder / "encode" / split.name).exists():
+    if any(encoder.find(ENCODED, split=split.name)):
         with report.reading(store / "zarr.json"):
             array = open_store(store)
             shape = (*array.shape[:2], shard_rows(array))
@@ -136,10 +154,12 @@ def _check_shards(
             if shape != expected:
                 raise ValueError(f"has {shape} images, views, images a shard, not {expected}")
     # Snakemake makes a missing shard by itself, but not once its successor is there.
-    finished = (encoder / f"similarity/{split.name}.zarr").exists()
-    with Progress(f"verify {encoder} {split.name}", len(split.shards), "shards") as progress:
+    finished = encoder.path(SIMILARITY, split=split.name).exists()
+    with Progress(
+        f"verify {encoder.path(ENCODER)} {split.name}", len(split.shards), "shards"
+    ) as progress:
         for shard in split.shards:
-            table = encoder / f"encode/{split.name}/{shard}.parquet"
+            table = encoder.path(ENCODED, split=split.name, shard=shard)
             vectors = shard_file(store, shard)
             missing = [path for path in (vectors, table) if not path.exists()]
             if missing and finished:
@@ -180,10 +200,10 @@ def _check_shard(
 
 
 def _check_similarity(
-    encoder: Path, split: Split, names: list[str], classes: np.ndarray, report: Report
+    encoder: Place, split: Split, names: list[str], classes: np.ndarray, report: Report
 ) -> None:
     """The cosines against embeddings and class embeddings."""
-    store, source = (encoder / f"{kind}/{split.name}.zarr" for kind in ("similarity", "embeddings"))
+    store, source = (encoder.path(p, split=split.name) for p in (SIMILARITY, EMBEDDINGS))
     broken = {path for path, *_ in report.broken}
     with report.reading(store):
         array = open_store(store)
@@ -206,36 +226,38 @@ def _check_similarity(
                 raise ValueError(f"is not the cosine of {source} and text.parquet")
 
 
-def _check_labels(labels: Path, splits: list[Split], report: Report) -> None:
+def _check_labels(labels: Place, splits: list[Split], report: Report) -> None:
     """Pseudo-labels, and each training that learnt from them."""
     (train,) = [split for split in splits if split.name == "train"]
     members = train.images.select(["image_id", "path"])
-    classes = None
-    with report.reading(labels):
-        table, classes, scores = read_scores(labels)
+    classes, path = None, labels.path(PSEUDO_LABELS)
+    with report.reading(path):
+        table, classes, scores = read_scores(path)
         if len(table.join(members, ["image_id", "path"], join_type="left anti")):
             raise ValueError("has images that the manifest's train split has not")
         if not ((scores >= 0) & (scores <= 1)).all():
             raise ValueError("has labels outside 0..1")
-    quality = labels.parent / "quality.json"
+    quality = labels.path(QUALITY)
     if quality.exists():
         with report.reading(quality):
             read_json(quality)
     if classes is None:
         return
-    for history in sorted(labels.parent.glob("*/history.parquet")):
-        _check_training(history.parent, classes, table, splits, report)
+    for training in labels.find(HISTORY):
+        _check_training(training, classes, table, splits, report)
 
 
 def _check_training(
-    folder: Path, classes: list[str], labels: pa.Table, splits: list[Split], report: Report
+    training: Place, classes: list[str], labels: pa.Table, splits: list[Split], report: Report
 ) -> None:
-    card, weights = folder / "model/model.json", folder / "model/model.safetensors"
-    with report.reading(folder / "history.parquet"):
-        if not len(pq.read_table(folder / "history.parquet")):
+    card, weights, history, refined, metrics = (
+        training.path(pattern) for pattern in (CARD, WEIGHTS, HISTORY, REFINED, METRICS)
+    )
+    with report.reading(history):
+        if not len(pq.read_table(history)):
             raise ValueError("has no epochs")
-    with report.reading(folder / "refined_labels.parquet"):
-        table, names, _ = read_scores(folder / "refined_labels.parquet")
+    with report.reading(refined):
+        table, names, _ = read_scores(refined)
         if names != classes or not table["image_id"].equals(labels["image_id"]):
             raise ValueError("its images and classes are not those of pseudo_labels.parquet")
     with report.reading(card):
@@ -244,7 +266,7 @@ def _check_training(
     with report.reading(weights):
         load_file(weights)
     for split in splits:
-        path = folder / f"predictions/{split.name}.parquet"
+        path = training.path(PREDICTIONS, split=split.name)
         if path.exists() and weights.exists():
             with report.reading(path):
                 if read_facts(path).get("weights") != digest(weights):
@@ -252,7 +274,6 @@ def _check_training(
                 predicted = pq.read_table(path)["image_id"]
                 if not predicted.equals(split.images["image_id"]):
                     raise ValueError("its images are not those of the manifest")
-    metrics = folder / "metrics.json"
     if metrics.exists():
         with report.reading(metrics):
             read_json(metrics)
@@ -264,11 +285,11 @@ def verify(results: Path) -> Report:
     Reads every file once. Raises UserError where there is nothing to check.
     """
     report = Report()
-    found = sorted(results.glob("*/manifest/images.parquet"))
+    found = list(Place(results).find(IMAGES))
     if not found:
         raise UserError(f"{results}: no manifest there; run snakemake first")
-    for images in found:
-        _check_dataset(images, report)
+    for dataset in found:
+        _check_dataset(dataset, report)
     return report
 
 

@@ -1,0 +1,36 @@
+"""What became of each image in the encode jobs: its status, and why it cannot be used."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cdul_steps.data.tables import read_table
+from cdul_steps.errors import UserError
+
+# What a file is to blame for. The model or the image's shape would fail again.
+RETRIED = ("missing", "unreadable", "truncated", "not_an_image", "too_large", "changed")
+
+
+def check_failures(
+    images: Path, split: str, tables: Sequence[Path], max_failed_share: float
+) -> pa.Table:
+    """The failed images of a split: `image_id, status, error`.
+
+    Raises UserError naming the first ten where they are more than `max_failed_share` of it.
+    """
+    members = read_table(images, ["image_id", "split", "row"])
+    members = members.filter(pc.equal(members["split"], split))
+    outcome = pa.concat_tables([read_table(t, ["row", "status", "error"]) for t in tables])
+    joined = members.join(outcome, "row", join_type="left outer").sort_by("row")
+    status = pc.fill_null(joined["status"], "absent")
+    joined = joined.set_column(joined.column_names.index("status"), "status", status)
+    failed = joined.filter(pc.not_equal(status, "ok")).select(["image_id", "status", "error"])
+    if len(failed) > max_failed_share * len(members):
+        first = "; ".join(f"{f['image_id']}: {f['status']}" for f in failed[:10].to_pylist())
+        raise UserError(
+            f"{split}: {len(failed)} of {len(members)} images cannot be used, more than "
+            f"max_failed_share = {max_failed_share:g} allows: {first}"
+        )
+    return failed

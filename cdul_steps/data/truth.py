@@ -1,0 +1,112 @@
+"""The ground truth of images, matched to scores by `image_id`, and the scores' measures."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cdul_steps.data.manifest import read_truth
+from cdul_steps.errors import UserError
+from cdul_steps.method import metrics
+from cdul_steps.method.metrics import Difficult, mean_average_precision, truth_table
+
+AP = {"all": metrics.average_precision, "voc07": metrics.average_precision_voc07}
+TOP_K = 3
+THRESHOLD = 0.5
+DEFINITION = {
+    "mAP": "mean over classes with a positive of the average precision, in percent",
+    "all": "AP over all points: sum of (recall step x precision), no interpolation",
+    "voc07": "AP over 11 points: mean of the best precision at recall >= 0, 0.1, ..., 1",
+    "ignore": "images with only difficult objects of a class are left out for that class",
+    "negative": "images with only difficult objects of a class count as without it",
+    "positive": "images with only difficult objects of a class count as with it",
+    "at_threshold": f"a label is predicted where its score is at least {THRESHOLD}",
+    "top_k": f"the {TOP_K} highest scores of each image are predicted, whatever their value",
+    "CF1, OF1": "harmonic means of CP and CR (means over classes), OP and OR (over all labels)",
+}
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The truth of those images, of a list of N, of which it is known.
+
+    `places` int (n,): where they stand in the list. `present` and `counted` bool (n, C): whether
+    an image shows a class, and whether that entry is measured.
+    """
+
+    places: np.ndarray
+    present: np.ndarray
+    counted: np.ndarray
+
+    @classmethod
+    def of(
+        cls, images: Path, image_ids: list[str], classes: list[str], difficult: Difficult
+    ) -> "Truth":
+        """Read it from `images.parquet`; UserError where the class tables differ."""
+        table = read_truth(images, classes)
+        known = {name: i for i, name in enumerate(table["image_id"].to_pylist())}
+        places = [i for i, name in enumerate(image_ids) if name in known]
+        table = table.take(pa.array([known[image_ids[i]] for i in places], pa.int64()))
+        lists = [[entry or [] for entry in table[n].to_pylist()] for n in ("positive", "difficult")]
+        try:
+            present, counted = truth_table(*lists, len(classes), difficult)
+        except IndexError as error:
+            raise UserError(
+                f"{images}: names a class beyond the {len(classes)} scored: {error}"
+            ) from error
+        return cls(np.array(places, dtype=int), present, counted)
+
+    def mean_average_precision(self, scores: np.ndarray) -> float | None:
+        """mAP in percent of scores (N, C), NaN counting as 0; None where nothing is known."""
+        known = np.nan_to_num(scores[self.places])
+        return mean_average_precision(self.present, self.counted, known)
+
+
+def measure(scores: np.ndarray, truth: Truth, classes: list[str], ap: str) -> dict[str, Any]:
+    """All measures of scores (N, C) of the images whose truth is known; values in percent.
+
+    A class without positives has AP null, is listed and left out of the mean.
+    """
+    scores, present, counted = scores[truth.places], truth.present, truth.counted
+    per_class = {}
+    for c, name in enumerate(classes):
+        here = counted[:, c]
+        positives = int(present[here, c].sum())
+        value = AP[ap](present[here, c], scores[here, c]) if positives else None
+        per_class[name] = {
+            "AP": None if value is None else 100 * value,
+            "positives": positives,
+            "images": int(here.sum()),
+        }
+    values = [c["AP"] for c in per_class.values() if c["AP"] is not None]
+    at_threshold = metrics.precision_recall_f1(present, counted, scores >= THRESHOLD)
+    at_top_k = metrics.precision_recall_f1(present, counted, metrics.top_k(scores, TOP_K))
+    return {
+        "mAP": float(np.mean(values)) if values else None,
+        "at_threshold": _percent(at_threshold),
+        "top_k": _percent(at_top_k),
+        "images": len(scores),
+        "positives": int((present & counted).sum()),
+        "classes_without_positives": [n for n, c in per_class.items() if not c["positives"]],
+        "per_class": per_class,
+    }
+
+
+def _percent(values: dict[str, float | None]) -> dict[str, float | None]:
+    return {name: None if value is None else 100 * value for name, value in values.items()}
+
+
+def definition(difficult: str, ap: str) -> dict[str, Any]:
+    return {
+        "difficult": difficult,
+        "ap": ap,
+        "threshold": THRESHOLD,
+        "k": TOP_K,
+        "meaning": {
+            k: v
+            for k, v in DEFINITION.items()
+            if k not in {*AP, "ignore", "negative", "positive"} or k in (ap, difficult)
+        },
+    }

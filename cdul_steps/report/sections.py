@@ -1,0 +1,395 @@
+"""The sections of the report: what each tells of a data set, an encoder, labels or a training."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from matplotlib.figure import Figure
+from PIL import Image
+
+from cdul_steps.data.images import ImageError, decode
+from cdul_steps.data.labels import build_rows, labels_like
+from cdul_steps.data.manifest import read_split
+from cdul_steps.data.stores import open_similarity, read_blocks
+from cdul_steps.data.tables import read_facts, read_scores, read_table
+from cdul_steps.data.truth import THRESHOLD
+from cdul_steps.method.aggregation import global_scores, local_scores
+from cdul_steps.method.similarity import scores as scores_of
+from cdul_steps.progress import note
+from cdul_steps.report import figures
+from cdul_steps.report.page import Section, Table
+from cdul_steps.report.runs import Run, Scored
+from cdul_steps.report.words import labels_in_words
+from cdul_steps.results import MODEL, PSEUDO_LABELS, TEXT
+
+SHOWN_FAILURES = 200
+
+OF_LOSSES = {"asl": ("asl",), "role": ("role",), "expected_positives": ("epr", "role")}
+"""Settings of a training that only some losses use."""
+
+MAP_IMAGES, MAP_LABELS, MAP_SIDE = 4, 3, 256
+
+MEASURES = ("CP", "CR", "CF1", "OP", "OR", "OF1")
+
+MEASURES_CAPTION = (
+    "All in percent. CP, CR, CF1: precision, recall and their harmonic mean, averaged over the "
+    "classes; OP, OR, OF1: over all labels; at a threshold of {threshold} and, at the right, for "
+    "the {k} highest scores of each image."
+)
+
+
+def overview(runs: list[Run], failures: list[list[Any]]) -> Section:
+    rows = [
+        [
+            *(*run.names, None)[:4],
+            pq.read_metadata(run.images).num_rows,
+            sum(tuple(failure[:2]) == run.names[:2] for failure in failures),
+            run.measured_split,
+            _of_labels(run).get("mAP"),
+            run.metrics.get("mAP"),
+            run.history["label_mAP"][-1] if run.history else None,
+        ]
+        for run in runs
+    ]
+    header = ["data set", "encoder", "labels", "training", "images", "unusable", "measured on"]
+    header += ["mAP of CLIP's labels (%)", "mAP of the classifier (%)"]
+    header += ["mAP of the refined labels, train (%)"]
+    caption = (
+        "mAP, the mean over the classes of the average precision, is 100 where every image with "
+        "a class is ranked before every image without it. CLIP's labels and the classifier are "
+        "measured on the same split."
+    )
+    notes = []
+    if all(row[-3] is row[-2] is row[-1] is None for row in rows):
+        notes = ["No ground truth is known, so nothing here is measured against it."]
+        header, rows = header[:-4], [row[:-4] for row in rows]
+        caption = "What this report is of."
+    return Section("Overview", notes=notes, parts=[Table(caption, header, rows)])
+
+
+def _of_labels(run: Run) -> dict[str, Any]:
+    """Measures of the pseudo-labels on the classifier's split; or nothing."""
+    return run.quality_on(run.measured_split).get(run.labels_name, {})
+
+
+Drawn = dict[str, Figure]
+"""Figures by their files' names."""
+
+
+def _data_section(run: Run) -> tuple[Section, Drawn]:
+    facts = read_facts(run.images)
+    layout = facts["layout"]
+    images = read_table(run.images, ["split", "known"])
+    rows = []
+    for split, theirs in layout["splits"].items():
+        known = images.filter(pc.equal(images["split"], split))["known"]
+        rows.append([split, theirs, len(known), pc.sum(known).as_py() or 0])
+    section = Section(f"Data: {run.names[0]}")
+    section.facts = [
+        ("read by", f"{layout['reader']} from {layout['root']}"),
+        ("classes", f"{len(facts['classes'])}: {', '.join(facts['classes'])}"),
+        ("snippets", ", ".join(f"{rows} x {columns}" for rows, columns in layout["grid"])),
+    ]
+    header = ["split", "in the data set", "images", "with known truth"]
+    section.parts = [
+        Table("Images of each split, and how many of them have a known truth.", header, rows)
+    ]
+    return section, {}
+
+
+def _encoder_section(run: Run) -> tuple[Section, Drawn]:
+    section = Section(f"Encoder: {' / '.join(run.names[:2])}")
+    text, tables = run.place.path(TEXT), run.encode_tables()
+    if text.is_file():
+        facts = read_facts(text)
+        section.facts += [
+            ("model", ", ".join(filter(None, (facts["model"], facts["pretrained"])))),
+            ("prompts", ", ".join(facts["templates"])),
+            ("logit scale", f"{facts['logit_scale']:.3f}"),
+        ]
+    if tables:
+        facts = read_facts(tables[0])
+        section.facts += [
+            ("arithmetic", facts["precision"]),
+            ("views resized by", facts["resize_mode"] or "the model's own way"),
+            ("device", ", ".join(sorted({read_facts(table)["device"] for table in tables}))),
+        ]
+    return section, {}
+
+
+def _measures_table(what: str, rows: list[list[Any]], definition: dict[str, Any]) -> Table:
+    header = ["scores", "split", "mAP", *MEASURES]
+    header += [f"{name}, top {definition['k']}" for name in ("CF1", "OF1")]
+    return Table(f"{what} {MEASURES_CAPTION.format(**definition)}", header, rows)
+
+
+def _measures(measured: dict[str, Any]) -> list[float | None]:
+    return [
+        measured["mAP"],
+        *(measured["at_threshold"][name] for name in MEASURES),
+        *(measured["top_k"][name] for name in ("CF1", "OF1")),
+    ]
+
+
+def _labels_section(run: Run) -> tuple[Section, Drawn]:
+    section, facts = Section(f"Pseudo-labels: {' / '.join(run.names[:3])}"), run.settings
+    section.facts = [
+        *labels_in_words(facts).items(),
+        ("images labelled", pq.read_metadata(run.place.path(PSEUDO_LABELS)).num_rows),
+    ]
+    rows = [
+        [_label_name(run, name), split, *_measures(measured)]
+        for split in run.splits
+        for name, measured in run.quality_on(split).items()
+        if measured["mAP"] is not None
+    ]
+    if rows:
+        what = "Quality of the labels by their construction."
+        if run.labels_name == "pseudo_labels":
+            what += (
+                f" The pseudo-labels, which the classifier learns from, are the "
+                f"{facts['construction'].replace('_', ' ')} labels after all settings above; on a "
+                "test split the same settings make them."
+            )
+        section.parts.append(_measures_table(what, rows, run.quality["definition"]))
+    if not run.similarity("train").is_dir():
+        return section, {}
+    zeta = None if facts["statistics"] else facts["zeta"]
+    return section, {"scores.svg": figures.draw_scores(score_panels(run), zeta)}
+
+
+def _label_name(run: Run, name: str) -> str:
+    if name == "pseudo_labels":
+        return "CLIP, pseudo-labels"
+    used = " (the pseudo-labels)" if name == run.labels_name else ""
+    return f"CLIP, {name.replace('_', ' ')}{used}"
+
+
+def score_panels(run: Run) -> dict[str, dict[str, np.ndarray]]:
+    """Counts of the train split's scores: by truth, where it is known, then by kind."""
+    store, tau = run.similarity("train"), run.settings["tau"]
+    array, classes, _ = open_similarity(store, tau)
+    table = read_split(run.images, "train", ["image_id", "row"])
+    truth, counted = run.truth(table["image_id"].to_pylist(), classes)
+    pairs = {"Class is in the image": truth & counted, "Class is not in it": ~truth & counted}
+    if not counted.any():
+        pairs = {"All pairs of image and class": np.ones_like(counted)}
+    by_row = np.zeros((len(pairs), array.shape[0], len(classes)), dtype=bool)
+    by_row[:, table["row"].to_numpy()] = list(pairs.values())
+    panels: dict[str, dict[str, Any]] = {t: {"whole images": 0, "snippets": 0} for t in pairs}
+    for first, cosines in read_blocks(store, array):
+        scores = scores_of(cosines, tau)
+        for counts, of_rows in zip(panels.values(), by_row, strict=True):
+            chosen = of_rows[first : first + len(scores)]
+            counts["whole images"] += figures.count_scores(global_scores(scores), chosen)
+            counts["snippets"] += figures.count_scores(local_scores(scores), chosen)
+    labelled, _, labels = read_scores(run.place.path(PSEUDO_LABELS))
+    place = {name: i for i, name in enumerate(table["image_id"].to_pylist())}
+    at = [place[name] for name in labelled["image_id"].to_pylist()]
+    for title, counts in panels.items():
+        counts["pseudo-labels"] = figures.count_scores(labels, pairs[title][at])
+    return panels
+
+
+def _training_section(run: Run) -> tuple[Section, Drawn]:
+    section = Section(f"Classifier: {' / '.join(run.names)}")
+    settings = run.provenance.get("training", {})
+    section.facts = [
+        (name, _in_words(value))
+        for name, value in settings.items()
+        if settings.get("loss") in OF_LOSSES.get(name, (settings.get("loss"),))
+    ]
+    drawn = {"learning.svg": figures.draw_learning(run.history, _loss_unit(run))}
+    measured = run.metrics.get("mAP") is not None
+    if measured:
+        section.parts += _measured_tables(run)
+        drawn["average_precision.svg"] = figures.draw_average_precision(*_by_class(run))
+    elif run.metrics:
+        section.notes.append("No ground truth is known, so the classifier is not measured.")
+    scored = Scored.read(run, run.measured_split)
+    if scored:
+        if measured:
+            drawn["precision_recall.svg"] = _precision_recall(run, scored)
+        drawn["cooccurrence.svg"] = _cooccurrence(scored)
+        maps = _class_maps(run, scored)
+        if isinstance(maps, str):
+            section.notes.append(maps)
+        else:
+            drawn["class_maps.jpg"] = maps
+    return section, drawn
+
+
+def _in_words(value: Any) -> str:
+    """A value of the settings; those of a section one after the other."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_in_words(of)}" for name, of in value.items()) or "none"
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _loss_unit(run: Run) -> str:
+    loss = run.provenance.get("training", {}).get("loss", "")
+    return "nats" if loss.startswith("kl") or loss == "bce" else "no unit"
+
+
+def _measured_tables(run: Run) -> Iterator[Table]:
+    split = run.measured_split
+    of_clip = run.quality_on(split)
+    rows = [
+        [_label_name(run, name), split, *_measures(of_clip[name])]
+        for name in dict.fromkeys(("global", run.labels_name))
+        if name in of_clip
+    ]
+    rows.append([f"classifier, {run.training.name}", split, *_measures(run.metrics)])
+    yield _measures_table("The classifier beside its teacher.", rows, run.metrics["definition"])
+    classes, positives, values = _by_class(run)
+    columns = [classes, positives, *values.values()]
+    header = ["class", "images with it", *(f"{name}, AP" for name in values)]
+    caption = f"Average precision of every class on the {split} split, in percent."
+    yield Table(caption, header, [list(row) for row in zip(*columns, strict=True)])
+
+
+def _by_class(run: Run) -> tuple[list[str], list[int], dict[str, list[float | None]]]:
+    """Classes, their positives, and the AP of pseudo-labels and classifier, where measured."""
+    of_classifier = run.metrics["per_class"]
+    columns = {
+        _label_name(run, run.labels_name): _of_labels(run).get("per_class"),
+        f"classifier, {run.training.name}": of_classifier,
+    }
+    return (
+        list(of_classifier),
+        [found["positives"] for found in of_classifier.values()],
+        {name: [of[c]["AP"] for c in of_classifier] for name, of in columns.items() if of},
+    )
+
+
+def _precision_recall(run: Run, scored: Scored) -> Figure:
+    scores = {**_clip_scores(run, scored), f"classifier, {run.training.name}": scored.scores}
+    ap = [of["AP"] for of in run.metrics["per_class"].values()]
+    return figures.draw_precision_recall(
+        scores, scored.truth, scored.counted, scored.classes, ap, THRESHOLD
+    )
+
+
+def _clip_scores(run: Run, scored: Scored) -> dict[str, np.ndarray]:
+    """CLIP's scores of the same images (N, C), of the whole image and as the labels are made."""
+    store, facts = run.similarity(scored.split), run.settings
+    if not store.is_dir():
+        return {}
+    array, _, _ = open_similarity(store, facts["tau"])
+    table = read_split(run.images, scored.split, ["image_id", "row"])
+    row = dict(zip(table["image_id"].to_pylist(), table["row"].to_pylist(), strict=True))
+    rows = np.array([row[name] for name in scored.images["image_id"].to_pylist()])
+    settings = {"tau": facts["tau"], "zeta": facts["zeta"], "lam": facts["lambda"]}
+    labels = build_rows(store, array, run.images, rows, ["global"], facts["grid"], **settings)
+    labels[run.labels_name] = labels_like(facts, store, array, run.images, rows)
+    # In an image that its encoder refused, CLIP found nothing.
+    return {_label_name(run, n): np.nan_to_num(values) for n, values in labels.items()}
+
+
+def _cooccurrence(scored: Scored) -> Figure:
+    predicted = scored.scores >= scored.threshold
+    labels = {f"Predicted, {scored.split} (at {scored.threshold:g})": predicted}
+    known = scored.counted.any(axis=1)
+    if known.any():
+        labels[f"Truth, {scored.split}"] = scored.truth[known]
+    counts = {title: figures.cooccurrence(table) for title, table in labels.items()}
+    return figures.draw_cooccurrence(counts, scored.classes)
+
+
+def _class_maps(run: Run, scored: Scored) -> Figure | str:
+    """Maps of the first labels of some images, or the line that says why there are none."""
+    folder = run.place.path(MODEL)
+    if not folder.is_dir():
+        return "No class activation maps: the model is not there."
+    # Torch takes seconds to load, and the other sections need none of it.
+    import torch
+
+    from cdul_steps.models.cam import class_maps
+    from cdul_steps.models.classifier import load_classifier
+
+    network, card = load_classifier(folder, torch.device("cpu"))
+    limit = read_facts(run.images)["layout"]["max_pixels"]
+    count = min(MAP_IMAGES, len(scored.images))
+    rows = []
+    for place in np.linspace(0, len(scored.images) - 1, count).astype(int):
+        path = scored.images["path"][place].as_py()
+        try:
+            image = decode(path, max_pixels=limit)
+        except ImageError as error:
+            note(f"report: no class activation map of {path}: {error}")
+            continue
+        labels = np.argsort(-scored.scores[place], kind="stable")[:MAP_LABELS]
+        inputs = card.normalize(torch.from_numpy(card.resize(image))[None])
+        try:
+            maps = class_maps(network, inputs.expand(len(labels), -1, -1, -1), labels)
+        except ValueError as error:
+            return f"No class activation maps of {card.model}: {error}."
+        image.thumbnail((MAP_SIDE, MAP_SIDE))
+        rows.append(
+            {
+                "name": Path(scored.images["image_id"][place].as_py()).name,
+                "pixels": np.asarray(image),
+                "labels": [_named(scored, place, c) for c in labels],
+                "maps": [
+                    np.asarray(Image.fromarray(m).resize(image.size, Image.Resampling.BILINEAR))
+                    for m in maps
+                ],
+            }
+        )
+    if not rows:
+        return "No class activation maps: none of the images can be read any more."
+    return figures.draw_class_maps(rows)
+
+
+def _named(scored: Scored, place: int, c: int) -> str:
+    """A label with its probability and, where known, whether it is true."""
+    words = f"{scored.classes[c]} {scored.scores[place, c]:.2f}"
+    if not scored.counted[place, c]:
+        return words
+    return f"{words}, {'present' if scored.truth[place, c] else 'absent'}"
+
+
+def failure_section(failures: list[list[Any]]) -> Section:
+    section = Section("Images that could not be used")
+    if not failures:
+        section.notes.append("None.")
+        return section
+    header = ["data set", "encoder", "split", "image", "status", "reason"]
+    caption = "They have no pseudo-labels, and nothing is learnt from them."
+    if len(failures) > SHOWN_FAILURES:
+        caption += (
+            f" The first {SHOWN_FAILURES} of {len(failures)}; all are in the encoder's folder, "
+            "encode/{split}/{shard}.parquet."
+        )
+    section.parts.append(Table(caption, header, failures[:SHOWN_FAILURES]))
+    return section
+
+
+def software_section(runs: Iterable[Run]) -> Section:
+    found: dict[str, set[str]] = {}
+    for run in runs:
+        for facts in run.facts():
+            for name, version in facts.get("software", {}).items():
+                found.setdefault(name, set()).add(version)
+    rows = [[name, ", ".join(sorted(versions))] for name, versions in sorted(found.items())]
+    caption = (
+        "What the results say that they were made with. The commit at the top of the page is that "
+        "of the code when the page was written: a run by Snakemake makes every result again whose "
+        "code has changed, so that it is the results' too."
+    )
+    return Section("Software", parts=[Table(caption, ["package", "version"], rows)])
+
+
+SECTIONS: dict[int, Callable[[Run], tuple[Section, Drawn]]] = {
+    1: _data_section,
+    2: _encoder_section,
+    3: _labels_section,
+    4: _training_section,
+}
+"""What is told of a run's data set, encoder, labels and training."""

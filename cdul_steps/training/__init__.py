@@ -1,0 +1,1 @@
+"""The training of a classifier: its loop, its labels, its images, its processes."""

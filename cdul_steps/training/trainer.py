@@ -1,0 +1,134 @@
+"""The training loop: forward, loss, step, and the state that a checkpoint keeps."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cdul_steps.config import Training
+from cdul_steps.models.classifier import Card
+from cdul_steps.models.device import DTYPES
+from cdul_steps.progress import Progress
+from cdul_steps.training.labels import FixedLabels
+from cdul_steps.training.ranks import Ranks
+
+
+def _learning_rate(settings: Training, step: int, steps: int) -> float:
+    """Learning rate of a step, counted from 0, of `steps` in all."""
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / settings.warmup_steps
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    done = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
+    return settings.learning_rate * 0.5 * (1 + float(np.cos(np.pi * done)))
+
+
+def _optimizer(settings: Training, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    common = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, **common)
+    return torch.optim.SGD(groups, momentum=0.9, **common)
+
+
+class Trainer:
+    """The state of a training: network, labels, and the optimiser of both."""
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        card: Card,
+        settings: Training,
+        labels: FixedLabels,
+        device: torch.device,
+        ranks: Ranks,
+    ) -> None:
+        self.network = ranks.prepare(network.to(device))
+        self.card, self.settings, self.labels, self.device = card, settings, labels, device
+        self.ranks, self._training_network = ranks, ranks.wrap(self.network)
+        groups = [{"params": list(self.network.parameters())}, *labels.parameter_groups()]
+        self.optimizer = _optimizer(settings, groups)
+        self.dtype = DTYPES[settings.precision]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+        self.logits = torch.full_like(labels.labels, torch.nan)
+        self.step = 0
+
+    def _forward(self, network: torch.nn.Module, images: Tensor) -> Tensor:
+        images = self.card.normalize(images.to(self.device, non_blocking=True))
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
+            return network(images).float()
+
+    def train_epoch(self, data: Iterator[tuple[Tensor, Tensor]], steps: int, label: str) -> float:
+        """One pass over the images; the mean loss of an image.
+
+        `data` is this rank's part of every batch, `steps` are those of the whole training. Keeps
+        each image's logits for the labels.
+        """
+        self.network.train()
+        self.logits.fill_(torch.nan)
+        total, count = torch.zeros((), device=self.device), 0
+        spare = torch.zeros((1, 3, *[self.card.image_size] * 2), dtype=torch.uint8)
+        with Progress(label, len(self.logits), "images") as progress:
+            for index, images in data:
+                index, mine = self.ranks.whole(index)
+                if not len(index):
+                    continue
+                rate = _learning_rate(self.settings, self.step, steps)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate * group.get("lr_scale", 1)
+                if len(index) == 1:  # batch norm needs two
+                    images = images.repeat(2, 1, 1, 1)
+                # A rank that has none of the batch's images takes part with an earlier one, which
+                # only batch norm sees.
+                images = spare = images if len(images) else spare[:1]
+                index = index.to(self.device, non_blocking=True)
+                logits = self._forward(self._training_network, images)[: mine.stop - mine.start]
+                logits = self.ranks.gather(logits, mine, len(index))
+                loss = self.labels.loss(logits, index)
+                self.optimizer.zero_grad(set_to_none=True)
+                self.scaler.scale(loss.mean()).backward()
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
+                self.logits[index] = logits.detach()
+                total += loss.detach().sum()
+                count += len(index)
+                self.step += 1
+                progress.update(len(index))
+        return float(total) / max(count, 1)
+
+    @torch.inference_mode()
+    def predict(self, data: Iterator[tuple[Tensor, Tensor]], images: int) -> Tensor:
+        """Probabilities float32 (images, C) on the CPU; 0 for an image that is unusable.
+
+        `data` is this rank's part, the probabilities are those of all.
+        """
+        self.network.eval()
+        scores = torch.zeros(images, len(self.card.classes))
+        for index, pixels in data:
+            if len(index):
+                logits = self._forward(self.network, pixels)
+                scores[index] = self.card.probabilities(logits).cpu()
+        return self.ranks.sum(scores)
+
+    def is_finite(self) -> bool:
+        """Whether the network's weights and statistics are."""
+        return all(bool(t.isfinite().all()) for t in self.network.state_dict().values())
+
+    def state(self) -> dict[str, Any]:
+        """All that the next epoch depends on. Random numbers are seeded anew each epoch."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "latents": self.labels.latents.detach(),
+            "step": self.step,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.labels.restore(state["latents"])
+        self.step = state["step"]
