@@ -1,25 +1,27 @@
 """Decoding of image files: the one place that turns a file into pixels.
 
-What is read: JPEG, PNG, WebP, BMP, TIFF and GIF, told by content, never by the file's name.
+What is read: JPEG, PNG, WebP, BMP, TIFF, GIF, HEIC, AVIF and, where its plugin is installed,
+JPEG XL, told by content, never by the file's name.
 
 How it becomes RGB, so that the pixels are those that an image viewer shows:
 
-- EXIF orientation 1 to 8 is applied; an orientation that cannot be read counts as upright.
-- Grey, palette, 1-bit, CMYK and YCbCr are converted; colour profiles are ignored.
-- Transparency is composited on white.
+- EXIF orientation 1 to 8 is applied; an orientation that cannot be read counts as upright, and so
+  does one in XMP alone. HEIC, AVIF and JPEG XL have an orientation of their own, which counts.
+- Grey, palette, 1-bit, CMYK and YCbCr are converted, by the colour profile where it is not like
+  sRGB's.
+- Transparency is composited on white; so is what the first frame of a GIF does not cover.
 - 12-bit and 16-bit integers are scaled to 8 bits; 32-bit integers and floats, which have no agreed
   white, are stretched from their smallest to their largest finite value (a constant image is
   black). A TIFF whose smallest value is white is inverted.
-- Of an animation or a multi-page file the first frame is taken.
+- Of an animation or several pictures in a file the first frame, or the primary one, is taken.
 
-A file is decoded completely or refused: no half-grey truncated images. docs/images.md has the
-policy in full.
+A file is decoded completely or refused: no half-grey truncated images, as far as a decoder can
+tell. docs/images.md has the policy in full.
 """
 
 import ctypes
 import errno
 import logging
-import re
 import stat
 import warnings
 from collections.abc import Iterator
@@ -27,11 +29,13 @@ from contextlib import contextmanager, suppress
 from enum import StrEnum
 from os import PathLike
 from pathlib import Path
+from typing import BinaryIO
 
-import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
+from cdul_steps.data import formats
+from cdul_steps.data.colour import to_rgb
 from cdul_steps.limits import MAX_BYTES, MAX_PIXELS, MAX_SCANS
 
 # Pillow warns about odd metadata of images that decode well. Once at import, since
@@ -43,13 +47,8 @@ with suppress(OSError, AttributeError):
     for _kind in ("Error", "Warning"):
         getattr(ctypes.CDLL(Image.core.__file__), f"TIFFSet{_kind}Handler")(None)
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-_SIGNATURE = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|BM|II[*+]\0|MM\0[*+]|GIF8[79]a", re.DOTALL
-)
-_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
 _START_OF_SCAN, _END_OF_IMAGE = b"\xda", b"\xd9"
-_ORIENTATION_TAG, _BITS_TAG, _PHOTOMETRIC_TAG = 0x0112, 0x0102, 0x0106
+_ORIENTATION_TAG = 0x0112
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -92,13 +91,14 @@ def decode(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Image.
 
     Raises ImageError, and no other exception, whatever the file holds.
     """
-    with _opened(path, max_pixels) as image:
+    with _opened(path, max_pixels) as (image, file):
         orientation, size = _orientation_and_size(image)
-        if isinstance(image, JpegImageFile):  # several pictures in one file have another format
-            image.fp.seek(0)
-            _check_scans(image.fp.read())
-        image.load()
-        rgb = _to_rgb(image)
+        window = image.tile[0].extents if image.format == "GIF" else None
+        pixels = _load(image, file)
+        rgb = to_rgb(pixels, image.info.get("icc_profile"), getattr(image, "tag_v2", {}))
+        if window and window != (0, 0, *rgb.size):
+            frame, rgb = rgb.crop(window), Image.new("RGB", rgb.size, "white")
+            rgb.paste(frame, window)
         # Pillow turns a TIFF while loading it.
         if orientation in _TRANSPOSE and image.format != "TIFF":
             rgb = rgb.transpose(_TRANSPOSE[orientation])
@@ -113,13 +113,18 @@ def read_size(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> tup
 
     Raises ImageError as `decode` does, for what the header shows.
     """
-    with _opened(path, max_pixels) as image:
+    with _opened(path, max_pixels) as (image, _):
         return _orientation_and_size(image)[1]
 
 
 @contextmanager
-def _opened(path: str | PathLike[str], max_pixels: int) -> Iterator[ImageFile.ImageFile]:
-    """Open an image; turn whatever goes wrong here or in the `with` block into an ImageError."""
+def _opened(
+    path: str | PathLike[str], max_pixels: int
+) -> Iterator[tuple[ImageFile.ImageFile, BinaryIO]]:
+    """Open an image; turn whatever goes wrong here or in the `with` block into an ImageError.
+
+    Yields the image, of which only the header is read, and its file.
+    """
     path = Path(path)
     head = b""
     try:
@@ -133,15 +138,17 @@ def _opened(path: str | PathLike[str], max_pixels: int) -> Iterator[ImageFile.Im
                 ImageStatus.TOO_LARGE, f"{status.st_size} bytes, more than the limit of {MAX_BYTES}"
             )
         with path.open("rb") as file:
-            head = file.read(12)
-            with Image.open(file, formats=_FORMATS) as image:
+            head = file.read(formats.HEAD)
+            file.seek(0)
+            with _header(file, head) as image:
                 width, height = image.size
-                if width * height > max_pixels:
+                limit = min(max_pixels, MAX_PIXELS)
+                if width * height > limit:
                     raise ImageError(
                         ImageStatus.TOO_LARGE,
-                        f"{width} x {height} pixels, more than the limit of {max_pixels}",
+                        f"{width} x {height} pixels, more than the limit of {limit}",
                     )
-                yield image
+                yield image, file
     except ImageError:
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -155,16 +162,59 @@ def _opened(path: str | PathLike[str], max_pixels: int) -> Iterator[ImageFile.Im
         # Pillow's own OSErrors have no number; EINVAL is a seek to an offset that a file made up.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise ImageError(ImageStatus.UNREADABLE, error.strerror) from error
-        if not _SIGNATURE.match(head):
-            raise ImageError(
-                ImageStatus.NOT_AN_IMAGE, f"not a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} file"
-            ) from error
+        kind = formats.format_of(head)
+        if kind is None:
+            other = formats.other_format(head)
+            known = [*formats.NAMES.values()]
+            detail = f"is {other}, " * bool(other) + f"not {', '.join(known[:-1])} or {known[-1]}"
+            raise ImageError(ImageStatus.NOT_AN_IMAGE, detail) from error
         # Pillow's message for an unidentified image is the file object.
         unidentified = isinstance(error, UnidentifiedImageError)
         reason = "its header cannot be read" if unidentified else _one_line(error)
         raise ImageError(
-            ImageStatus.TRUNCATED, f"cut short, damaged or unsupported: {reason}"
+            ImageStatus.TRUNCATED,
+            f"is {formats.NAMES[kind]}, but cut short, damaged or unsupported: {reason}",
         ) from error
+
+
+def _header(file: BinaryIO, head: bytes) -> ImageFile.ImageFile:
+    """Open an image by its own format, which the first bytes of the file tell."""
+    kind = formats.format_of(head)
+    if kind is None:
+        raise UnidentifiedImageError
+    if kind == "JXL" and not formats.READS_JXL:
+        raise ImageError(
+            ImageStatus.NOT_AN_IMAGE, "is JPEG XL, which needs: pip install 'cdul-steps[jxl]'"
+        )
+    if kind == "PNG":
+        chunks, profile = formats.plain_png(file, whole=False)
+        image = Image.open(chunks, formats=(kind,))
+        image.info["icc_profile"] = profile
+    elif kind in formats.OPENERS:
+        image = formats.OPENERS[kind](file)
+    else:
+        image = Image.open(file, formats=(kind,))
+    for name in ("xmp", "XML:com.adobe.xmp"):  # from which Pillow would take an orientation
+        image.info.pop(name, None)
+    return image
+
+
+def _load(image: ImageFile.ImageFile, file: BinaryIO) -> Image.Image:
+    """The pixels of an opened image as they are in the file, mode and all."""
+    file.seek(0)
+    if isinstance(image, JpegImageFile):  # several pictures in one file have another format
+        data = file.read()
+        _check_scans(data)
+        if pixels := formats.decode_jpeg(data, image.mode, image.size):
+            return pixels
+    elif image.format == "PNG":
+        image = Image.open(formats.plain_png(file, whole=True)[0], formats=("PNG",))
+    elif image.format == "TIFF":
+        formats.mend_tiff(image)
+    elif image.format == "JXL":
+        return formats.load_jxl(file)
+    image.load()
+    return image
 
 
 def _orientation_and_size(image: ImageFile.ImageFile) -> tuple[int, tuple[int, int]]:
@@ -186,43 +236,13 @@ def _check_scans(data: bytes) -> None:
     if data.count(b"\xff" + _START_OF_SCAN) <= MAX_SCANS:  # as good as always, and fast
         return
     scans, place = 0, 2
-    while marker := _JPEG_MARKER.search(data, place):
+    while marker := formats.JPEG_MARKER.search(data, place):
         if marker[1] == _END_OF_IMAGE:
             return
         scans += marker[1] == _START_OF_SCAN
         if scans > MAX_SCANS:
             raise ImageError(ImageStatus.TOO_LARGE, f"more than the limit of {MAX_SCANS} scans")
         place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    tags = getattr(image, "tag_v2", {})
-    values = None
-    if image.mode.startswith("I;16"):
-        white = 4095 if tags.get(_BITS_TAG) == (12,) else 65535
-        values = np.asarray(image).astype(np.uint32)
-        clear = values == image.info.get("transparency", -1)
-        values = ((values * 255 + white // 2) // white).astype(np.uint8)
-        values[clear] = 255
-    elif image.mode in ("I", "F"):
-        values = _stretch(np.asarray(image).astype(np.float64))
-    if values is not None:
-        # Pillow inverts 8-bit TIFFs only.
-        image = Image.fromarray(255 - values if tags.get(_PHOTOMETRIC_TAG) == 0 else values)
-    elif image.mode == "La":
-        image = image.convert("LA")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return image.convert("RGB")
-
-
-def _stretch(values: np.ndarray) -> np.ndarray:
-    """Scale so that the smallest finite value is 0 and the largest 255; NaN becomes 0."""
-    finite = values[np.isfinite(values)]
-    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
-    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low
-    return np.round(values * (255 / (high - low) if high > low else 0)).astype(np.uint8)
 
 
 def _one_line(error: Exception) -> str:

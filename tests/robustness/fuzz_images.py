@@ -25,11 +25,13 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms
 
 from cdul_steps.data.images import ImageError, decode, read_size
 from cdul_steps.provenance import versions
 
+SAMPLES = Path(__file__).parents[1] / "unit/samples"
+"""Images in formats that cannot be written here."""
 MAX_PIXELS = 10_000_000
 MEMORY = 2 << 30
 """Address space of the child in bytes: enough for MAX_PIXELS in any form, many times over."""
@@ -67,7 +69,14 @@ def corpus() -> dict[str, bytes]:
             (image, frames),
         ],
     }
+    made["AVIF"] = [(image, {"exif": exif}), (clear, {}), (image, frames)]
     made["JPEG"].append((image.convert("CMYK"), {}))
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    # With two primary colours exchanged, so that it is not like sRGB's.
+    profile = profile.replace(b"rXYZ", b"xXYZ").replace(b"gXYZ", b"rXYZ")
+    profile = profile.replace(b"xXYZ", b"gXYZ")
+    for kind in ("JPEG", "PNG", "WEBP"):
+        made[kind].append((image, {"icc_profile": profile}))
     made["PNG"].append((image.convert("1"), frames | {"append_images": [image.convert("1")]}))
     found = {}
     for kind, pictures in made.items():
@@ -75,6 +84,8 @@ def corpus() -> dict[str, bytes]:
             buffer = BytesIO()
             picture.save(buffer, kind, **options)
             found[f"{kind}-{number}"] = buffer.getvalue()
+    for number, path in enumerate(sorted(SAMPLES.iterdir())):
+        found[f"{path.suffix[1:].upper()}-{number}"] = path.read_bytes()
     return found
 
 
@@ -212,7 +223,7 @@ def main() -> None:
         "slowest_seconds": round(slowest, 2),
         "peak_memory_mb": round(peak / 1e6),
         "seconds": round(time.monotonic() - begin, 1),
-        "software": versions("pillow", "numpy"),
+        "software": versions("pillow", "numpy", "pi-heif", "simplejpeg"),
     }
     print(json.dumps(result, indent=2))
     sys.exit(1 if faults else 0)

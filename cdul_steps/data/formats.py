@@ -1,0 +1,387 @@
+"""Formats of image files, and what Pillow by itself would read otherwise than viewers show it.
+
+Nothing here opens a file: `images` does, and asks this module what the bytes are.
+"""
+
+import re
+import struct
+import zlib
+from contextlib import suppress
+from io import BytesIO
+from typing import BinaryIO
+
+import pi_heif.options
+import simplejpeg
+from PIL import BmpImagePlugin, Image, ImageFile, ImageOps, ImagePalette, TiffImagePlugin
+
+try:
+    from pillow_jxl import JpegXLImagePlugin
+except ImportError:  # its licence is the GPL, so it is an extra
+    JpegXLImagePlugin = None
+
+HEAD = 512
+"""Bytes from the start of a file that tell its format."""
+NAMES = {
+    "JPEG": "JPEG",
+    "PNG": "PNG",
+    "WEBP": "WebP",
+    "BMP": "BMP",
+    "TIFF": "TIFF",
+    "GIF": "GIF",
+    "HEIF": "HEIC",
+    "AVIF": "AVIF",
+    "JXL": "JPEG XL",
+}
+"""What is read: the names of Pillow, and those for people."""
+_SIGNATURES = {
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "WEBP": rb"RIFF....WEBP",
+    "BMP": rb"BM",
+    "TIFF": rb"II(?:[*+]\0|\0\*)|MM(?:\0[*+]|\*\0)",
+    "GIF": rb"GIF8[79]a",
+    "JXL": rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n",
+}
+_HEIF_BRANDS = {
+    *(b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"),
+    *(b"mif1", b"mif2", b"msf1", b"miaf", b"MiHE", b"MiHB"),
+}
+_AVIF_BRANDS = {b"avif", b"avis"}
+_OTHERS = {
+    "PDF": rb"%PDF",
+    "a Photoshop file": rb"8BPS",
+    "JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
+    "SVG": rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)?(?:<!DOCTYPE svg[^>]*>\s*)?<svg",
+    "a web page": rb"\s*<(?:!DOCTYPE html|html|head|body)",
+    "a ZIP archive": rb"PK\x03\x04",
+    "a gzip archive": rb"\x1f\x8b",
+    "an icon": rb"\0\0[\x01\x02]\0",
+    "a Git LFS pointer": rb"version https://git-lfs",
+    "a film or another kind of ISO media": rb"....ftyp",
+    "zeros only": rb"\x00{32}",
+}
+
+
+def format_of(head: bytes) -> str | None:
+    """The format, a key of NAMES, of a file that begins with `head`; None where it is none."""
+    if head[4:8] == b"ftyp":
+        end = min(int.from_bytes(head[:4]), len(head))
+        brands = {head[8:12], *(head[place : place + 4] for place in range(16, end, 4))}
+        return "AVIF" if brands & _AVIF_BRANDS else "HEIF" if brands & _HEIF_BRANDS else None
+    for name, signature in _SIGNATURES.items():
+        if re.match(signature, head, re.DOTALL):
+            return name
+    return None
+
+
+def other_format(head: bytes) -> str | None:
+    """In words, what else a file is that begins with `head`, where that can be told."""
+    for name, signature in _OTHERS.items():
+        if re.match(signature, head, re.DOTALL | re.IGNORECASE):
+            return name
+    return None
+
+
+# Pictures that nobody asks for; damage in them would count as damage of the image.
+pi_heif.options.THUMBNAILS = pi_heif.options.DEPTH_IMAGES = pi_heif.options.AUX_IMAGES = False
+
+# ---------------------------------------------------------------------------------------- JPEG
+
+JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
+_DAMAGE = ("Corrupt JPEG data", "Premature end")
+_HARMLESS = re.compile("Corrupt JPEG data: bad ICC|(\\d+) extraneous bytes before marker 0xd9")
+_FEW = 2
+_HOLE = bytes(64)
+_USUAL_CODE = bytes.fromhex("100002010303020403050504040000017d")
+"""How long the codes of the JPEG standard's table for brightness are; 00 ends no block there."""
+_COLOURS = {"RGB": ("RGBX", "RGBX"), "L": ("GRAY", "L"), "CMYK": ("CMYK", "CMYK;I")}
+
+
+def decode_jpeg(data: bytes, mode: str, size: tuple[int, int]) -> Image.Image | None:
+    """Decode a JPEG whose header says `mode` and `size`; None where only Pillow can.
+
+    Both use libjpeg-turbo and give the same pixels, but Pillow does not pass on its warnings, and
+    fills what is damaged or missing with grey. An image that lacks only its end marker is whole.
+
+    Raises ValueError for a damaged image.
+    """
+    if mode not in _COLOURS:
+        return None
+    colour, raw = _COLOURS[mode]
+    try:
+        try:
+            pixels = simplejpeg.decode_jpeg(data, colour)
+        except ValueError as error:
+            if not str(error).startswith("Premature end of JPEG file"):
+                raise
+            end = b"\xd9" if data.endswith(b"\xff") else b"\xff\xd9"
+            pixels = simplejpeg.decode_jpeg(data + end, colour)
+    except ValueError as error:
+        if not str(error).startswith(_DAMAGE) or _is_harmless(str(error), data):
+            return None
+        raise
+    if _has_hole(data):
+        raise ValueError("a piece of it was replaced by zeros")
+    if pixels.shape[1::-1] != size:
+        raise ValueError(f"its header says {size} pixels, its data {pixels.shape[1::-1]}")
+    return Image.frombytes(mode, size, pixels, "raw", raw, 0, 1)
+
+
+def _is_harmless(warning: str, data: bytes) -> bool:
+    """Whether the image that libjpeg warns of is whole: some cameras pad the end."""
+    found = _HARMLESS.search(warning)
+    if not found or not found[1]:
+        return bool(found)
+    padding = int(found[1])
+    return padding <= _FEW or bytes(padding) + b"\xff\xd9" in data
+
+
+def _has_hole(data: bytes) -> bool:
+    """Whether zeros stand where no encoder writes so many, as on a disk that lost a block.
+
+    Tells only of the usual codes: with others a plain area may be zeros.
+    """
+    hole = data.find(_HOLE)
+    if hole < 0 or _USUAL_CODE not in data:
+        return False
+    place = 2
+    while (marker := JPEG_MARKER.search(data, place)) and marker[1] != b"\xda":
+        place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
+    start = marker.end() if marker else len(data)
+    return 0 <= data.find(_HOLE, start) < data.find(b"\xff\xd9", start)
+
+
+# ----------------------------------------------------------------------------------------- PNG
+
+_TEXT_LIMIT = 1 << 20
+_PROFILE_LIMIT = 1 << 23
+_EXIF_TEXT = (b"Raw profile type exif\0", b"Raw profile type APP1\0")
+
+
+def plain_png(file: BinaryIO, *, whole: bool) -> tuple[BytesIO, bytes | None]:
+    """The chunks of a PNG that make its picture, and its colour profile.
+
+    Pillow refuses a healthy image for the size or the checksum of a text in it. Without `whole`
+    the pixels are left out. Damaged side data count as none, as they do for viewers.
+    """
+    kept, profile = BytesIO(), None
+    kept.write(file.read(8))
+    seen = False
+    while len(start := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", start)
+        if kind == b"IDAT" and not whole:
+            kept.write(start)
+            break
+        if kind == b"IEND" or (seen and kind != b"IDAT"):
+            break
+        seen = seen or kind == b"IDAT"
+        is_critical = kind[:1].isupper()
+        if not is_critical and kind not in (b"tRNS", b"eXIf", b"iCCP", b"tEXt", b"zTXt"):
+            file.seek(length + 4, 1)
+            continue
+        body, checksum = file.read(length), file.read(4)
+        if is_critical:
+            kept.write(start + body + checksum)
+        elif zlib.crc32(kind + body).to_bytes(4) != checksum:
+            continue
+        elif kind == b"iCCP":
+            profile = _inflated(body.partition(b"\0")[2][1:], _PROFILE_LIMIT)
+        elif kind in (b"tRNS", b"eXIf") or _is_exif_text(kind, body):
+            kept.write(start + body + checksum)
+    if seen:
+        kept.write(struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND")))
+    kept.seek(0)
+    return kept, profile
+
+
+def _is_exif_text(kind: bytes, body: bytes) -> bool:
+    if not body.startswith(_EXIF_TEXT) or len(body) > _TEXT_LIMIT:
+        return False
+    return kind == b"tEXt" or _inflated(body.partition(b"\0")[2][1:], _TEXT_LIMIT) is not None
+
+
+def _inflated(packed: bytes, limit: int) -> bytes | None:
+    """What zlib packed; None where it is damaged or larger than `limit`."""
+    unpacker = zlib.decompressobj()
+    with suppress(zlib.error):
+        found = unpacker.decompress(packed, limit)
+        if unpacker.eof:
+            return found
+    return None
+
+
+# ---------------------------------------------------------------------------------------- TIFF
+
+_COLOUR_MAP, _BITS, _PLANES, _EXTRA = 320, 258, 284, 338
+
+# Which bits are which does not depend on the order of bytes, nor on whether zero is white.
+for _order in (b"II", b"MM"):
+    for _white in (0, 1):
+        TiffImagePlugin.OPEN_INFO.setdefault((_order, _white, (1,), 1, (12,), ()), ("I;16", "I;12"))
+TiffImagePlugin.OPEN_INFO.setdefault((b"MM", 1, (1,), 1, (32,), ()), ("I", "I;32B"))
+
+
+def mend_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Have an opened TIFF decoded right where Pillow by itself would not.
+
+    Separate planes of 16 bits that are not compressed go to libtiff too; what libtiff gives has
+    the machine's order of bytes; and a colour map may hold values of 8 bits.
+    """
+    tags, tile = image.tag_v2, image.tile[0]
+    if tile.codec_name == "raw" and tags.get(_PLANES) == 2 and max(tags.get(_BITS, (1,))) > 8:
+        # A single plane is no different from samples that lie side by side.
+        mode = tile.args[0] if len(tags[_BITS]) == 1 else f"{image.mode};16N"
+        if tags.get(_EXTRA) == (1,):
+            mode = mode.replace("RGBA", "RGBa")
+        area = (0, 0, *image._tile_size)
+        tile = ImageFile._Tile("libtiff", area, 0, (mode, False, tags.offset))
+        image.use_load_libtiff = True
+    if tile.codec_name == "libtiff":
+        mode, *others = tile.args
+        native = re.sub(r"(;16|;32)B(?=[SF]?$)", r"\1N", mode)
+        image.tile = [tile._replace(args=(native, *others))]
+    colours = tags.get(_COLOUR_MAP)
+    if image.mode == "P" and colours and max(colours) < 256:
+        image.palette = ImagePalette.raw("RGB;L", bytes(colours))
+
+
+# ----------------------------------------------------------------------------------------- BMP
+
+
+_EARLY = "its run-length codes end too early"
+
+
+class _BmpRuns(BmpImagePlugin.BmpRleDecoder):
+    """Run-length codes of 4 or 8 bits; what a code has beyond the end of its row is dropped."""
+
+    def decode(self, buffer: object) -> tuple[int, int]:
+        """Set the pixels; Pillow's own decoder shifts what follows a row that is too long."""
+        width, height = self.state.xsize, self.state.ysize
+        pixels = bytearray(width * height)
+        x = y = 0
+        while y < height:
+            count, value = self._read(2)
+            if count:
+                codes = (value >> 4, value & 15) * count if self.args[1] else (value,) * count
+                codes = bytes(codes[:count])
+            elif value == 0:
+                x, y = 0, y + 1
+                continue
+            elif value == 1:
+                if y < height - 1 or x < width:
+                    raise ValueError(_EARLY)
+                break
+            elif value == 2:
+                right, down = self._read(2)
+                x, y = x + right, y + down
+                continue
+            else:
+                codes = self._read(-(-value // 2) if self.args[1] else value)
+                self._read(len(codes) % 2)
+                if self.args[1]:
+                    codes = bytes(c for byte in codes for c in (byte >> 4, byte & 15))[:value]
+            kept = codes[: max(0, width - x)]
+            pixels[y * width + x : y * width + x + len(kept)] = kept
+            x += len(codes)
+        rawmode = "L" if self.mode in ("1", "L") else "P"
+        self.set_as_raw(bytes(pixels), rawmode, (0, self.args[-1]))
+        return -1, 0
+
+    def _read(self, count: int) -> bytes:
+        found = self.fd.read(count)
+        if len(found) < count:
+            raise ValueError(_EARLY)
+        return found
+
+
+Image.register_decoder("bmp_rle", _BmpRuns)
+
+
+# ------------------------------------------------------------------------------------- JPEG XL
+
+READS_JXL = JpegXLImagePlugin is not None
+if JpegXLImagePlugin:
+    JpegXLImagePlugin.DECODE_THREADS = 0  # the processes of a run share the cores already
+
+
+class JxlHeader(ImageFile.ImageFile):
+    """The size of an upright JPEG XL; the plugin's own class decodes an image to open it."""
+
+    format = "JXL"
+
+    def _open(self) -> None:
+        self._size, self._mode = jxl_size(self.fp), "RGB"
+
+
+def load_jxl(file: BinaryIO) -> Image.Image:
+    """Decode a JPEG XL."""
+    image = JpegXLImagePlugin.JXLImageFile(file)
+    image.load()
+    if not image.jpeg:
+        return image
+    image.info.pop("xmp", None)
+    # Of a packed JPEG, the plugin unpacks the JPEG.
+    return ImageOps.exif_transpose(image)
+
+
+OPENERS = {"HEIF": pi_heif.HeifImageFile, "JXL": JxlHeader}
+"""Formats that `Image.open` does not know, and by what to open them."""
+
+
+class _Bits:
+    """Numbers of a JPEG XL header, the lowest bit of a byte first."""
+
+    def __init__(self, data: bytes) -> None:
+        self.value, self.left = int.from_bytes(data, "little"), 8 * len(data)
+
+    def __call__(self, count: int) -> int:
+        if count > self.left:
+            raise ValueError("its header is cut short")
+        found = self.value & ((1 << count) - 1)
+        self.value >>= count
+        self.left -= count
+        return found
+
+    def length(self) -> int:
+        return 1 + self((9, 13, 18, 30)[self(2)])
+
+
+_RATIOS = ((1, 1), (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
+
+
+def jxl_size(file: BinaryIO) -> tuple[int, int]:
+    """(width, height) of an upright JPEG XL from its header, since the plugin decodes to open it.
+
+    Raises ValueError for a damaged header.
+    """
+    bits = _Bits(_codestream(file)[2:])
+    small = bits(1)
+    height = 8 * (1 + bits(5)) if small else bits.length()
+    if ratio := bits(3):
+        over, under = _RATIOS[ratio]
+        width = height * over // under
+    else:
+        width = 8 * (1 + bits(5)) if small else bits.length()
+    is_turned = not bits(1) and bits(1) and bits(3) >= 4
+    return (height, width) if is_turned else (width, height)
+
+
+def _codestream(file: BinaryIO) -> bytes:
+    """The first bytes of the compressed image, which boxes may enclose."""
+    file.seek(0)
+    head = file.read(2)
+    if head == b"\xff\x0a":
+        return head + file.read(32)
+    place = 0
+    while True:
+        file.seek(place)
+        size, kind = struct.unpack(">I4s", file.read(8).ljust(8, b"\0"))
+        start = 8
+        if size == 1:
+            size, start = int.from_bytes(file.read(8)), 16
+        if kind in (b"jxlc", b"jxlp"):
+            file.seek(4 * (kind == b"jxlp"), 1)
+            return file.read(34)
+        if size < start:
+            raise ValueError("it has no box with an image")
+        place += size
