@@ -9,13 +9,11 @@ not become the same pixels.
 """
 
 import argparse
-import io
 import json
 import os
 import statistics
 import subprocess
 import sys
-import tarfile
 import tempfile
 from pathlib import Path
 
@@ -72,11 +70,11 @@ def main() -> None:
     options = parser.parse_args()
     paths = [str(p.absolute()) for p in sorted(options.images.rglob("*")) if p.is_file()]
     paths = paths[:: max(1, len(paths) // options.count)][: options.count]
-    archive = ["git", "-C", str(ROOT), "archive", options.against, "cdul_steps"]
-    packed = subprocess.run(archive, capture_output=True, check=True).stdout
+    command = ["git", "-C", str(ROOT), "archive", options.against, "cdul_steps"]
+    packed = subprocess.run(command, capture_output=True, check=True).stdout
     ratios, ours, theirs = [], {}, {}
     with tempfile.TemporaryDirectory() as folder:
-        tarfile.open(fileobj=io.BytesIO(packed)).extractall(folder, filter="data")
+        subprocess.run(["tar", "--extract", "-C", folder], input=packed, check=True)
         for turn in range(options.turns):
             codes = [ROOT, Path(folder)] if turn % 2 else [Path(folder), ROOT]
             seconds = {}

@@ -43,7 +43,8 @@ def _with_8_bits(image: Image.Image, tags: dict) -> Image.Image:
         values = ((values * 255 + white // 2) // white).astype(np.uint8)
         values[clear] = 255
     elif image.mode in ("I", "F"):
-        values = _stretch(np.asarray(image).astype(np.float64))
+        with np.errstate(invalid="ignore"):  # signalling NaNs are warned of
+            values = _stretch(np.asarray(image).astype(np.float64))
     if values is not None:
         # Pillow inverts 8-bit TIFFs only.
         return Image.fromarray(255 - values if tags.get(_PHOTOMETRIC_TAG) == 0 else values)

@@ -17,7 +17,6 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from cdul_steps.data.images import ImageError, decode
 from cdul_steps.provenance import versions

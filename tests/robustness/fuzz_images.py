@@ -214,12 +214,14 @@ def main() -> None:
                 status = "fault"
             statuses.setdefault(name.partition("-")[0], Counter())[status] += 1
     child.noise.seek(0)
+    noise = child.noise.readlines()
     result = {
         "count": options.count,
         "seed": options.seed,
         "faults": faults,
         "statuses": {kind: dict(sorted(found.items())) for kind, found in sorted(statuses.items())},
-        "lines_on_stderr": len(child.noise.readlines()),
+        "lines_on_stderr": len(noise),
+        "first_on_stderr": noise[:5],
         "slowest_seconds": round(slowest, 2),
         "peak_memory_mb": round(peak / 1e6),
         "seconds": round(time.monotonic() - begin, 1),

@@ -4,6 +4,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import warnings
 import zlib
 from io import BytesIO
 from pathlib import Path
@@ -307,6 +308,14 @@ def test_16_bit_rgb_png(tmp_path):
 def test_floats_and_32_bit_integers_are_stretched(tmp_path, values, expected):
     path = save(tmp_path, encoded(Image.fromarray(values[None]), "TIFF"))
     assert pixels(path)[0, :, 0].tolist() == expected
+
+
+def test_signalling_nan_is_not_warned_of(tmp_path):
+    values = np.array([[0x7F800001, 0, 0x3F800000]], np.uint32).view(np.float32)
+    path = save(tmp_path, encoded(Image.fromarray(values), "TIFF"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert pixels(path)[0, :, 0].tolist() == [0, 0, 255]
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF", "PNG"])
