@@ -20,6 +20,7 @@ from measuring import PHOTOS, link_photos, print_result
 from cdul_steps.config import Training
 from cdul_steps.data.tables import describe, score_table, write_table
 from cdul_steps.limits import MAX_PIXELS
+from cdul_steps.models.device import Machine
 from cdul_steps.steps import train
 
 
@@ -63,9 +64,7 @@ def seconds(folder: Path, aligned: bool, options: argparse.Namespace) -> float:
                 settings=Training(**settings),
                 difficult="ignore",
                 max_pixels=MAX_PIXELS,
-                device=options.device,
-                workers=-1,
-                threads=options.threads,
+                machine=Machine(device=options.device, threads=options.threads),
                 output=Path(output),
             )
     finally:

@@ -83,10 +83,6 @@ def _grid(option: str, text: str) -> tuple[int, int]:
     return int(rows), int(columns)
 
 
-def _device(device: str, gpus: int) -> str:
-    return "cpu" if device == "auto" and not gpus else device
-
-
 @app.command()
 def manifest(
     reader: Annotated[str, Option(help="voc, coco, nuswide, folder or table.")],
@@ -160,6 +156,7 @@ def encode(
     threads: Threads = 0,
 ) -> None:
     """Encode the views of one shard into float16 unit vectors."""
+    from cdul_steps.models.device import Machine
     from cdul_steps.steps.encode import encode_shard
 
     encode_shard(
@@ -171,11 +168,14 @@ def encode(
         precision=_choose("--precision", precision, ("fp32", "fp16", "bf16")),
         resize_mode=resize_mode,
         max_pixels=max_pixels,
-        device=_device(device, gpus),
-        engine=_choose("--engine", engine, ("auto", "torch", "onnx")),
-        batch_size=batch_size,
-        workers=workers,
-        threads=threads,
+        machine=Machine(
+            device=device,
+            gpus=gpus,
+            workers=workers,
+            threads=threads,
+            engine=_choose("--engine", engine, ("auto", "torch", "onnx")),
+            batch_size=batch_size,
+        ),
     )
 
 
@@ -386,19 +386,18 @@ def train(
 ) -> None:
     """Train the classifier and refine its labels; goes on from OUTPUT/checkpoint.pt."""
     from cdul_steps.config import read_training
+    from cdul_steps.models.device import Machine
     from cdul_steps.steps.train import train_classifier
 
-    gpus = devices if gpus is None else gpus
+    if device != "auto" or gpus is None:
+        gpus = devices
     train_classifier(
         labels=labels,
         images=images,
         settings=read_training(settings),
         difficult=_choose("--difficult", difficult, ("ignore", "negative", "positive")),
         max_pixels=max_pixels,
-        device=_device(device, gpus),
-        devices=min(devices, max(1, gpus)) if device == "auto" else devices,
-        workers=workers,
-        threads=threads,
+        machine=Machine(device=device, gpus=min(devices, gpus), workers=workers, threads=threads),
         output=output,
     )
 
@@ -425,6 +424,7 @@ def predict(
     """Score images with a trained classifier; no CLIP."""
     if bool(inputs) == bool(images) or bool(images) != bool(split):
         raise UserError("predict: give images or folders, or else --images with --split")
+    from cdul_steps.models.device import Machine
     from cdul_steps.steps.predict import predict_images
 
     predict_images(
@@ -435,10 +435,9 @@ def predict(
         output=output,
         threshold=threshold,
         max_pixels=max_pixels,
-        device=_device(device, gpus),
-        batch_size=batch_size,
-        workers=workers,
-        threads=threads,
+        machine=Machine(
+            device=device, gpus=gpus, workers=workers, threads=threads, batch_size=batch_size
+        ),
     )
 
 

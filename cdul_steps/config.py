@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from cdul_steps import results
 from cdul_steps.errors import UserError, first_line, nearest
 from cdul_steps.limits import MAX_PIXELS
+from cdul_steps.method.losses import LOSSES, LossName
 
 
 def _expand(value: Any) -> Any:
@@ -39,6 +40,9 @@ Grid = tuple[Side, Side]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """What can name a folder."""
 Name = Annotated[str, Field(pattern=NAME)]
+Precision = Literal["fp32", "fp16", "bf16"]
+ResizeMode = Literal["shortest", "longest", "squash"]
+Engine = Literal["auto", "torch", "onnx"]
 
 
 class Section(BaseModel):
@@ -152,10 +156,10 @@ class Encoder(Section):
         description="Use all names that the class file lists for a class, averaged; false: only "
         "the first.",
     )
-    precision: Literal["fp32", "fp16", "bf16"] = Field(
+    precision: Precision = Field(
         "fp32", description="Arithmetic of the image tower. fp32 is what a CPU should use."
     )
-    resize_mode: Literal["shortest", "longest", "squash"] | None = Field(
+    resize_mode: ResizeMode | None = Field(
         None,
         description="How a view becomes the model's square input; default: the model's own way. "
         "`squash` keeps all of a snippet, `shortest` crops its long side.",
@@ -286,15 +290,11 @@ class Training(Section):
         "constant", description="Learning rate over the epochs; cosine falls to 0."
     )
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up of the learning rate.")
-    loss: Literal["kl", "kl_reverse", "kl_classes", "bce", "asl", "wan", "epr", "role"] = Field(
+    loss: LossName = Field(
         "bce",
-        description="`kl`: KL(label || network) of a Bernoulli a class. `kl_reverse`: the other "
-        "way round. `kl_classes`: one softmax over all classes, and so are the classifier's "
-        "probabilities: they sum to 1, for which `threshold` should be lower. `bce`: binary "
-        "cross-entropy, to the network the same as `kl`; its label steps go further, to the side "
-        "that the network takes. `asl`: asymmetric loss. `wan`, `epr`, `role`: weak "
-        "assume-negative, expected-positive regularisation and online label estimation of "
-        "single-positive learning; they need hard `positives` and no `alignment`.",
+        description=" ".join(f"`{name}`: {loss.description}." for name, loss in LOSSES.items())
+        + f" {', '.join(f'`{name}`' for name, loss in LOSSES.items() if loss.hard_labels)} are of "
+        "single-positive learning: they need hard `positives` and no `alignment`.",
     )
     asl: Asl = Field(Asl(), description="For the loss `asl` only.")
     expected_positives: float = Field(
@@ -318,7 +318,7 @@ class Training(Section):
         description="Smallest share of the image's area that the random crop keeps; 1 for none.",
     )
     flip: bool = Field(True, description="Mirror images at random.")
-    precision: Literal["fp32", "fp16", "bf16"] = Field(
+    precision: Precision = Field(
         "fp32", description="Arithmetic of the forward pass; less than fp32 is for GPUs."
     )
     alignment: Alignment = Field(Alignment(), description="Refinement of the labels.")
@@ -390,7 +390,7 @@ class Runtime(Section):
         description="`auto`: a GPU that no other job has, where there is one. `cuda`: the same, "
         "and an error where there is none. `cuda:1`: that one, though others have it. `cpu`.",
     )
-    engine: Literal["auto", "torch", "onnx"] = Field(
+    engine: Engine = Field(
         "auto",
         description="What runs the encoder on a CPU: torch, ONNX Runtime, or `auto`, which "
         "measures at the start of a long job. Vectors agree to a cosine of 0.9999; name one and a "
@@ -505,7 +505,7 @@ def load(values: dict[str, Any], *, check_run: bool = True) -> Config:
                     f"datasets.{dataset}.grid has only {', '.join(str(list(g)) for g in grids)}"
                 )
     for name, training in config.trainings.items():
-        if training.loss in ("wan", "epr", "role"):
+        if LOSSES[training.loss].hard_labels:
             for wrong, change in (
                 (training.positives == "soft", "positives: top1"),
                 (training.alignment.enabled, "alignment: {enabled: false}"),

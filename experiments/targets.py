@@ -24,6 +24,7 @@ from cdul_steps.data.tables import describe, read_scores, score_table, write_tab
 from cdul_steps.data.truth import Truth
 from cdul_steps.limits import MAX_PIXELS
 from cdul_steps.method.similarity import temperature
+from cdul_steps.models.device import Machine
 from cdul_steps.provenance import versions
 from cdul_steps.steps.label import make_labels
 from cdul_steps.steps.train import train_classifier
@@ -95,9 +96,7 @@ def main() -> None:
                     settings=training.model_copy(update={"seed": seed}),
                     difficult="ignore",
                     max_pixels=MAX_PIXELS,
-                    device="auto",
-                    workers=-1,
-                    threads=options.threads,
+                    machine=Machine(threads=options.threads),
                     output=output,
                 )
             runs.append(pq.read_table(output / "history.parquet").to_pylist()[-1])

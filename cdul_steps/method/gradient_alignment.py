@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from cdul_steps.method.losses import EPSILON, Loss
+from cdul_steps.method.loss_functions import EPSILON, LossFunction
 
 
 def to_latent(labels: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def psi(labels: Tensor, sigma: float) -> Tensor:
 def label_step(
     latents: Tensor,
     logits: Tensor,
-    loss: Loss,
+    loss: LossFunction,
     *,
     sigma: float,
     step_size: float,

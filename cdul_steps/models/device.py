@@ -5,15 +5,70 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
 
+from cdul_steps.config import Engine
 from cdul_steps.errors import UserError, first_line
 from cdul_steps.progress import note
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a job may use of the machine; it changes how fast the job is, not its result.
+
+    `device` is a name for `choose_device`. `gpus` of them work together (with `cpu`: processes);
+    0 makes the device `auto` the CPU. `workers` processes decode images, -1 chooses. `threads` are
+    those of the model, 0 is all. `engine` runs the encoder's tower on a CPU. `batch_size` is the
+    number of views or images per forward pass, 0 chooses; that of a training is one of its settings
+    instead.
+    """
+
+    device: str = "auto"
+    gpus: int = 1
+    workers: int = -1
+    threads: int = 0
+    engine: Engine = "auto"
+    batch_size: int = 0
+
+    def set_up(self, *, cpu_workers: int) -> tuple[torch.device, int]:
+        """Choose the device and the number of decoding processes, and limit torch to `threads`.
+
+        Workers of -1 are one per thread with a GPU, `cpu_workers` (0: one per thread) without,
+        which then take their threads from torch's, since one that has to wait for a core delays
+        all.
+        """
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        target = choose_device("cpu" if self.device == "auto" and not self.gpus else self.device)
+        if self.workers >= 0:
+            return target, self.workers
+        if target.type != "cpu" or not cpu_workers:
+            return target, torch.get_num_threads()
+        torch.set_num_threads(max(1, torch.get_num_threads() - cpu_workers))
+        return target, cpu_workers
+
+    def split(self) -> list[Self]:
+        """A machine for each of `gpus` processes that work together.
+
+        Raises UserError where there are not so many devices.
+        """
+        if self.gpus < 2:
+            return [self]
+        names = several_devices(self.device, self.gpus)
+        if len(names) == 1:
+            return [replace(self, device=names[0], gpus=1)]
+        threads = max(1, (self.threads or torch.get_num_threads()) // len(names))
+        workers = -(-self.workers // len(names)) if self.workers > 0 else self.workers
+        return [
+            replace(self, device=name, gpus=1, threads=threads, workers=workers) for name in names
+        ]
 
 
 def choose_device(name: str) -> torch.device:
@@ -91,25 +146,6 @@ def claim(names: Sequence[str], folder: Path, count: int = 1) -> list[int]:
     for lock in taken.values():
         os.close(lock)
     return []
-
-
-def set_up(
-    device: str, threads: int, workers: int, *, cpu_workers: int
-) -> tuple[torch.device, int]:
-    """Choose a job's device and its decoding processes, and limit torch to `threads` (0: all).
-
-    `workers` -1 chooses: one a thread with a GPU, `cpu_workers` (0: one a thread) without, which
-    then take their threads from torch's, since one that has to wait for a core delays all.
-    """
-    if threads:
-        torch.set_num_threads(threads)
-    target = choose_device(device)
-    if workers >= 0:
-        return target, workers
-    if target.type != "cpu" or not cpu_workers:
-        return target, torch.get_num_threads()
-    torch.set_num_threads(max(1, torch.get_num_threads() - cpu_workers))
-    return target, cpu_workers
 
 
 class InBatches:

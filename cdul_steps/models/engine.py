@@ -7,19 +7,18 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnxruntime
 import torch
 from torch import Tensor
 
+from cdul_steps.config import Engine
 from cdul_steps.errors import UserError, first_line
 from cdul_steps.method.similarity import unit
 from cdul_steps.models.encoder import ImageEncoder, Preprocess
 from cdul_steps.progress import note
 
-EngineName = Literal["auto", "torch", "onnx"]
 GPU_BATCH = 256
 """Views a forward pass that fill a GPU."""
 WORTHWHILE = 20.0
@@ -110,7 +109,7 @@ class Choice:
 
 
 def choose_engine(
-    encoder: ImageEncoder, engine: EngineName, batch_size: int, *, views: int, work: float
+    encoder: ImageEncoder, engine: Engine, batch_size: int, *, views: int, work: float
 ) -> Choice:
     """Choose what runs the image tower.
 

@@ -18,6 +18,7 @@ from cdul_steps.data.stores import open_similarity, read_blocks
 from cdul_steps.data.tables import read_facts, read_scores, read_table
 from cdul_steps.data.truth import THRESHOLD
 from cdul_steps.method.aggregation import global_scores, local_scores
+from cdul_steps.method.losses import LOSSES, Loss
 from cdul_steps.method.similarity import scores as scores_of
 from cdul_steps.progress import note
 from cdul_steps.report import figures
@@ -27,14 +28,8 @@ from cdul_steps.report.words import labels_in_words
 from cdul_steps.results import MODEL, PSEUDO_LABELS, TEXT
 
 SHOWN_FAILURES = 200
-
-OF_LOSSES = {"asl": ("asl",), "role": ("role",), "expected_positives": ("epr", "role")}
-"""Settings of a training that only some losses use."""
-
 MAP_IMAGES, MAP_LABELS, MAP_SIDE = 4, 3, 256
-
 MEASURES = ("CP", "CR", "CF1", "OP", "OR", "OF1")
-
 MEASURES_CAPTION = (
     "All in percent. CP, CR, CF1: precision, recall and their harmonic mean, averaged over the "
     "classes; OP, OR, OF1: over all labels; at a threshold of {threshold} and, at the right, for "
@@ -198,12 +193,14 @@ def score_panels(run: Run) -> dict[str, dict[str, np.ndarray]]:
 def _training_section(run: Run) -> tuple[Section, Drawn]:
     section = Section(f"Classifier: {' / '.join(run.names)}")
     settings = run.provenance.get("training", {})
+    loss = LOSSES.get(settings.get("loss"), Loss("unknown"))
+    of_losses = {key for known in LOSSES.values() for key in known.settings}
     section.facts = [
         (name, _in_words(value))
         for name, value in settings.items()
-        if settings.get("loss") in OF_LOSSES.get(name, (settings.get("loss"),))
+        if name not in of_losses or name in loss.settings
     ]
-    drawn = {"learning.svg": figures.draw_learning(run.history, _loss_unit(run))}
+    drawn = {"learning.svg": figures.draw_learning(run.history, loss.unit)}
     measured = run.metrics.get("mAP") is not None
     if measured:
         section.parts += _measured_tables(run)
@@ -230,11 +227,6 @@ def _in_words(value: Any) -> str:
     if value is None:
         return "none"
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _loss_unit(run: Run) -> str:
-    loss = run.provenance.get("training", {}).get("loss", "")
-    return "nats" if loss.startswith("kl") or loss == "bce" else "no unit"
 
 
 def _measured_tables(run: Run) -> Iterator[Table]:

@@ -13,7 +13,7 @@ from cdul_steps.data.stores import shard_file, write_shard
 from cdul_steps.data.tables import describe, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.similarity import class_embedding
-from cdul_steps.models.device import set_up
+from cdul_steps.models.device import Machine
 from cdul_steps.models.embedding import BatchedEncoder, encode_images
 from cdul_steps.models.encoder import (
     ImageEncoder,
@@ -21,7 +21,7 @@ from cdul_steps.models.encoder import (
     load_clip,
     logit_scale,
 )
-from cdul_steps.models.engine import EngineName, choose_engine
+from cdul_steps.models.engine import choose_engine
 from cdul_steps.progress import note
 from cdul_steps.provenance import versions
 
@@ -38,22 +38,17 @@ def encode_shard(
     precision: str,
     resize_mode: str | None,
     max_pixels: int,
-    device: str,
-    engine: EngineName = "auto",
-    batch_size: int,
-    workers: int,
-    threads: int,
+    machine: Machine,
 ) -> None:
     """Encode the views of one shard's manifest.
 
     Writes the shard's object of `store`, float16 unit vectors (shard_size, 1+S, D) with NaN for
     images that cannot be used, and last `table`, a row an image: `image_id, row, status, error,
-    seconds`. `engine` is what runs the tower on a CPU and `batch_size` counts views, 0 chooses:
-    see `choose_engine`; `workers` processes decode, -1 chooses too. Raises UserError where the
-    model cannot be loaded.
+    seconds`. `choose_engine` says what the machine's engine and batch size are. Raises UserError
+    where the model cannot be loaded.
     """
     facts, images, boxes = read_shard(manifest)
-    target, workers = set_up(device, threads, workers, cpu_workers=0)
+    target, workers = machine.set_up(cpu_workers=0)
     start = time.monotonic()
     network = load_clip(
         model, pretrained, precision=precision, resize_mode=resize_mode, device=target
@@ -62,7 +57,11 @@ def encode_shard(
     loaded = time.monotonic() - start
     views = boxes.shape[1]
     choice = choose_engine(
-        encoder, engine, batch_size, views=views, work=len(images) * views / max(1, workers)
+        encoder,
+        machine.engine,
+        machine.batch_size,
+        views=views,
+        work=len(images) * views / max(1, workers),
     )
     encode = BatchedEncoder(choice.encoder, choice.batch_size)
     note(

@@ -16,11 +16,13 @@ from cdul_steps.data.readers.folder import read_folder
 from cdul_steps.data.tables import describe, score_table, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.models.classifier import WEIGHTS, Card, load_classifier
-from cdul_steps.models.device import InBatches, set_up
+from cdul_steps.models.device import InBatches, Machine
 from cdul_steps.progress import Progress, note
 from cdul_steps.provenance import versions
 
 FORMATS = (".parquet", ".csv", ".json")
+BATCH_SIZE = 32
+"""Images per forward pass, where the machine does not say."""
 
 
 class PredictImages(Dataset):
@@ -68,10 +70,7 @@ def predict_images(
     output: Path,
     threshold: float | None,
     max_pixels: int,
-    device: str,
-    batch_size: int,
-    workers: int,
-    threads: int,
+    machine: Machine,
 ) -> None:
     """Score images: files and folders (`inputs`), or a split of the manifest `images`.
 
@@ -81,7 +80,8 @@ def predict_images(
     """
     if output.suffix not in FORMATS:
         raise UserError(f"{output}: the name must end in {', '.join(FORMATS)}")
-    target, workers = set_up(device, threads, workers, cpu_workers=1)
+    target, workers = machine.set_up(cpu_workers=1)
+    batch_size = machine.batch_size or BATCH_SIZE
     network, card = load_classifier(model, target)
     table = read_split(images, split, ["image_id", "path"]) if images else _listed(inputs)
     loader = DataLoader(

@@ -5,6 +5,7 @@ import io
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from cdul_steps.data.manifest import read_split
 from cdul_steps.data.tables import describe, read_facts, read_scores, score_table, write_table
 from cdul_steps.data.truth import Truth
 from cdul_steps.errors import UserError, first_line
+from cdul_steps.method.losses import LOSSES
 from cdul_steps.method.metrics import Difficult
 from cdul_steps.models.classifier import Card, new_classifier, save_classifier, start_head
-from cdul_steps.models.device import set_up, several_devices
+from cdul_steps.models.device import Machine
 from cdul_steps.progress import note
 from cdul_steps.provenance import source_digest, versions
 from cdul_steps.training.labels import AlignedLabels, new_labels
@@ -33,24 +35,35 @@ from cdul_steps.training.trainer import Trainer
 SOFTWARE = ("torch", "timm", "torchvision", "pillow")
 
 
-def _identity(
-    settings: Training, labels: str, images: Path, difficult: Difficult, max_pixels: int
-) -> str:
-    """Digest of all that a training and its history depend on, the images' own bytes aside.
+@dataclass(frozen=True)
+class _Task:
+    """The arguments of `train_classifier`, as each of its processes gets them."""
 
-    `labels` is the digest of the labels.
-    """
-    weights = Path(settings.weights or "")
-    parts = [
-        settings.model_dump_json(),
-        labels,
-        digest(images),
-        difficult,
-        digest(weights) if weights.is_file() else "",
-        str(max_pixels),
-        source_digest(__name__, train_classifier.__name__),
-    ]
-    return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
+    labels: Path
+    images: Path
+    settings: Training
+    difficult: Difficult
+    max_pixels: int
+    machine: Machine
+    output: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.output / "checkpoint.pt"
+
+    def identity(self) -> str:
+        """Digest of all that the training and its history depend on but the images' own bytes."""
+        weights = Path(self.settings.weights or "")
+        parts = [
+            self.settings.model_dump_json(),
+            digest(self.labels),
+            digest(self.images),
+            self.difficult,
+            digest(weights) if weights.is_file() else "",
+            str(self.max_pixels),
+            source_digest(__name__, train_classifier.__name__),
+        ]
+        return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
 
 
 def _load_checkpoint(path: Path, identity: str) -> dict[str, Any] | None:
@@ -81,137 +94,56 @@ def train_classifier(
     settings: Training,
     difficult: Difficult,
     max_pixels: int,
-    device: str,
-    devices: int = 1,
-    workers: int,
-    threads: int,
+    machine: Machine,
     output: Path,
 ) -> None:
     """Learn a classifier from pseudo-labels, and refine them as it learns.
 
     `labels` is a table of scores with the class table, `images` the manifest, whose truth is
     read for the columns of `history.parquet` alone and never touches learning. Writes in the
-    folder `output`: `model/`, `history.parquet` (a row an epoch), `refined_labels.parquet`;
+    folder `output`: `model/`, `history.parquet` (one row per epoch), `refined_labels.parquet`;
     while it runs, `checkpoint.pt`, from which a killed training goes on. The final epoch is what
     counts. Raises UserError for input that does not fit and for a loss that is not finite.
 
-    On several `devices` (GPUs, or with `device` cpu processes) each takes its part of every batch,
-    and the result is that of one, but for rounding and dropout. Batch norm is over the whole batch
-    too, on GPUs; on a CPU, where it cannot be, UserError is raised.
+    On several GPUs (or with the device cpu, processes) each takes its part of every batch, and the
+    result is that of one, but for rounding and dropout. Batch norm is over the whole batch too, on
+    GPUs; on a CPU, where it cannot be, UserError is raised.
     """
-    arguments: dict[str, Any] = {
-        "labels": labels,
-        "images": images,
-        "settings": settings,
-        "difficult": difficult,
-        "max_pixels": max_pixels,
-        "workers": workers,
-        "threads": threads,
-        "output": output,
-    }
-    names = several_devices(device, devices) if devices > 1 else [device]
-    if len(names) == 1:
-        return _train(Ranks(), names[0], **arguments)
-    # Of what there is, each gets its share.
-    arguments["threads"] = max(1, (threads or torch.get_num_threads()) // len(names))
-    arguments["workers"] = -(-workers // len(names)) if workers > 0 else workers
-    run_ranks(_train, names, **arguments)
+    machines = machine.split()
+    task = _Task(labels, images, settings, difficult, max_pixels, machines[0], output)
+    if len(machines) == 1:
+        _train(Ranks(), machines[0].device, task)
+    else:
+        run_ranks(_train, [each.device for each in machines], task=task)
 
 
-def _train(
-    ranks: Ranks,
-    device: str,
-    *,
-    labels: Path,
-    images: Path,
-    settings: Training,
-    difficult: Difficult,
-    max_pixels: int,
-    workers: int,
-    threads: int,
-    output: Path,
-) -> None:
-    target, workers = set_up(device, threads, workers, cpu_workers=1)
-    table, classes, scores = read_scores(labels)
-    if len(classes) == 1 and settings.loss == "kl_classes":
-        raise UserError("training: a softmax over one class learns nothing; use the loss 'kl'")
-    labels_digest = digest(labels)
-    identity = _identity(settings, labels_digest, images, difficult, max_pixels)
-    checkpoint = output / "checkpoint.pt"
-
-    torch.manual_seed(settings.seed)
-    network, data = new_classifier(settings.model, classes, settings.model_args, settings.weights)
-    card = Card(
-        model=settings.model,
-        model_args=settings.model_args,
-        classes=classes,
-        image_size=settings.image_size,
-        mean=list(data["mean"]),
-        std=list(data["std"]),
-        interpolation=data["interpolation"],
-        threshold=settings.threshold,
-        activation="softmax" if settings.loss == "kl_classes" else "sigmoid",
-        provenance={
-            "training": settings.model_dump(by_alias=True),
-            "labels": {"digest": labels_digest, **read_facts(labels)},
-            "software": versions(*SOFTWARE),
-        },
-    )
-    corrected = torch.from_numpy(corrected_entries(table, classes)).to(target)
-    label_table = new_labels(torch.from_numpy(scores).to(target), corrected, settings)
-    start_head(network, label_table.labels.cpu())
-    trainer = Trainer(network, card, settings, label_table, target, ranks)
-    history: list[dict[str, Any]] = []
-    if state := _load_checkpoint(checkpoint, identity):
-        try:
-            trainer.restore(state)
-            history = json.loads(state["history"])
-        except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-            raise UserError(
-                f"{checkpoint}: does not fit this training ({first_line(error)}); delete it and "
-                "run again"
-            ) from error
-        note(f"train: going on after epoch {len(history)} of {settings.epochs}")
-
-    train_images = TrainImages(table["path"].combine_chunks(), card.resize, settings, max_pixels)
-    loader = Loader(train_images, workers, target)
-    truth = Truth.of(images, table["image_id"].to_pylist(), classes, difficult)
-    test = _test_set(images, classes, card, settings, difficult, max_pixels, workers, target, ranks)
+def _train(ranks: Ranks, device: str, task: _Task) -> None:
+    target, workers = replace(task.machine, device=device).set_up(cpu_workers=1)
+    settings = task.settings
+    table, classes, scores = read_scores(task.labels)
+    trainer = _new_trainer(task, table, classes, scores, target, ranks)
+    card, identity = trainer.card, task.identity()
+    history = _resume(trainer, task, identity)
+    pixels = TrainImages(table["path"].combine_chunks(), card.resize, settings, task.max_pixels)
+    loader = Loader(pixels, workers, target)
+    truth = Truth.of(task.images, table["image_id"].to_pylist(), classes, task.difficult)
+    test = _test_set(task, card, workers, target, ranks)
     steps = settings.epochs * len(batches(np.arange(len(table)), settings.batch_size))
-    parameters = sum(p.numel() for p in network.parameters())
-    note(
-        f"train: {settings.model} ({parameters / 1e6:.1f} M parameters) on "
-        f"{f'{ranks.count} x ' if ranks.count > 1 else ''}{target}, "
-        f"{len(table)} images, {len(classes)} classes, {settings.epochs} epochs"
-    )
-    if isinstance(label_table, AlignedLabels) and settings.alignment.warmup >= settings.epochs:
-        note(
-            f"train: the labels will stay as they are: alignment.warmup "
-            f"({settings.alignment.warmup}) is not below epochs ({settings.epochs})"
-        )
+    _note_start(trainer, len(table))
     for epoch in range(len(history), settings.epochs):
         # Of its own for each rank, so that dropout does not repeat itself within a batch.
         torch.manual_seed(settings.seed * 1_000_003 + epoch + (ranks.rank << 40))
         order = np.random.default_rng((settings.seed, epoch)).permutation(len(table))
         plan = ranks.part(batches(order, settings.batch_size))
-        before = label_table.labels
+        before = trainer.labels.labels
         start = time.monotonic()
         loss = trainer.train_epoch(
             loader.epoch(epoch, plan), steps, f"train epoch {epoch + 1}/{settings.epochs}"
         )
         seconds = time.monotonic() - start
-        unusable = int(trainer.logits.isnan().all(dim=1).sum())
-        if np.isfinite(loss) and unusable == len(table):
-            first = table["path"][0].as_py()
-            raise UserError(f"{labels}: none of its images can be read, the first being {first}")
-        if not (np.isfinite(loss) and trainer.is_finite()):
-            kept = f"; the state before it is in {checkpoint}" if history else ""
-            raise UserError(
-                f"training diverged in epoch {epoch + 1} (the loss is {loss}): "
-                f"use a smaller learning_rate{kept}"
-            )
-        label_table.end_epoch(epoch + 1, trainer.logits)
-        now = label_table.labels
+        _check_epoch(task, trainer, table, epoch + 1, loss)
+        trainer.labels.end_epoch(epoch + 1, trainer.logits)
+        now = trainer.labels.labels
         row = {
             "epoch": epoch + 1,
             "loss": loss,
@@ -223,26 +155,119 @@ def _train(
             "test_mAP": test(trainer) if test else None,
         }
         history.append(row)
-        if unusable:
-            note(f"train: epoch {epoch + 1}: {unusable} images cannot be read and are left out")
-        note(
-            f"train: epoch {epoch + 1}: loss {loss:.4f}, label movement "
-            f"{row['label_movement']:.4f}, {row['images_per_second']:.1f} images/s"
-            + "".join(
-                f", {name.replace('_', ' ')} {row[name]:.2f}"
-                for name in ("label_mAP", "test_mAP")
-                if row[name] is not None
-            )
-        )
+        _note_epoch(row, trainer.unusable)
         if epoch + 1 < settings.epochs and not ranks.rank:
-            state = {"identity": identity, "history": json.dumps(history), **trainer.state()}
-            buffer = io.BytesIO()  # torch's own error on a full disk is not an OSError
-            torch.save(state, buffer)
-            with replacing(checkpoint) as part:
-                part.write_bytes(buffer.getbuffer())
+            _save_checkpoint(trainer, task, identity, history)
     if not ranks.rank:
-        _write_results(output, trainer, table, history)
-        checkpoint.unlink(missing_ok=True)
+        _write_results(task.output, trainer, table, history)
+        task.checkpoint.unlink(missing_ok=True)
+
+
+def _new_trainer(
+    task: _Task,
+    table: pa.Table,
+    classes: list[str],
+    scores: np.ndarray,
+    device: torch.device,
+    ranks: Ranks,
+) -> Trainer:
+    """The network and the labels as a training starts with them, from its table of labels."""
+    settings = task.settings
+    head = LOSSES[settings.loss].head
+    if len(classes) == 1 and head == "softmax":
+        raise UserError("training: a softmax over one class learns nothing; use the loss 'kl'")
+    torch.manual_seed(settings.seed)
+    network, data = new_classifier(settings.model, classes, settings.model_args, settings.weights)
+    card = Card(
+        model=settings.model,
+        model_args=settings.model_args,
+        classes=classes,
+        image_size=settings.image_size,
+        mean=list(data["mean"]),
+        std=list(data["std"]),
+        interpolation=data["interpolation"],
+        threshold=settings.threshold,
+        activation=head,
+        provenance={
+            "training": settings.model_dump(by_alias=True),
+            "labels": {"digest": digest(task.labels), **read_facts(task.labels)},
+            "software": versions(*SOFTWARE),
+        },
+    )
+    corrected = torch.from_numpy(corrected_entries(table, classes)).to(device)
+    labels = new_labels(torch.from_numpy(scores).to(device), corrected, settings)
+    start_head(network, labels.labels.cpu())
+    return Trainer(network, card, settings, labels, device, ranks)
+
+
+def _resume(trainer: Trainer, task: _Task, identity: str) -> list[dict[str, Any]]:
+    """Go on from the checkpoint, if there is one of this training; the history until then."""
+    state = _load_checkpoint(task.checkpoint, identity)
+    if not state:
+        return []
+    try:
+        trainer.restore(state)
+        history = json.loads(state["history"])
+    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        raise UserError(
+            f"{task.checkpoint}: does not fit this training ({first_line(error)}); delete it and "
+            "run again"
+        ) from error
+    note(f"train: going on after epoch {len(history)} of {task.settings.epochs}")
+    return history
+
+
+def _save_checkpoint(
+    trainer: Trainer, task: _Task, identity: str, history: list[dict[str, Any]]
+) -> None:
+    state = {"identity": identity, "history": json.dumps(history), **trainer.state()}
+    buffer = io.BytesIO()  # torch's own error on a full disk is not an OSError
+    torch.save(state, buffer)
+    with replacing(task.checkpoint) as part:
+        part.write_bytes(buffer.getbuffer())
+
+
+def _check_epoch(task: _Task, trainer: Trainer, table: pa.Table, epoch: int, loss: float) -> None:
+    """Raise UserError where `epoch` (from 1) has left nothing to go on with."""
+    if np.isfinite(loss) and trainer.unusable == len(table):
+        first = table["path"][0].as_py()
+        raise UserError(f"{task.labels}: none of its images can be read, the first being {first}")
+    if not (np.isfinite(loss) and trainer.is_finite()):
+        kept = f"; the state before it is in {task.checkpoint}" if epoch > 1 else ""
+        raise UserError(
+            f"training diverged in epoch {epoch} (the loss is {loss}): "
+            f"use a smaller learning_rate{kept}"
+        )
+
+
+def _note_start(trainer: Trainer, images: int) -> None:
+    settings, alignment = trainer.settings, trainer.settings.alignment
+    parameters = sum(p.numel() for p in trainer.network.parameters())
+    several = f"{trainer.ranks.count} x " if trainer.ranks.count > 1 else ""
+    note(
+        f"train: {settings.model} ({parameters / 1e6:.1f} M parameters) on "
+        f"{several}{trainer.device}, {images} images, {len(trainer.card.classes)} classes, "
+        f"{settings.epochs} epochs"
+    )
+    if isinstance(trainer.labels, AlignedLabels) and alignment.warmup >= settings.epochs:
+        note(
+            f"train: the labels will stay as they are: alignment.warmup ({alignment.warmup}) is "
+            f"not below epochs ({settings.epochs})"
+        )
+
+
+def _note_epoch(row: dict[str, Any], unusable: int) -> None:
+    if unusable:
+        note(f"train: epoch {row['epoch']}: {unusable} images cannot be read and are left out")
+    note(
+        f"train: epoch {row['epoch']}: loss {row['loss']:.4f}, label movement "
+        f"{row['label_movement']:.4f}, {row['images_per_second']:.1f} images/s"
+        + "".join(
+            f", {name.replace('_', ' ')} {row[name]:.2f}"
+            for name in ("label_mAP", "test_mAP")
+            if row[name] is not None
+        )
+    )
 
 
 def _array(scores: Tensor) -> np.ndarray:
@@ -250,27 +275,21 @@ def _array(scores: Tensor) -> np.ndarray:
 
 
 def _test_set(
-    images: Path,
-    classes: list[str],
-    card: Card,
-    settings: Training,
-    difficult: Difficult,
-    max_pixels: int,
-    workers: int,
-    device: torch.device,
-    ranks: Ranks,
+    task: _Task, card: Card, workers: int, device: torch.device, ranks: Ranks
 ) -> Callable[[Trainer], float | None] | None:
     """A function from a trainer to its mAP on the test split; None where nothing is known."""
     try:
-        table = read_split(images, "test", ["image_id", "path"])
+        table = read_split(task.images, "test", ["image_id", "path"])
     except UserError:
         return None
-    truth = Truth.of(images, table["image_id"].to_pylist(), classes, difficult)
+    truth = Truth.of(task.images, table["image_id"].to_pylist(), card.classes, task.difficult)
     if not len(truth.places):
         return None
-    data = TrainImages(table["path"].combine_chunks(), card.resize, settings, max_pixels)
-    loader = Loader(data, workers, device)
-    plan = ranks.part(batches(np.arange(len(table)), max(settings.batch_size, 32)))
+    pixels = TrainImages(
+        table["path"].combine_chunks(), card.resize, task.settings, task.max_pixels
+    )
+    loader = Loader(pixels, workers, device)
+    plan = ranks.part(batches(np.arange(len(table)), max(task.settings.batch_size, 32)))
     return lambda trainer: truth.mean_average_precision(
         _array(trainer.predict(loader.epoch(-1, plan), len(table)))
     )

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from snakemake.common.configfile import load_configfile
 from snakemake.utils import update_config
 from torch.utils.data import DataLoader
 
-from cdul_steps.config import Config, Dataset, Encoder, Training, load
+from cdul_steps.config import Config, Dataset, Encoder, Runtime, Training, load
 from cdul_steps.data.classes import check_choice, load_classes
 from cdul_steps.data.images import ImageError, read_size
 from cdul_steps.data.readers import check_counts, check_files, read_dataset
@@ -29,7 +29,7 @@ from cdul_steps.demo.scenes import write_scenes
 from cdul_steps.errors import UserError, first_line
 from cdul_steps.method.snippets import view_boxes
 from cdul_steps.models.classifier import new_classifier
-from cdul_steps.models.device import DTYPES, set_up
+from cdul_steps.models.device import DTYPES, Machine
 from cdul_steps.models.embedding import BatchedEncoder, ShardImages
 from cdul_steps.models.encoder import ImageEncoder, load_clip
 from cdul_steps.models.engine import choose_engine
@@ -151,8 +151,17 @@ def _target(name: str) -> str:
     return "cuda:0"
 
 
+def _machine(runtime: Runtime) -> Machine:
+    return Machine(
+        device=_target(runtime.device),
+        workers=runtime.workers,
+        engine=runtime.engine,
+        batch_size=runtime.batch_size,
+    )
+
+
 def _device(name: str) -> Result:
-    device, _ = set_up(_target(name), 0, -1, cpu_workers=0)
+    device, _ = Machine(_target(name)).set_up(cpu_workers=0)
     cores = len(os.sched_getaffinity(0))
     if device.type != "cuda":
         return f"no GPU is used; {cores} CPU cores", {"device": str(device), "cores": cores}
@@ -263,9 +272,8 @@ def _encode_time(
     seconds: float,
 ) -> Result:
     """Encode images as the stage does, for about `seconds`."""
-    target, workers = set_up(
-        _target(config.runtime.device), 0, config.runtime.workers, cpu_workers=0
-    )
+    machine = _machine(config.runtime)
+    target, workers = machine.set_up(cpu_workers=0)
     with _offline():
         network = load_clip(
             encoder.model,
@@ -277,8 +285,8 @@ def _encode_time(
     in_workers = target.type == "cpu"
     model = ImageEncoder(network, encoder.precision, target)
     views = _views(dataset)
-    runtime, work = config.runtime, dataset.shard_size * views / max(1, workers)
-    choice = choose_engine(model, runtime.engine, runtime.batch_size, views=views, work=work)
+    work = dataset.shard_size * views / max(1, workers)
+    choice = choose_engine(model, machine.engine, machine.batch_size, views=views, work=work)
     encode = BatchedEncoder(choice.encoder, choice.batch_size)
     with tempfile.TemporaryDirectory() as scratch:
         paths, boxes = [], []
@@ -356,7 +364,7 @@ def _train_time(training: Training, images: int, config: Config, seconds: float)
 
     `images` are those of all label variants together.
     """
-    target, _ = set_up(_target(config.runtime.device), 0, 1, cpu_workers=1)
+    target, _ = replace(_machine(config.runtime), workers=1).set_up(cpu_workers=1)
     network, _ = new_classifier(training.model, ["a", "b"], training.model_args, None)
     network = network.to(target).train()
     size = max(training.batch_size, 2)

@@ -1,7 +1,7 @@
 """The labels that a training learns from: a table that gives the loss, and may move.
 
 A variant of the training is one of the classes here with one of the losses of
-`cdul_steps.method.losses`; the loop in `cdul_steps.steps.train` knows none of them.
+`cdul_steps.method.loss_functions`; the loop in `cdul_steps.steps.train` knows none of them.
 """
 
 from functools import partial
@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdul_steps.config import Alignment, Training
+from cdul_steps.config import Alignment, Role, Section, Training
 from cdul_steps.method.gradient_alignment import label_step, to_label, to_latent
-from cdul_steps.method.losses import LOSSES, Loss, role
+from cdul_steps.method.loss_functions import FUNCTIONS, LossFunction
+from cdul_steps.method.losses import LOSSES
 from cdul_steps.method.single_positive import first_estimates, harden, smooth
 
 
@@ -24,7 +25,9 @@ class FixedLabels:
     nothing to learn.
     """
 
-    def __init__(self, latents: Tensor, corrected: Tensor, unknown: Tensor, loss: Loss) -> None:
+    def __init__(
+        self, latents: Tensor, corrected: Tensor, unknown: Tensor, loss: LossFunction
+    ) -> None:
         self.latents, self.corrected, self.unknown = latents, corrected, unknown
         self._loss = loss
 
@@ -65,7 +68,7 @@ class AlignedLabels(FixedLabels):
         latents: Tensor,
         corrected: Tensor,
         unknown: Tensor,
-        loss: Loss,
+        loss: LossFunction,
         settings: Alignment,
     ) -> None:
         super().__init__(latents, corrected, unknown, loss)
@@ -95,12 +98,12 @@ class EstimatedLabels(FixedLabels):
         given: Tensor,
         corrected: Tensor,
         unknown: Tensor,
-        loss: Loss,
-        rate: float,
+        loss: LossFunction,
+        settings: Role,
         seed: int,
     ) -> None:
         super().__init__(torch.nn.Parameter(first_estimates(given, seed)), corrected, unknown, loss)
-        self._given, self._rate = to_latent(given), rate
+        self._given, self._rate = to_latent(given), settings.learning_rate_scale
         self._observed = torch.where(unknown, 0.0, given)
 
     @property
@@ -129,20 +132,15 @@ def new_labels(pseudo_labels: Tensor, corrected: Tensor, settings: Training) -> 
     labels = harden(
         torch.where(unknown, 0.0, pseudo_labels), settings.positives, settings.threshold
     )
-    if settings.loss == "role":
-        return EstimatedLabels(
-            torch.where(corrected, pseudo_labels, labels),
-            corrected,
-            unknown,
-            partial(role, expected=settings.expected_positives),
-            settings.role.learning_rate_scale,
-            settings.seed,
-        )
-    options = {
-        "asl": settings.asl.model_dump(),
-        "epr": {"expected": settings.expected_positives},
-    }
-    loss = partial(LOSSES[settings.loss], **options.get(settings.loss, {}))
+    of_loss = {key: getattr(settings, key) for key in LOSSES[settings.loss].settings}
+    role = of_loss.pop("role", None)
+    options: dict[str, Any] = {}
+    for key, value in of_loss.items():
+        options |= value.model_dump() if isinstance(value, Section) else {key: value}
+    loss = partial(FUNCTIONS[settings.loss], **options)
+    if role:
+        given = torch.where(corrected, pseudo_labels, labels)
+        return EstimatedLabels(given, corrected, unknown, loss, role, settings.seed)
     labels = smooth(labels, **settings.smoothing.model_dump())
     latents = to_latent(torch.where(corrected, pseudo_labels, labels))
     if settings.alignment.enabled:

@@ -79,9 +79,11 @@ class Trainer:
                     group["lr"] = rate * group.get("lr_scale", 1)
                 if len(index) == 1:  # batch norm needs two
                     images = images.repeat(2, 1, 1, 1)
-                # A rank that has none of the batch's images takes part with an earlier one, which
-                # only batch norm sees.
-                images = spare = images if len(images) else spare[:1]
+                if not len(images):
+                    # A rank that has none of the batch's images takes part with an earlier one,
+                    # which only batch norm sees.
+                    images = spare[:1]
+                spare = images
                 index = index.to(self.device, non_blocking=True)
                 logits = self._forward(self._training_network, images)[: mine.stop - mine.start]
                 logits = self.ranks.gather(logits, mine, len(index))
@@ -110,6 +112,11 @@ class Trainer:
                 logits = self._forward(self.network, pixels)
                 scores[index] = self.card.probabilities(logits).cpu()
         return self.ranks.sum(scores)
+
+    @property
+    def unusable(self) -> int:
+        """Number of images that had no logits in the last epoch, since they cannot be read."""
+        return int(self.logits.isnan().all(dim=1).sum())
 
     def is_finite(self) -> bool:
         """Whether the network's weights and statistics are."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cdul_steps.errors import UserError
-from cdul_steps.models.device import choose_device, claim, set_up
+from cdul_steps.models.device import Machine, choose_device, claim
 
 GPUS = ["GPU-a", "GPU-b", "GPU-c"]
 FORK = multiprocessing.get_context("fork")
@@ -96,7 +96,7 @@ def test_without_a_gpu():
 def test_a_decoding_process_takes_its_thread_from_torch(threads, workers, expected):
     before = torch.get_num_threads()
     try:
-        _, found = set_up("cpu", threads, workers, cpu_workers=1)
+        _, found = Machine("cpu", threads=threads, workers=workers).set_up(cpu_workers=1)
         assert (torch.get_num_threads(), found) == expected
     finally:
         torch.set_num_threads(before)

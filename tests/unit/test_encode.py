@@ -47,15 +47,10 @@ def run(manifest: Path, folder: Path, model: str, **options) -> tuple[np.ndarray
         "precision": "fp32",
         "resize_mode": None,
         "max_pixels": tiny.MAX_PIXELS,
-        "device": "cpu",
-        "engine": "auto",
-        "batch_size": 0,
-        "workers": 0,
-        "threads": 1,
         **options,
     }
     store, table = folder / "a.zarr", folder / f"{manifest.stem}.parquet"
-    encode_shard(manifest=manifest, store=store, table=table, model=model, **arguments)
+    encode_shard(manifest=manifest, store=store, table=table, model=model, **tiny.on(arguments))
     write_metadata(store, (2 * SHARD, VIEWS, DIMENSION), SHARD, "float16", {})
     first = read_facts(manifest)["shard"] * SHARD
     return np.asarray(open_store(store)[first : first + SHARD]), pq.read_table(table).to_pylist()

@@ -128,10 +128,7 @@ def scores(model, photo, tmp_path_factory) -> dict[str, float]:
         output=output,
         threshold=None,
         max_pixels=tiny.MAX_PIXELS,
-        device="cpu",
-        batch_size=1,
-        workers=0,
-        threads=1,
+        machine=tiny.MACHINE,
     )
     return pq.read_table(output).select(CLASSES).to_pylist()[0]
 

@@ -48,8 +48,8 @@ def encode_into(shard, output: Path, **changes) -> dict:
     return {
         **{"manifest": manifest, "model": clip, "store": output / "e.zarr"},
         **{"table": output / "0.parquet", "pretrained": None, "precision": "fp32"},
-        **{"resize_mode": None, "max_pixels": tiny.MAX_PIXELS, "device": "cpu"},
-        **{"batch_size": 0, "workers": 0, "threads": 1, **changes},
+        **{"resize_mode": None, "max_pixels": tiny.MAX_PIXELS},
+        **tiny.on(changes),
     }
 
 
@@ -222,8 +222,8 @@ def classifier(tmp_path_factory) -> Path:
 def predict_from(classifier: Path, folder: Path, output: Path, **changes) -> dict:
     return {
         **{"model": classifier, "inputs": [folder], "images": None, "split": None},
-        **{"output": output / "scores.parquet", "threshold": None, "batch_size": 4},
-        **{"max_pixels": tiny.MAX_PIXELS, "device": "cpu", "workers": 0, "threads": 1, **changes},
+        **{"output": output / "scores.parquet", "threshold": None},
+        **tiny.on({"max_pixels": tiny.MAX_PIXELS, "batch_size": 4, **changes}),
     }
 
 

@@ -77,7 +77,7 @@ def test_two_gpus_do_what_one_does(data, tmp_path):
     """With batch norm, which is over the whole batch."""
     settings = {**test_ranks.PLAIN, "model": "test_resnet", "batch_size": 5}
     one = test_train.run(data, tmp_path / "one", device=GPU, **settings)
-    two = test_train.run(data, tmp_path / "two", device="cuda", devices=2, **settings)
+    two = test_train.run(data, tmp_path / "two", device="cuda", gpus=2, **settings)
     np.testing.assert_allclose(test_train.refined(one), test_train.refined(two), atol=1e-2)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from test_losses import BY_NAME, pairs
 
 from cdul_steps.method.gradient_alignment import label_step, psi, to_label, to_latent
-from cdul_steps.method.losses import EPSILON, kl_per_class
+from cdul_steps.method.loss_functions import EPSILON, kl_per_class
 
 # Those that a label step may descend.
 ALL_LOSSES = ["kl", "kl_reverse", "kl_classes", "bce", "asl"]

@@ -2,6 +2,8 @@
 
 import math
 from functools import partial
+from inspect import signature
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cdul_steps.method.losses import (
-    LOSSES,
+from cdul_steps.config import Section, Training
+from cdul_steps.method.loss_functions import (
+    FUNCTIONS,
     asymmetric,
     binary_cross_entropy,
     expected_positive,
@@ -20,13 +23,16 @@ from cdul_steps.method.losses import (
     role,
     weak_assume_negative,
 )
+from cdul_steps.method.losses import LOSSES, LossName
 from cdul_steps.method.single_positive import harden, smooth
 
 ASL = {"gamma_positive": 0.5, "gamma_negative": 3.0, "margin": 0.1}
 EXPECTED = 1.5
-OPTIONS = {"asl": ASL, "epr": {"expected": EXPECTED}}
-BY_NAME = {name: partial(loss, **OPTIONS.get(name, {})) for name, loss in LOSSES.items()}
-ALL_LOSSES = sorted(LOSSES)
+OPTIONS = {"asl": ASL, "epr": {"expected_positives": EXPECTED}}
+BY_NAME = {name: partial(loss, **OPTIONS.get(name, {})) for name, loss in FUNCTIONS.items()}
+# It also learns the labels, so it takes a table more.
+BY_NAME.pop("role")
+ALL_LOSSES = sorted(BY_NAME)
 shapes = st.tuples(st.integers(1, 4), st.integers(2, 5))
 
 
@@ -105,6 +111,21 @@ def rows_of(logits, labels):
     return list(zip(logits.tolist(), labels.tolist(), strict=True))
 
 
+def test_every_loss_is_known_by_one_name_everywhere():
+    assert list(LOSSES) == list(FUNCTIONS) == list(get_args(LossName))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_names_the_settings_that_its_function_takes(name):
+    """Of a training; those of `role` are of its labels."""
+    training, taken = Training(), set()
+    for key in set(LOSSES[name].settings) - {"role"}:
+        value = getattr(training, key)
+        taken |= set(value.model_dump()) if isinstance(value, Section) else {key}
+    parameters = signature(FUNCTIONS[name]).parameters.values()
+    assert taken == {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
 @pytest.mark.parametrize("name", ALL_LOSSES)
 @given(example=pairs())
 def test_loss_equals_the_formula_and_is_never_negative(name, example):
@@ -125,7 +146,9 @@ def test_role_equals_the_formula(example, seed):
     one = bce(rows_of(logits, torch.sigmoid(latents)))
     other = bce(rows_of(latents, torch.sigmoid(logits)))
     expected = (np.array(network) + estimates + one + other) / 2
-    np.testing.assert_allclose(role(logits, latents, observed, expected=EXPECTED), expected)
+    np.testing.assert_allclose(
+        role(logits, latents, observed, expected_positives=EXPECTED), expected
+    )
 
 
 @pytest.mark.parametrize("name", ALL_LOSSES)
@@ -142,12 +165,12 @@ def test_gradient_of_role():
 
     def half(a, b):
         cross = binary_cross_entropy(a, torch.sigmoid(b))
-        return (expected_positive(a, observed, expected=EXPECTED) + cross) / 2
+        return (expected_positive(a, observed, expected_positives=EXPECTED) + cross) / 2
 
     for a, b in ((logits, latents), (latents, logits)):
         assert torch.autograd.gradcheck(partial(half, b=b), a.clone().requires_grad_())
     both = [logits.clone().requires_grad_(), latents.clone().requires_grad_()]
-    found = torch.autograd.grad(role(*both, observed, expected=EXPECTED).sum(), both)
+    found = torch.autograd.grad(role(*both, observed, expected_positives=EXPECTED).sum(), both)
     for gradient, mine, other in zip(found, both, both[::-1], strict=True):
         (expected,) = torch.autograd.grad(half(mine, other.detach()).sum(), mine)
         torch.testing.assert_close(gradient, expected)
@@ -157,7 +180,7 @@ def test_gradient_of_role():
 @given(example=pairs())
 def test_loss_is_zero_where_the_network_says_the_labels(name, example):
     _, labels = example
-    np.testing.assert_allclose(LOSSES[name](torch.logit(labels), labels), 0, atol=1e-9)
+    np.testing.assert_allclose(FUNCTIONS[name](torch.logit(labels), labels), 0, atol=1e-9)
 
 
 @given(example=pairs())
@@ -254,5 +277,5 @@ def test_epr_says_nothing_of_what_is_not_observed_but_the_count():
     observed = torch.zeros(2, 3)
     # Two classes an image on the average, whichever they are.
     logits = torch.tensor([[20.0, 20.0, 20.0], [20.0, -20.0, -20.0]])
-    assert expected_positive(logits, observed, expected=2).abs().max() < 1e-6
-    assert expected_positive(logits, observed, expected=1).min() > 0.3
+    assert expected_positive(logits, observed, expected_positives=2).abs().max() < 1e-6
+    assert expected_positive(logits, observed, expected_positives=1).min() > 0.3

@@ -62,10 +62,7 @@ def embed_images(folder: Path, clip: str, precision: str = "fp32", shards=(0, 1)
             precision=precision,
             resize_mode=None,
             max_pixels=tiny.MAX_PIXELS,
-            device="cpu",
-            batch_size=0,
-            workers=0,
-            threads=1,
+            machine=tiny.MACHINE,
         )
 
 

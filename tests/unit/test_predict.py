@@ -65,13 +65,9 @@ def run(model: Path, output: Path, *inputs: Path, **changes) -> pd.DataFrame:
         "split": None,
         "threshold": None,
         "max_pixels": tiny.MAX_PIXELS,
-        "device": "cpu",
-        "batch_size": 32,
-        "workers": 0,
-        "threads": 1,
         **changes,
     }
-    predict_images(model=model, inputs=inputs, output=output, **values)
+    predict_images(model=model, inputs=inputs, output=output, **tiny.on(values))
     return pq.read_table(output).to_pandas() if output.suffix == ".parquet" else None
 
 

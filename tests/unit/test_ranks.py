@@ -62,7 +62,7 @@ def test_two_processes_do_what_one_does(data, tmp_path, variant, size):
         )
         settings.update(labels, weight_decay=0.1, schedule="cosine")
     one = test_train.run(data, tmp_path / "one", **settings)
-    two = test_train.run(data, tmp_path / "two", devices=2, workers=1, **settings)
+    two = test_train.run(data, tmp_path / "two", gpus=2, workers=1, **settings)
     assert (test_train.history(one)["label_movement"][1:] > 1e-4).all()
     assert_close(one, two)
     assert sorted(p.name for p in two.iterdir()) == sorted(p.name for p in one.iterdir())
@@ -72,7 +72,7 @@ def test_another_number_of_devices_goes_on(data, tmp_path, monkeypatch, capfd):
     """It is no setting of the training: a checkpoint of one device is good for two."""
     undisturbed = test_train.run(data, tmp_path / "undisturbed", **PLAIN)
     test_train.interrupt(monkeypatch, data, tmp_path / "resumed", **PLAIN)
-    test_train.run(data, tmp_path / "resumed", devices=2, **PLAIN)
+    test_train.run(data, tmp_path / "resumed", gpus=2, **PLAIN)
     assert capfd.readouterr().err.count("going on after epoch 2 of 3") == 1
     assert_close(undisturbed, tmp_path / "resumed")
 
@@ -125,7 +125,7 @@ def test_stopped_and_started_again(data, tmp_path, end):
 
 
 def test_batch_norm_of_several_processes_is_refused_on_a_cpu(data, tmp_path):
-    message = test_train.fails(data, tmp_path, devices=2, model="test_resnet")
+    message = test_train.fails(data, tmp_path, gpus=2, model="test_resnet")
     assert "batch norm over several processes is for GPUs" in message
     assert not (tmp_path / "model").exists()
 

@@ -39,7 +39,7 @@ from cdul_steps.steps.similarity import make_similarity, write_store
 from cdul_steps.steps.train import train_classifier
 
 CLASSES = ["cat", "<script>alert(1)</script>", "狗 & $x_1$"]
-TINY = {"max_pixels": tiny.MAX_PIXELS, "device": "cpu", "workers": 0, "threads": 1}
+TINY = {"max_pixels": tiny.MAX_PIXELS, "machine": tiny.MACHINE}
 
 # What the figures show
 
@@ -269,7 +269,6 @@ def run_stages(root: Path, known: bool) -> Path:
                 pretrained=None,
                 precision="fp32",
                 resize_mode=None,
-                batch_size=0,
                 **TINY,
             )
         make_similarity(
@@ -312,7 +311,6 @@ def run_stages(root: Path, known: bool) -> Path:
             split=split,
             output=predictions,
             threshold=None,
-            batch_size=8,
             **TINY,
         )
     evaluate_scores(

@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tiny
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -21,7 +22,7 @@ from cdul_steps.config import Training, read_training
 from cdul_steps.data.corrections import UNKNOWN, apply_corrections, corrected_entries
 from cdul_steps.data.tables import describe, read_facts, read_scores, score_table, write_table
 from cdul_steps.errors import UserError
-from cdul_steps.method.losses import EPSILON
+from cdul_steps.method.loss_functions import EPSILON
 from cdul_steps.models.classifier import Card, new_classifier
 from cdul_steps.steps import train
 from cdul_steps.steps.manifest import make_manifest
@@ -118,14 +119,11 @@ def arguments(data: Path, output: Path, **changes) -> dict:
         "images": data / "images.parquet",
         "difficult": "ignore",
         "max_pixels": 10_000,
-        "device": "cpu",
-        "workers": 0,
-        "threads": 1,
         "output": output,
     }
     settings = {k: v for k, v in changes.items() if k in Training.model_fields}
     values.update((k, v) for k, v in changes.items() if k not in settings)
-    return {**values, "settings": read_training(json.dumps({**SETTINGS, **settings}))}
+    return {**tiny.on(values), "settings": read_training(json.dumps({**SETTINGS, **settings}))}
 
 
 def run(data: Path, output: Path, **changes) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from cdul_steps.models.device import Machine
 from cdul_steps.steps.manifest import make_manifest
 
 CLIP = {
@@ -20,6 +22,14 @@ CLIP = {
 PREPROCESS = {"mean": [0.5, 0.45, 0.4], "std": [0.25, 0.26, 0.27], "resize_mode": "squash"}
 WEIGHTS = "open_clip_model.safetensors"
 MAX_PIXELS = 100_000
+MACHINE = Machine("cpu", workers=0, threads=1)
+
+
+def on(arguments: dict) -> dict:
+    """Arguments of a stage with those of `Machine` among them as one; MACHINE has the others."""
+    own = {name: arguments[name] for name in arguments if hasattr(MACHINE, name)}
+    others = {name: value for name, value in arguments.items() if name not in own}
+    return {**others, "machine": replace(MACHINE, **own)}
 
 
 def make_clip(folder: Path, change=lambda network: None, **model: object) -> str:
