@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from cdul_steps.limits import MAX_PIXELS
+from cdul_steps.config import Dataset
 from cdul_steps.provenance import versions
 from cdul_steps.steps.manifest import make_manifest
 
@@ -66,16 +66,16 @@ def link_photos(
     for i, file in zip(range(images), itertools.cycle(files), strict=False):
         (folder / f"images/{i:06d}.jpg").symlink_to(file.resolve())
     (folder / "classes.txt").write_text("\n".join(classes))
-    make_manifest(
+    dataset = Dataset(
         reader="folder",
         root=folder / "images",
         classes=folder / "classes.txt",
         splits={"train": "."},
-        grid=[grid],
+        grid=grid,
         shard_size=shard_size,
-        max_pixels=MAX_PIXELS,
-        output=folder / "images.parquet",
+        max_failed_share=1,
     )
+    make_manifest(dataset=dataset, output=folder / "images.parquet")
     return folder / "train"
 
 

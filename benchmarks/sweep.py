@@ -97,7 +97,7 @@ def main() -> None:
         sweep += ("--settings", json.dumps(SETTINGS), "--output", folder / "sweep.parquet")
         commands = {
             "label": label,
-            "calibrated": (*label, "--standardise", "--positives", "3"),
+            "calibrated": (*label, "--settings", '{"standardise": true, "positives": 3}'),
             "sweep": sweep,
         }
         result = {"shape": [options.images, options.views, options.classes]}

@@ -6,12 +6,31 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import typer
+from pydantic import ValidationError
 
+from cdul_steps.config import (
+    Dataset,
+    Encoder,
+    Engine,
+    Precision,
+    Reader,
+    ResizeMode,
+    Runtime,
+    Scenes,
+    Section,
+    Side,
+    read_labels,
+    read_sweep,
+    read_training,
+    reference,
+    schema,
+)
 from cdul_steps.errors import UserError, explain
 from cdul_steps.limits import MAX_PIXELS
+from cdul_steps.method.choices import AveragePrecision, Difficult
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,81 +45,120 @@ review = typer.Typer(no_args_is_help=True, help="Correct pseudo-labels by hand: 
 app.add_typer(review, name="review")
 
 Option = typer.Option
+UsageError = typer.BadParameter.__bases__[0]
+"""What typer raises for words that are no command; it is exported by its subclass only."""
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+def _bounds(metadata: list[Any]) -> dict[str, Any]:
+    """The `min` and `max` of an option, from pydantic's metadata of a number."""
+    return {
+        name: getattr(bound, key)
+        for name, key in (("min", "ge"), ("max", "le"))
+        for bound in metadata
+        if hasattr(bound, key)
+    }
+
+
+def _key(section: type[Section], key: str, help: str) -> Any:
+    """An option with the bounds of a key of the config."""
+    return Option(help=help, **_bounds(section.model_fields[key].metadata))
+
+
+def _section(section: type[AnySection], **values: Any) -> AnySection:
+    """A section of the config from options; those that it refuses are the user's mistakes."""
+    try:
+        return section(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = {"splits": "--split", "templates": "--template"}.get(
+            str(first["loc"][0]), f"--{first['loc'][0]}".replace("_", "-")
+        )
+        message = f"{first['input']!r}: {first['msg'].removeprefix('Value error, ')}"
+        raise typer.BadParameter(message, param_hint=option) from error
+
+
+SIDES = _bounds(get_args(Side)[1].metadata)
 Output = Annotated[Path, Option(help="File to write.", dir_okay=False)]
 Images = Annotated[Path, Option(help="images.parquet of the manifest.")]
 Classes = Annotated[Path, Option(help="Class names: a YAML list, or text with a name a line.")]
 Split = Annotated[str, Option(help="Split to work on: train or test.")]
 Model = Annotated[str, Option(help="open_clip model name, or local-dir:FOLDER.")]
 Pretrained = Annotated[str | None, Option(help="open_clip tag or checkpoint file.")]
-MaxPixels = Annotated[int, Option(help="Images of more pixels are refused.")]
+MaxPixels = Annotated[int, _key(Dataset, "max_pixels", "Images of more pixels are refused.")]
 MaxFailedShare = Annotated[
-    float, Option(help="More unusable images than this share (0..1) are an error.")
+    float, _key(Dataset, "max_failed_share", "More unusable images than this share are an error.")
 ]
 Device = Annotated[
     str, Option(help="auto, cpu, cuda (a GPU that no other job has), cuda:1 (that one), ...")
 ]
-Gpus = Annotated[int, Option(help="GPUs that --device auto may take; 0: none, so the CPU.")]
+Gpus = Annotated[
+    int, Option(min=0, max=1024, help="GPUs that --device auto may take; 0: none, so the CPU.")
+]
 Workers = Annotated[
-    int, Option(help="Processes that decode images (on a CPU: and encode them); -1 chooses.")
+    int,
+    _key(Runtime, "workers", "Processes that decode images (on a CPU: and encode); -1 chooses."),
 ]
-Threads = Annotated[int, Option(help="CPU threads of the model; 0: all.")]
-Zeta = Annotated[float, Option(help="Snippet score from which a class takes its maximum (0..1).")]
-Lambda = Annotated[
-    float, Option("--lambda", help="0: mean of global and local, 1: the larger, -1: the smaller.")
+Threads = Annotated[int, Option(min=0, max=1024, help="CPU threads of the model; 0: all.")]
+Seed = Annotated[int, _key(Scenes, "seed", "Seed of all that is random.")]
+Similarities = Annotated[list[str], Option(help="SPLIT=STORE of cosines; once a split.")]
+OfDifficult = Annotated[
+    Difficult,
+    Option(help="What an image counts as for a class it shows only difficultly."),
 ]
-Tau = Annotated[float | None, Option(help="Softmax temperature; default: 1/logit_scale.")]
-LabelGrid = Annotated[
-    tuple[int, int] | None,
-    Option(help="Use only the snippets of this one of the manifest's grids; default: all."),
+Ap = Annotated[
+    AveragePrecision, Option(help="all: AP over all points; voc07: VOC2007's 11 points.")
 ]
-Difficult = Annotated[
-    str,
-    Option(
-        help="What an image counts as for a class it shows only difficultly: "
-        "ignore, negative or positive."
-    ),
-]
-Ap = Annotated[str, Option(help="all: AP over all points; voc07: VOC2007's 11 points.")]
 
 
-def _choose(option: str, value: str, known: tuple[str, ...]) -> Any:
-    if value not in known:
-        raise typer.BadParameter(f"{value!r} is not one of {', '.join(known)}", param_hint=option)
-    return value
-
-
-def _pairs(option: str, values: list[str]) -> dict[str, str]:
-    pairs = dict(value.partition("=")[::2] for value in values)
-    if len(pairs) < len(values) or not all(pairs.values()):
-        raise typer.BadParameter("give each as NAME=VALUE, no name twice", param_hint=option)
+def _pairs(option: str, values: list[str]) -> list[tuple[str, str]]:
+    pairs = [(name, value) for name, _, value in (text.partition("=") for text in values)]
+    if not all(name and value for name, value in pairs):
+        raise typer.BadParameter("give each as NAME=VALUE", param_hint=option)
     return pairs
+
+
+def _by_split(option: str, values: list[str]) -> dict[str, str]:
+    pairs = _pairs(option, values)
+    if len(dict(pairs)) < len(pairs):
+        raise typer.BadParameter("names a split twice", param_hint=option)
+    return dict(pairs)
+
+
+def _stores(values: list[str]) -> dict[str, Path]:
+    return {split: Path(store) for split, store in _by_split("--similarity", values).items()}
 
 
 def _grid(option: str, text: str) -> tuple[int, int]:
     rows, _, columns = text.partition("x")
-    if not (rows.isdecimal() and columns.isdecimal() and int(rows) and int(columns)):
-        raise typer.BadParameter(f"{text!r} is not ROWSxCOLUMNS", param_hint=option)
+    if not {rows, columns} <= {str(side) for side in range(SIDES["min"], SIDES["max"] + 1)}:
+        raise typer.BadParameter(
+            f"{text!r} is not ROWSxCOLUMNS of {SIDES['min']} to {SIDES['max']}", param_hint=option
+        )
     return int(rows), int(columns)
 
 
 @app.command()
 def manifest(
-    reader: Annotated[str, Option(help="voc, coco, nuswide, folder or table.")],
+    reader: Annotated[Reader, Option(help="Layout of the data set (docs/datasets.md).")],
     root: Annotated[Path, Option(help="Folder or file of the data set (docs/datasets.md).")],
     classes: Classes,
     output: Output,
     split: Annotated[
         list[str], Option(help="OURS=THEIRS, for example train=trainval; once a split.")
     ] = ["train=train"],  # noqa: B006
-    grid: Annotated[tuple[int, int], Option(help="Rows and columns of snippets.")] = (3, 3),
+    grid: Annotated[
+        tuple[int, int],
+        Option(help="Rows and columns of snippets.", **SIDES),
+    ] = (3, 3),
     further_grid: Annotated[
         list[str], Option(help="Snippets of a further grid, ROWSxCOLUMNS; once a grid.")
     ] = [],  # noqa: B006
     overlap: Annotated[
         float,
-        Option(min=0, max=0.9, help="Share of its side by which a snippet overlaps the next."),
+        _key(Dataset, "overlap", "Share of its side by which a snippet overlaps the next."),
     ] = 0.0,
-    shard_size: Annotated[int, Option(help="Images a shard.")] = 1000,
+    shard_size: Annotated[int, _key(Dataset, "shard_size", "Images a shard.")] = 1000,
     max_pixels: MaxPixels = MAX_PIXELS,
     labelled_only: Annotated[
         bool, Option(help="Leave out images without any positive label.")
@@ -112,24 +170,22 @@ def manifest(
     Writes images.parquet at OUTPUT, and SPLIT/SHARD.parquet beside it (a row a view, corners in
     pixels). Where OUTPUT exists, its images keep their rows.
     """
-    from cdul_steps.data.readers import READERS
     from cdul_steps.steps.manifest import make_manifest
 
-    if min(grid) < 1:
-        raise typer.BadParameter("rows and columns must be above 0", param_hint="--grid")
-    make_manifest(
-        reader=_choose("--reader", reader, tuple(READERS)),
+    dataset = _section(
+        Dataset,
+        reader=reader,
         root=root,
         classes=classes,
-        splits=_pairs("--split", split),
+        splits=_by_split("--split", split),
         grid=[grid, *(_grid("--further-grid", text) for text in further_grid)],
         overlap=overlap,
         shard_size=shard_size,
         max_pixels=max_pixels,
         labelled_only=labelled_only,
         max_failed_share=max_failed_share,
-        output=output,
     )
+    make_manifest(dataset=dataset, output=output)
 
 
 @app.command()
@@ -141,17 +197,16 @@ def encode(
     ],
     model: Model,
     pretrained: Pretrained = None,
-    precision: Annotated[str, Option(help="fp32, fp16 or bf16.")] = "fp32",
+    precision: Annotated[Precision, Option(help="Arithmetic of the tower.")] = "fp32",
     resize_mode: Annotated[
-        str | None, Option(help="shortest, longest or squash; default: the model's own.")
+        ResizeMode | None,
+        Option(help="How a view becomes the model's input; default: the model's own way."),
     ] = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     device: Device = "auto",
     gpus: Gpus = 1,
-    engine: Annotated[
-        str, Option(help="What runs the tower on a CPU: torch, onnx, or auto, which measures.")
-    ] = "auto",
-    batch_size: Annotated[int, Option(help="Views a forward pass; 0 chooses.")] = 0,
+    engine: Annotated[Engine, Option(help="What runs the tower on a CPU; auto measures.")] = "auto",
+    batch_size: Annotated[int, _key(Runtime, "batch_size", "Views a forward pass; 0 chooses.")] = 0,
     workers: Workers = -1,
     threads: Threads = 0,
 ) -> None:
@@ -163,17 +218,20 @@ def encode(
         manifest=manifest,
         store=store,
         table=table,
-        model=model,
-        pretrained=pretrained,
-        precision=_choose("--precision", precision, ("fp32", "fp16", "bf16")),
-        resize_mode=resize_mode,
+        encoder=_section(
+            Encoder,
+            model=model,
+            pretrained=pretrained,
+            precision=precision,
+            resize_mode=resize_mode,
+        ),
         max_pixels=max_pixels,
         machine=Machine(
             device=device,
             gpus=gpus,
             workers=workers,
             threads=threads,
-            engine=_choose("--engine", engine, ("auto", "torch", "onnx")),
+            engine=engine,
             batch_size=batch_size,
         ),
     )
@@ -193,14 +251,10 @@ def encode_text(
     """Embed the class names with the model's text tower."""
     from cdul_steps.steps.encode import encode_text
 
-    encode_text(
-        classes=classes,
-        output=output,
-        model=model,
-        pretrained=pretrained,
-        templates=template,
-        aliases=aliases,
+    encoder = _section(
+        Encoder, model=model, pretrained=pretrained, templates=template, aliases=aliases
     )
+    encode_text(classes=classes, encoder=encoder, output=output)
 
 
 @app.command()
@@ -246,95 +300,49 @@ def label(
     images: Images,
     split: Split,
     output: Output,
-    tau: Tau = None,
-    zeta: Zeta = 0.3,
-    lam: Lambda = 0.0,
-    construction: Annotated[
-        str, Option(help="global, local_mean, local_max, aggregate or final.")
-    ] = "final",
-    grid: LabelGrid = None,
-    standardise: Annotated[
-        bool, Option("--standardise", help="Give all classes' cosines the same mean and deviation.")
-    ] = False,
-    positives: Annotated[
-        float | None,
-        Option(
-            min=0,
-            help="Make the labels of an image sum to this, on the mean; default: as they come.",
-        ),
-    ] = None,
-    threshold: Annotated[
-        float | None, Option(min=0, max=1, help="Make labels of at least this 1 and all others 0.")
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        Option(min=1, help="Make so many of the largest labels of an image 1, all others 0."),
-    ] = None,
-    corrections: Annotated[
-        Path | None, Option(help="CSV of what people corrected: image_id, class, value.")
-    ] = None,
+    settings: Annotated[
+        str, Option(help="Keys of `labels.NAME` (config/README.md): JSON, or a YAML file.")
+    ] = "{}",
 ) -> None:
     """Turn cosines into pseudo-labels: image_id, path, and a float32 column a class (0..1)."""
-    from cdul_steps.method.aggregation import CONSTRUCTIONS
     from cdul_steps.steps.label import make_labels
 
-    if threshold is not None and top_k is not None:
-        raise UserError("label: give --threshold or --top-k, not both")
     make_labels(
         similarity=similarity,
         images=images,
         split=split,
-        construction=_choose("--construction", construction, tuple(CONSTRUCTIONS)),
-        tau=tau,
-        zeta=zeta,
-        lam=lam,
-        grid=grid,
-        standardise=standardise,
-        positives=positives,
-        threshold=threshold,
-        top_k=top_k,
-        corrections=corrections,
+        settings=read_labels(settings),
         output=output,
     )
 
 
 @app.command()
 def quality(
-    similarity: Annotated[list[str], Option(help="SPLIT=STORE of cosines; once a split.")],
+    similarity: Similarities,
     images: Images,
-    output: Output,
-    tau: Tau = None,
-    zeta: Zeta = 0.3,
-    lam: Lambda = 0.0,
-    grid: LabelGrid = None,
     labels: Annotated[
-        Path | None,
-        Option(help="pseudo_labels.parquet: where calibrated or hardened, measured as well."),
-    ] = None,
-    difficult: Difficult = "ignore",
+        Path, Option(help="pseudo_labels.parquet: its temperature, zeta, lambda and grid are used.")
+    ],
+    output: Output,
+    difficult: OfDifficult = "ignore",
     ap: Ap = "all",
 ) -> None:
     """Measure the labels of every construction against the truth, where there is one."""
-    from cdul_steps.data.truth import AP
     from cdul_steps.steps.evaluate import evaluate_labels
 
     evaluate_labels(
-        similarity={k: Path(v) for k, v in _pairs("--similarity", similarity).items()},
+        similarity=_stores(similarity),
         images=images,
-        tau=tau,
-        zeta=zeta,
-        lam=lam,
-        grid=grid,
         labels=labels,
-        difficult=_choose("--difficult", difficult, ("ignore", "negative", "positive")),
-        ap=_choose("--ap", ap, tuple(AP)),
+        difficult=difficult,
+        ap=ap,
         output=output,
     )
 
 
 @app.command()
 def sweep(
-    similarity: Annotated[list[str], Option(help="SPLIT=STORE of cosines; once a split.")],
+    similarity: Similarities,
     images: Images,
     output: Output,
     settings: Annotated[
@@ -343,21 +351,19 @@ def sweep(
     figure: Annotated[
         Path | None, Option(help="Figure to draw: .svg, .pdf or .png.", dir_okay=False)
     ] = None,
-    difficult: Difficult = "ignore",
+    difficult: OfDifficult = "ignore",
     ap: Ap = "all",
-    threads: Annotated[int, Option(min=0, help="CPU threads; 0: all.")] = 0,
+    threads: Annotated[int, Option(min=0, max=1024, help="CPU threads; 0: all.")] = 0,
 ) -> None:
     """Measure every combination of label settings: mAP and the mean sum of an image's labels."""
-    from cdul_steps.config import read_sweep
-    from cdul_steps.data.truth import AP
     from cdul_steps.steps.sweep import sweep_labels
 
     sweep_labels(
-        similarity={k: Path(v) for k, v in _pairs("--similarity", similarity).items()},
+        similarity=_stores(similarity),
         images=images,
         settings=read_sweep(settings),
-        difficult=_choose("--difficult", difficult, ("ignore", "negative", "positive")),
-        ap=_choose("--ap", ap, tuple(AP)),
+        difficult=difficult,
+        ap=ap,
         threads=threads or os.cpu_count() or 1,
         output=output,
         figure=figure,
@@ -372,20 +378,23 @@ def train(
     settings: Annotated[
         str, Option(help="Keys of `trainings.NAME` (config/README.md): JSON, or a YAML file.")
     ] = "{}",
-    difficult: Difficult = "ignore",
+    difficult: OfDifficult = "ignore",
     max_pixels: MaxPixels = MAX_PIXELS,
     device: Device = "auto",
     devices: Annotated[
-        int, Option(min=1, help="GPUs to share every batch; with --device cpu, processes.")
+        int,
+        _key(Runtime, "train_devices", "GPUs to share every batch; with --device cpu, processes."),
     ] = 1,
     gpus: Annotated[
-        int | None, Option(help="GPUs that --device auto may take; default: as many as --devices.")
+        int | None,
+        Option(
+            min=0, max=1024, help="GPUs that --device auto may take; default: as many as --devices."
+        ),
     ] = None,
     workers: Workers = -1,
     threads: Threads = 0,
 ) -> None:
     """Train the classifier and refine its labels; goes on from OUTPUT/checkpoint.pt."""
-    from cdul_steps.config import read_training
     from cdul_steps.models.device import Machine
     from cdul_steps.steps.train import train_classifier
 
@@ -395,7 +404,7 @@ def train(
         labels=labels,
         images=images,
         settings=read_training(settings),
-        difficult=_choose("--difficult", difficult, ("ignore", "negative", "positive")),
+        difficult=difficult,
         max_pixels=max_pixels,
         machine=Machine(device=device, gpus=min(devices, gpus), workers=workers, threads=threads),
         output=output,
@@ -412,12 +421,13 @@ def predict(
     images: Annotated[Path | None, Option(help="Instead: images.parquet, with --split.")] = None,
     split: Annotated[str | None, Option(help="Split of --images.")] = None,
     threshold: Annotated[
-        float | None, Option(help="Probability from which a label is named; default: the model's.")
+        float | None,
+        Option(min=0, max=1, help="Probability from which a label is named; default: the model's."),
     ] = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     device: Device = "auto",
     gpus: Gpus = 1,
-    batch_size: Annotated[int, Option(help="Images a forward pass.")] = 32,
+    batch_size: Annotated[int, Option(min=1, max=1_000_000, help="Images a forward pass.")] = 32,
     workers: Workers = -1,
     threads: Threads = 0,
 ) -> None:
@@ -462,11 +472,11 @@ def model_card(
 def export(
     model: Annotated[Path, Option(help="Folder of a trained classifier.")],
     output: Annotated[Path, Option(help="Folder to write: the file, model.json, README.md.")],
-    format_: Annotated[str, Option("--format", help="onnx, pt2 or torchscript.")] = "onnx",
+    format_: Annotated[
+        Literal["onnx", "pt2", "torchscript"], Option("--format", help="Form of the file.")
+    ] = "onnx",
 ) -> None:
     """Write a trained classifier as one file that runs without this project."""
-    formats = ("onnx", "pt2", "torchscript")
-    _choose("--format", format_, formats)
     from cdul_steps.tools.export import export_classifier
 
     export_classifier(model=model, format_=format_, output=output)
@@ -477,18 +487,17 @@ def evaluate(
     scores: Annotated[Path, Option(help="Table of scores: pseudo-labels or predictions.")],
     images: Images,
     output: Output,
-    difficult: Difficult = "ignore",
+    difficult: OfDifficult = "ignore",
     ap: Ap = "all",
 ) -> None:
     """Measure scores against the truth: mAP, AP a class, precision, recall and F1 (percent)."""
-    from cdul_steps.data.truth import AP
     from cdul_steps.steps.evaluate import evaluate_scores
 
     result = evaluate_scores(
         scores=scores,
         images=images,
-        difficult=_choose("--difficult", difficult, ("ignore", "negative", "positive")),
-        ap=_choose("--ap", ap, tuple(AP)),
+        difficult=difficult,
+        ap=ap,
         output=output,
     )
     value = result["mAP"]
@@ -508,20 +517,18 @@ def ablation(
     ],
     images: Images,
     output: Annotated[Path, Option(help="Folder for ablation.parquet and ablation.md.")],
-    difficult: Difficult = "ignore",
+    difficult: OfDifficult = "ignore",
     ap: Ap = "all",
 ) -> None:
     """Compare variants of a training: mAP of classifiers and labels, mean over seeds (percent)."""
-    from cdul_steps.data.truth import AP
     from cdul_steps.steps.ablation import compare_variants
 
-    pairs = [entry.partition("=")[::2] for entry in training]
     compare_variants(
         table=table,
-        trainings=[(name, Path(folder)) for name, folder in pairs],
+        trainings=[(name, Path(folder)) for name, folder in _pairs("--training", training)],
         images=images,
-        difficult=_choose("--difficult", difficult, ("ignore", "negative", "positive")),
-        ap=_choose("--ap", ap, tuple(AP)),
+        difficult=difficult,
+        ap=ap,
         output=output,
     )
 
@@ -551,11 +558,15 @@ def retry_failed(
 @review.command("export")
 def export_review(
     labels: Annotated[Path, Option(help="pseudo_labels.parquet.")],
-    format_: Annotated[str, Option("--format", help="csv, label-studio, coco or fiftyone.")],
+    format_: Annotated[
+        Literal["csv", "label-studio", "coco", "fiftyone"], Option("--format", help="Tool.")
+    ],
     output: Annotated[Path, Option(help="Folder to write.")],
-    threshold: Annotated[float, Option(help="Label (0..1) from which a class is proposed.")] = 0.5,
+    threshold: Annotated[
+        float, Option(min=0, max=1, help="Label from which a class is proposed.")
+    ] = 0.5,
     limit: Annotated[
-        int | None, Option(min=1, help="Only so many images, the least decided first.")
+        int | None, Option(min=1, max=10**9, help="Only so many images, the least decided first.")
     ] = None,
     images: Annotated[
         Path | None, Option(help="images.parquet of the manifest; coco needs it, for the sizes.")
@@ -565,7 +576,6 @@ def export_review(
     ] = None,
 ) -> None:
     """Write pseudo-labels in the form of a tool in which people correct them."""
-    _choose("--format", format_, ("csv", "label-studio", "coco", "fiftyone"))
     from cdul_steps.tools.review import export_review
 
     export_review(
@@ -649,7 +659,7 @@ def show(
     of_class: Annotated[
         str | None, Option("--class", help="Only this class, with its best and worst images.")
     ] = None,
-    top: Annotated[int, Option(help="Images to name at either end.", min=0)] = 5,
+    top: Annotated[int, Option(help="Images to name at either end.", min=0, max=10**9)] = 5,
     json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Look into a table of results: counts and score quantiles a class, best and worst images."""
@@ -706,10 +716,10 @@ def verify(
 @demo.command()
 def scenes(
     output: Annotated[Path, Option(help="Folder to write: images and scenes.csv.")],
-    seed: Annotated[int, Option(help="Seed of all that is drawn.")] = 0,
-    train: Annotated[int, Option(help="Images of the train split.")] = 2000,
-    test: Annotated[int, Option(help="Images of the test split.")] = 500,
-    size: Annotated[int, Option(help="Width and height in pixels.")] = 192,
+    seed: Seed = 0,
+    train: Annotated[int, _key(Scenes, "train", "Images of the train split.")] = 2000,
+    test: Annotated[int, _key(Scenes, "test", "Images of the test split.")] = 500,
+    size: Annotated[int, _key(Scenes, "size", "Width and height in pixels.")] = 192,
 ) -> None:
     """Draw the demo's multi-label images."""
     from cdul_steps.demo.scenes import write_scenes
@@ -720,7 +730,7 @@ def scenes(
 @demo.command()
 def train_clip(
     output: Annotated[Path, Option(help="Folder to write, in open_clip's own form.")],
-    seed: Annotated[int, Option(help="Seed of data and weights.")] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Train the demo's tiny CLIP on captioned single objects (about 8 minutes on one core)."""
     from cdul_steps.demo.train_clip import train_clip
@@ -731,16 +741,12 @@ def train_clip(
 @app.command(hidden=True)
 def config_reference() -> None:
     """Print config/README.md."""
-    from cdul_steps.config import reference
-
     typer.echo(reference(), nl=False)
 
 
 @app.command(hidden=True)
 def config_schema() -> None:
     """Print workflow/schemas/config.schema.json."""
-    from cdul_steps.config import schema
-
     typer.echo(schema(), nl=False)
 
 
@@ -762,13 +768,21 @@ def main() -> None:
     # end of every process.
     atexit.register(gc.freeze)
     try:
-        app()
+        status = app(standalone_mode=False)
+    except UsageError as error:
+        if not error.args or not str(error):  # without a command, of which the help is shown
+            sys.exit(error.exit_code)
+        words = f"; see '{error.ctx.command_path} --help'" if error.ctx else ""
+        text = error.format_message().replace("Value error, ", "").rstrip(".")
+        print(f"cdul: error: {text}{words}", file=sys.stderr)
+        sys.exit(error.exit_code)
     except Exception as error:
         # torch's handler would tell of the next process to go by an exception out of nowhere.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if line := explain(error):
             sys.exit(f"cdul: error: {line}")
         raise
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -12,16 +12,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from cdul_steps import results
 from cdul_steps.errors import UserError, first_line, nearest
-from cdul_steps.limits import MAX_PIXELS
+from cdul_steps.limits import MAX_PIXELS, MAX_SEED
+from cdul_steps.method.choices import AveragePrecision, Construction, Difficult, Positives
 from cdul_steps.method.losses import LOSSES, LossName
 
 
 def _expand(value: Any) -> Any:
     """`~` and environment variables in a path: clusters have their $SCRATCH."""
-    if not isinstance(value, str):
+    if not isinstance(value, str | Path):
         return value
     # Not by pathlib, which would tidy `local-dir:./folder` away.
-    expanded = os.path.expandvars(os.path.expanduser(value))  # noqa: PTH111
+    expanded = os.path.expandvars(os.path.expanduser(str(value)))  # noqa: PTH111
     if missing := re.search(r"\$\{?(\w+)", expanded):
         raise ValueError(f"the environment variable {missing[1]} is not set")
     return expanded
@@ -40,6 +41,8 @@ Grid = tuple[Side, Side]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """What can name a folder."""
 Name = Annotated[str, Field(pattern=NAME)]
+Split = Literal["train", "test"]
+Reader = Literal["voc", "coco", "nuswide", "folder", "table"]
 Precision = Literal["fp32", "fp16", "bf16"]
 ResizeMode = Literal["shortest", "longest", "squash"]
 Engine = Literal["auto", "torch", "onnx"]
@@ -48,7 +51,9 @@ Engine = Literal["auto", "torch", "onnx"]
 class Section(BaseModel):
     """A part of the config; unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False
+    )
 
 
 class Run(Section):
@@ -63,16 +68,16 @@ class Run(Section):
 class Scenes(Section):
     """The generated images of the demo."""
 
-    seed: int = Field(0, ge=0, description="Seed of all that is drawn.")
-    train: int = Field(2000, ge=1, description="Images of the train split.")
-    test: int = Field(500, ge=1, description="Images of the test split.")
-    size: int = Field(192, ge=64, description="Width and height in pixels.")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="Seed of all that is drawn.")
+    train: int = Field(2000, ge=1, le=1_000_000, description="Images of the train split.")
+    test: int = Field(500, ge=1, le=1_000_000, description="Images of the test split.")
+    size: int = Field(192, ge=64, le=4096, description="Width and height in pixels.")
 
 
 class Dataset(Section):
     """Where the images are, what the classes are called, and how images are cut."""
 
-    reader: Literal["demo", "voc", "coco", "nuswide", "folder", "table"] = Field(
+    reader: Literal["demo", Reader] = Field(
         description="`demo`: generated scenes. `voc`: a year's folder of the PASCAL VOC devkit. "
         "`coco`: a year of COCO with its `instances` files. `nuswide`: NUS-WIDE. `folder`: all "
         "images below a folder, no labels needed. `table`: a CSV or Parquet file with `path`, "
@@ -88,7 +93,7 @@ class Dataset(Section):
         description="File with the class names in order: a YAML list (entries are names, or "
         "`{name: ..., aliases: [...]}`), or text with a name a line."
     )
-    splits: dict[Literal["train", "test"], str] = Field(
+    splits: dict[Split, str] = Field(
         {"train": "train"},
         description="What the data set calls the images to learn from (`train`) and, optionally, "
         "to measure on (`test`): an image set of VOC (`trainval`), COCO (`train2014`) or NUS-WIDE "
@@ -99,7 +104,7 @@ class Dataset(Section):
         description="Leave out images without any positive label, as results on COCO and NUS-WIDE "
         "are reported. It looks at the ground truth, which nothing else does before measuring.",
     )
-    expected_images: dict[Literal["train", "test"], Annotated[int, Field(ge=1)]] | None = Field(
+    expected_images: dict[Split, Annotated[int, Field(ge=1)]] | None = Field(
         None,
         description="Images of each split in the whole set; another number ends the run before it "
         "starts. `null` to use a part of a set.",
@@ -120,7 +125,10 @@ class Dataset(Section):
         description="Share of a snippet's side by which it overlaps the next.",
     )
     shard_size: int = Field(
-        1000, ge=1, description="Images a shard: one encode job, one file of the Zarr store."
+        1000,
+        ge=1,
+        le=1_000_000,
+        description="Images a shard: one encode job, one file of the Zarr store.",
     )
     max_pixels: int = Field(
         MAX_PIXELS,
@@ -164,9 +172,6 @@ class Encoder(Section):
         description="How a view becomes the model's square input; default: the model's own way. "
         "`squash` keeps all of a snippet, `shortest` crops its long side.",
     )
-
-
-Construction = Literal["global", "local_mean", "local_max", "aggregate", "final"]
 
 
 class Harden(Section):
@@ -304,7 +309,7 @@ class Training(Section):
         "shows on the average. The default is PASCAL VOC's.",
     )
     role: Role = Field(Role(), description="For the loss `role` only.")
-    positives: Literal["soft", "top1", "threshold"] = Field(
+    positives: Positives = Field(
         "soft",
         description="What becomes of the pseudo-labels first. `soft`: they stay as they are. "
         "`top1`: the best class of each image becomes its one positive, 1, and the others 0. "
@@ -329,16 +334,16 @@ class Training(Section):
         description="Probability from which `predict` names a label, and `positives: threshold` "
         "observes one.",
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="Seed of weights, order and augmentation.")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="Seed of weights, order and augmentation.")
 
 
 class Evaluate(Section):
     """How scores are measured."""
 
-    difficult: Literal["ignore", "negative", "positive"] = Field(
+    difficult: Difficult = Field(
         "ignore", description="What an image counts as for a class it shows only difficultly."
     )
-    ap: Literal["all", "voc07"] = Field("all", description="AP over all points, or VOC2007's 11.")
+    ap: AveragePrecision = Field("all", description="AP over all points, or VOC2007's 11.")
 
 
 class Sweep(Section):
@@ -377,7 +382,7 @@ class Ablation(Section):
         description="The variants, a row each: CSV, or TSV by its suffix; docs/ablation.md has "
         "its columns.",
     )
-    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(
+    seeds: list[Annotated[int, Field(ge=0, le=MAX_SEED)]] = Field(
         [0, 1, 2], min_length=1, description="Seeds of the trainings, for every variant."
     )
 
@@ -397,16 +402,21 @@ class Runtime(Section):
         "`batch_size` where bytes must be the same on every machine.",
     )
     batch_size: int = Field(
-        0, ge=0, description="Views a forward pass of the encoder; 0 chooses, as `engine` does."
+        0,
+        ge=0,
+        le=1_000_000,
+        description="Views a forward pass of the encoder; 0 chooses, as `engine` does.",
     )
     workers: int = Field(
         -1,
         ge=-1,
+        le=1024,
         description="Processes that decode images (on a CPU: and encode them); -1 chooses.",
     )
     train_devices: int = Field(
         1,
         ge=1,
+        le=1024,
         description="GPUs that share every batch of a training; `--resources gpu` may allow fewer. "
         "The result is that of one, but for rounding and dropout. With `device: cpu`, processes: "
         "for networks without batch norm.",
@@ -524,6 +534,12 @@ def read_training(text: str) -> Training:
     return load(values, check_run=False).trainings["settings"]
 
 
+def read_labels(text: str) -> Labels:
+    """Settings of labels from JSON, or from a YAML file. Raises UserError as `load` does."""
+    values = {"run": {}, "labels": {"settings": _read_settings(text)}}
+    return load(values, check_run=False).labels["settings"]
+
+
 def read_sweep(text: str) -> Sweep:
     """Settings of a sweep from JSON, or from a YAML file. Raises UserError as `load` does."""
     return load({"run": {}, "sweep": _read_settings(text)}, check_run=False).sweep
@@ -534,10 +550,11 @@ def _read_settings(text: str) -> dict[str, Any]:
     if not text.lstrip().startswith("{"):
         if not path.is_file():
             raise UserError(f"--settings {text}: neither JSON nor a file")
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes()
     try:
         return yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
+    # The others are of bytes that are no text, of dates like 2001-99-99, and of deep nesting.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"--settings: not readable as YAML or JSON: {first_line(error)}") from error
 
 

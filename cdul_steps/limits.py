@@ -8,3 +8,6 @@ MAX_BYTES = 1 << 30
 MAX_SCANS = 100
 """Passes over the pixels that a JPEG may ask for. Ten are usual, and each costs as much time as
 decoding the image once: a few megabytes can ask for hours."""
+
+MAX_SEED = 2**32 - 1
+"""The largest seed that NumPy's older generators take."""

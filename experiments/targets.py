@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import yaml
 from sklearn.isotonic import IsotonicRegression
 
-from cdul_steps.config import load
+from cdul_steps.config import Labels, load
 from cdul_steps.data.stores import open_similarity
 from cdul_steps.data.tables import describe, read_scores, score_table, write_table
 from cdul_steps.data.truth import Truth
@@ -34,14 +34,14 @@ def make_tables(encoder: Path, images: Path, positives: float, folder: Path) -> 
     """Label tables by name, written to `folder`."""
     similarity = encoder / "similarity/train.zarr"
     tau = temperature(open_similarity(similarity, None)[2])
-    plain = {"tau": tau, "zeta": 0.3, "lam": 0.0}
+    plain = {"tau": tau}
     variants = {
         "final": plain,
         "final, raised": {**plain, "positives": positives},
-        "final, lambda 1": {**plain, "lam": 1.0},
-        "final, lambda 1, raised": {**plain, "lam": 1.0, "positives": positives},
+        "final, lambda 1": {**plain, "lambda": 1.0},
+        "final, lambda 1, raised": {**plain, "lambda": 1.0, "positives": positives},
         "final, warm": {**plain, "tau": 3 * tau, "zeta": 0.05},
-        "final, warm, raised": {"tau": 3 * tau, "zeta": 0.05, "lam": 0.0, "positives": positives},
+        "final, warm, raised": {"tau": 3 * tau, "zeta": 0.05, "positives": positives},
     }
     tables = {name: folder / f"{i}.parquet" for i, name in enumerate(variants)}
     for name, settings in variants.items():
@@ -49,9 +49,8 @@ def make_tables(encoder: Path, images: Path, positives: float, folder: Path) -> 
             similarity=similarity,
             images=images,
             split="train",
-            construction="final",
+            settings=Labels(**settings),
             output=tables[name],
-            **settings,
         )
     table, classes, labels = read_scores(tables["final"])
     truth = Truth.of(images, table["image_id"].to_pylist(), classes, "ignore")

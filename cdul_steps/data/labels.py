@@ -1,19 +1,101 @@
 """Labels of a similarity store's images: by a construction, or made in the way of a table."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+import pyarrow as pa
 import zarr
+from pydantic import TypeAdapter, ValidationError
 
 from cdul_steps.data.stores import read_blocks
-from cdul_steps.data.tables import read_facts
+from cdul_steps.data.tables import describe, read_facts, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.aggregation import build_labels, finish
 from cdul_steps.method.calibration import ClassStatistics, class_statistics
 from cdul_steps.method.snippets import Grid, as_grids, grid_views
 from cdul_steps.progress import Progress
+
+
+@dataclass(frozen=True)
+class LabelFacts:
+    """How a table of pseudo-labels was made: the settings, and what was learnt from the split.
+
+    `classes` are in the table's order; `statistics` are those by which cosines were standardised;
+    labels with `positives` were rescaled by `slope` and `bias`; `corrections` counts the entries
+    that people gave; `similarity` says which model the cosines are of. What a table does not say,
+    since other software or an older release wrote it, is as the defaults here, and `whole` is false
+    where it does not say all that is needed to make such labels again.
+    """
+
+    classes: list[str] = field(default_factory=list)
+    split: str | None = None
+    construction: str | None = None
+    tau: float | None = None
+    zeta: float | None = None
+    lambda_: float | None = None
+    grid: Grid | None = None
+    statistics: dict[str, list[list[float]]] | None = None
+    positives: float | None = None
+    bias: float | None = None
+    slope: float = 1.0
+    threshold: float | None = None
+    top_k: int | None = None
+    corrections: int = 0
+    similarity: dict[str, Any] = field(default_factory=dict)
+    software: dict[str, str] = field(default_factory=dict)
+    whole: bool = True
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything was done to the labels besides their construction."""
+        changes = (self.statistics, self.bias, self.threshold, self.top_k)
+        return any(change is not None for change in changes)
+
+    @property
+    def class_statistics(self) -> ClassStatistics | None:
+        """The statistics as arrays."""
+        if self.statistics is None:
+            return None
+        return ClassStatistics(*(np.array(self.statistics[key]) for key in ClassStatistics._fields))
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any], source: Path) -> Self:
+        """From a table's metadata, or a copy of it in a model's card.
+
+        Raises UserError, naming the `source`, for a value that is none of its kind.
+        """
+        keys = {key.name: key.name.rstrip("_") for key in fields(cls) if key.name != "whole"}
+        given = {name: facts[key] for name, key in keys.items() if facts.get(key) is not None}
+        try:
+            found = TypeAdapter(cls).validate_python(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise UserError(
+                f"{source}: what it says of its labels' {place!r} cannot be used: {first['msg']}"
+            ) from error
+        return replace(found, whole=all(key in facts for key in RECIPE))
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Those of a table; raises UserError as `read_facts` does."""
+        return cls.of(read_facts(path), path)
+
+    def write(self, table: pa.Table, path: Path) -> None:
+        """Write the table of labels with these facts in its metadata."""
+        values = {key.name.rstrip("_"): getattr(self, key.name) for key in fields(self)}
+        del values["whole"]
+        if not self.corrections:
+            del values["corrections"]
+        write_table(describe(table, "scores", **values), path)
+
+
+RECIPE = ("construction", "tau", "zeta", "lambda", "grid", "statistics")
+RECIPE += ("bias", "slope", "threshold", "top_k")
+"""Keys of the metadata that say how to make such labels again."""
 
 
 def views_of(images: Path, grid: Grid | None) -> np.ndarray | slice:
@@ -25,7 +107,7 @@ def views_of(images: Path, grid: Grid | None) -> np.ndarray | slice:
         return slice(None)
     layout = read_facts(images).get("layout", {})
     if "grid" not in layout:
-        raise UserError(f"{images}: does not say which grids there are; leave --grid out")
+        raise UserError(f"{images}: does not say which grids there are; leave the labels' grid out")
     known = as_grids(layout["grid"])
     try:
         return grid_views(known, grid)
@@ -77,24 +159,29 @@ def build_rows(
 
 
 def labels_like(
-    facts: dict[str, Any], similarity: Path, array: zarr.Array, images: Path, rows: np.ndarray
+    facts: LabelFacts, similarity: Path, array: zarr.Array, images: Path, rows: np.ndarray
 ) -> np.ndarray:
     """Labels (len(rows), C) of some rows of a store, made as the table with these `facts` was.
 
     With that table's statistics, bias and slope, so another split is judged by the same measure.
     """
-    construction = facts["construction"]
     labels = build_rows(
         similarity,
         array,
         images,
         rows,
-        [construction],
-        facts["grid"],
-        tau=facts["tau"],
-        zeta=facts["zeta"],
-        lam=facts["lambda"],
-        statistics=facts["statistics"] and ClassStatistics(**facts["statistics"]),
-    )[construction]
-    finish(labels, **{key: facts[key] for key in ("bias", "slope", "threshold", "top_k")})
+        [facts.construction],
+        facts.grid,
+        tau=facts.tau,
+        zeta=facts.zeta,
+        lam=facts.lambda_,
+        statistics=facts.class_statistics,
+    )[facts.construction]
+    finish(
+        labels,
+        bias=facts.bias,
+        slope=facts.slope,
+        threshold=facts.threshold,
+        top_k=facts.top_k,
+    )
     return labels

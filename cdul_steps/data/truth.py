@@ -1,5 +1,6 @@
 """The ground truth of images, matched to scores by `image_id`, and the scores' measures."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,13 @@ import pyarrow as pa
 from cdul_steps.data.manifest import read_truth
 from cdul_steps.errors import UserError
 from cdul_steps.method import metrics
-from cdul_steps.method.metrics import Difficult, mean_average_precision, truth_table
+from cdul_steps.method.choices import AveragePrecision, Difficult
+from cdul_steps.method.metrics import mean_average_precision, truth_table
 
-AP = {"all": metrics.average_precision, "voc07": metrics.average_precision_voc07}
+AP: dict[AveragePrecision, Callable[[np.ndarray, np.ndarray], float]] = {
+    "all": metrics.average_precision,
+    "voc07": metrics.average_precision_voc07,
+}
 TOP_K = 3
 THRESHOLD = 0.5
 DEFINITION = {
@@ -64,7 +69,9 @@ class Truth:
         return mean_average_precision(self.present, self.counted, known)
 
 
-def measure(scores: np.ndarray, truth: Truth, classes: list[str], ap: str) -> dict[str, Any]:
+def measure(
+    scores: np.ndarray, truth: Truth, classes: list[str], ap: AveragePrecision
+) -> dict[str, Any]:
     """All measures of scores (N, C) of the images whose truth is known; values in percent.
 
     A class without positives has AP null, is listed and left out of the mean.
@@ -98,7 +105,7 @@ def _percent(values: dict[str, float | None]) -> dict[str, float | None]:
     return {name: None if value is None else 100 * value for name, value in values.items()}
 
 
-def definition(difficult: str, ap: str) -> dict[str, Any]:
+def definition(difficult: Difficult, ap: AveragePrecision) -> dict[str, Any]:
     return {
         "difficult": difficult,
         "ap": ap,

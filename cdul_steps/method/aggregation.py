@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from cdul_steps.method.calibration import ClassStatistics, pieces, rescale, standardise
+from cdul_steps.method.choices import Construction
 from cdul_steps.method.metrics import top_k as top_k_of
 from cdul_steps.method.similarity import scores as scores_of
 
@@ -43,7 +44,7 @@ def combine(global_: np.ndarray, aggregated: np.ndarray, lam: float = 0.0) -> np
     return mean + half * np.float32(lam) * np.abs(global_ - aggregated)
 
 
-CONSTRUCTIONS: dict[str, Callable[[np.ndarray, float, float], np.ndarray]] = {
+CONSTRUCTIONS: dict[Construction, Callable[[np.ndarray, float, float], np.ndarray]] = {
     "global": lambda scores, zeta, lam: global_scores(scores),
     "local_mean": lambda scores, zeta, lam: local_scores(scores).mean(axis=1),
     "local_max": lambda scores, zeta, lam: local_scores(scores).max(axis=1),
@@ -58,7 +59,7 @@ CONSTRUCTIONS: dict[str, Callable[[np.ndarray, float, float], np.ndarray]] = {
 def build_labels(
     blocks: Iterable[tuple[int, np.ndarray]],
     shape: tuple[int, int],
-    constructions: Sequence[str],
+    constructions: Sequence[Construction],
     *,
     tau: float,
     zeta: float,

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable
 from itertools import chain
-from typing import Literal
 
 import numpy as np
 
-Difficult = Literal["ignore", "negative", "positive"]
+from cdul_steps.method.choices import Difficult
 
 
 def truth_table(

@@ -1,12 +1,11 @@
 """From pseudo-labels to what single-positive learning starts from (Cole et al., CVPR 2021)."""
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Positives = Literal["soft", "top1", "threshold"]
+from cdul_steps.method.choices import Positives
 
 
 def harden(labels: Tensor, positives: Positives, threshold: float) -> Tensor:

@@ -82,7 +82,7 @@ def choose_device(name: str) -> torch.device:
     try:
         free = name in ("auto", "cuda") and torch.cuda.is_available()
         device = torch.device("cuda", _free_gpus(1)[0]) if free else torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {name!r} cannot be used here: {first_line(error)}") from error
     if device.type == "cuda":

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from cdul_steps.data.files import read_json
+from cdul_steps.data.labels import LabelFacts
 from cdul_steps.data.tables import read_facts, read_scores, read_table
 from cdul_steps.data.truth import Truth
 from cdul_steps.errors import UserError
@@ -104,9 +105,9 @@ class Run:
         return self.place.path(SIMILARITY, split=split)
 
     @cached_property
-    def settings(self) -> dict[str, Any]:
-        """Facts of the pseudo-labels: construction, tau, zeta, lambda, ..."""
-        return read_facts(self.place.path(PSEUDO_LABELS))
+    def label_facts(self) -> LabelFacts:
+        """How the pseudo-labels were made."""
+        return LabelFacts.read(self.place.path(PSEUDO_LABELS))
 
     @cached_property
     def quality(self) -> dict[str, Any]:
@@ -121,7 +122,7 @@ class Run:
         """What the pseudo-labels are called in `quality`: there by their construction, and by
         another name where something was done to them after it."""
         own = "pseudo_labels"
-        return own if own in self.quality_on(self.measured_split) else self.settings["construction"]
+        return own if own in self.quality_on(self.measured_split) else self.label_facts.construction
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
@@ -158,8 +159,8 @@ class Run:
         tables = [self.place.path(TEXT), *self.encode_tables()]
         if self.training:
             tables += [self.place.path(PREDICTIONS, split=split) for split in self.splits]
+        tables.append(self.place.path(PSEUDO_LABELS))
         yield from (read_facts(table) for table in tables if table.is_file())
-        yield self.settings
 
 
 def find_runs(folders: Sequence[Path]) -> list[Run]:

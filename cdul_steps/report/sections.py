@@ -131,7 +131,7 @@ def _measures(measured: dict[str, Any]) -> list[float | None]:
 
 
 def _labels_section(run: Run) -> tuple[Section, Drawn]:
-    section, facts = Section(f"Pseudo-labels: {' / '.join(run.names[:3])}"), run.settings
+    section, facts = Section(f"Pseudo-labels: {' / '.join(run.names[:3])}"), run.label_facts
     section.facts = [
         *labels_in_words(facts).items(),
         ("images labelled", pq.read_metadata(run.place.path(PSEUDO_LABELS)).num_rows),
@@ -147,13 +147,13 @@ def _labels_section(run: Run) -> tuple[Section, Drawn]:
         if run.labels_name == "pseudo_labels":
             what += (
                 f" The pseudo-labels, which the classifier learns from, are the "
-                f"{facts['construction'].replace('_', ' ')} labels after all settings above; on a "
+                f"{facts.construction.replace('_', ' ')} labels after all settings above; on a "
                 "test split the same settings make them."
             )
         section.parts.append(_measures_table(what, rows, run.quality["definition"]))
     if not run.similarity("train").is_dir():
         return section, {}
-    zeta = None if facts["statistics"] else facts["zeta"]
+    zeta = None if facts.statistics else facts.zeta
     return section, {"scores.svg": figures.draw_scores(score_panels(run), zeta)}
 
 
@@ -166,7 +166,7 @@ def _label_name(run: Run, name: str) -> str:
 
 def score_panels(run: Run) -> dict[str, dict[str, np.ndarray]]:
     """Counts of the train split's scores: by truth, where it is known, then by kind."""
-    store, tau = run.similarity("train"), run.settings["tau"]
+    store, tau = run.similarity("train"), run.label_facts.tau
     array, classes, _ = open_similarity(store, tau)
     table = read_split(run.images, "train", ["image_id", "row"])
     truth, counted = run.truth(table["image_id"].to_pylist(), classes)
@@ -270,15 +270,15 @@ def _precision_recall(run: Run, scored: Scored) -> Figure:
 
 def _clip_scores(run: Run, scored: Scored) -> dict[str, np.ndarray]:
     """CLIP's scores of the same images (N, C), of the whole image and as the labels are made."""
-    store, facts = run.similarity(scored.split), run.settings
+    store, facts = run.similarity(scored.split), run.label_facts
     if not store.is_dir():
         return {}
-    array, _, _ = open_similarity(store, facts["tau"])
+    array, _, _ = open_similarity(store, facts.tau)
     table = read_split(run.images, scored.split, ["image_id", "row"])
     row = dict(zip(table["image_id"].to_pylist(), table["row"].to_pylist(), strict=True))
     rows = np.array([row[name] for name in scored.images["image_id"].to_pylist()])
-    settings = {"tau": facts["tau"], "zeta": facts["zeta"], "lam": facts["lambda"]}
-    labels = build_rows(store, array, run.images, rows, ["global"], facts["grid"], **settings)
+    settings = {"tau": facts.tau, "zeta": facts.zeta, "lam": facts.lambda_}
+    labels = build_rows(store, array, run.images, rows, ["global"], facts.grid, **settings)
     labels[run.labels_name] = labels_like(facts, store, array, run.images, rows)
     # In an image that its encoder refused, CLIP found nothing.
     return {_label_name(run, n): np.nan_to_num(values) for n, values in labels.items()}

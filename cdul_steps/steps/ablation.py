@@ -10,7 +10,7 @@ import pyarrow as pa
 from cdul_steps.data.files import read_json, write_text
 from cdul_steps.data.tables import describe, read_facts, write_table
 from cdul_steps.errors import UserError
-from cdul_steps.method.metrics import Difficult
+from cdul_steps.method.choices import AveragePrecision, Difficult
 from cdul_steps.progress import note
 from cdul_steps.provenance import versions
 from cdul_steps.steps.evaluate import evaluate_scores
@@ -23,7 +23,7 @@ def compare_variants(
     trainings: list[tuple[str, Path]],
     images: Path,
     difficult: Difficult,
-    ap: str,
+    ap: AveragePrecision,
     output: Path,
 ) -> None:
     """Write `ablation.parquet`, a row a training, and `ablation.md`, a row a variant.

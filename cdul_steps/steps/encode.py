@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from cdul_steps.config import Encoder
 from cdul_steps.data.classes import load_classes
 from cdul_steps.data.files import digest
 from cdul_steps.data.manifest import read_shard
@@ -33,10 +34,7 @@ def encode_shard(
     manifest: Path,
     store: Path,
     table: Path,
-    model: str,
-    pretrained: str | None,
-    precision: str,
-    resize_mode: str | None,
+    encoder: Encoder,
     max_pixels: int,
     machine: Machine,
 ) -> None:
@@ -51,13 +49,17 @@ def encode_shard(
     target, workers = machine.set_up(cpu_workers=0)
     start = time.monotonic()
     network = load_clip(
-        model, pretrained, precision=precision, resize_mode=resize_mode, device=target
+        encoder.model,
+        encoder.pretrained,
+        precision=encoder.precision,
+        resize_mode=encoder.resize_mode,
+        device=target,
     )
-    encoder = ImageEncoder(network, precision, target)
+    tower = ImageEncoder(network, encoder.precision, target)
     loaded = time.monotonic() - start
     views = boxes.shape[1]
     choice = choose_engine(
-        encoder,
+        tower,
         machine.engine,
         machine.batch_size,
         views=views,
@@ -65,14 +67,14 @@ def encode_shard(
     )
     encode = BatchedEncoder(choice.encoder, choice.batch_size)
     note(
-        f"encode: {model} in {precision} on {target}, loaded in {loaded:.1f} s; {len(images)} "
-        f"images x {views} views by {choice.engine} in batches of {choice.batch_size}, {workers} "
-        f"workers"
+        f"encode: {encoder.model} in {encoder.precision} on {target}, loaded in {loaded:.1f} s; "
+        f"{len(images)} images x {views} views by {choice.engine} in batches of "
+        f"{choice.batch_size}, {workers} workers"
     )
     shard, shard_size = facts["shard"], facts["shard_size"]
     places = images["row"].to_numpy() - shard * shard_size
     rows, outcome, seconds = encode_images(
-        encode, encoder, images["path"], boxes, places, shard_size, workers, max_pixels
+        encode, tower, images["path"], boxes, places, shard_size, workers, max_pixels
     )
     write_shard(store, shard, rows, shard_size)
     failed = sum(status != "ok" for status, _, _ in outcome)
@@ -89,10 +91,10 @@ def encode_shard(
         result,
         "encode",
         shard=shard,
-        model=model,
-        pretrained=pretrained,
-        precision=precision,
-        resize_mode=resize_mode,
+        model=encoder.model,
+        pretrained=encoder.pretrained,
+        precision=encoder.precision,
+        resize_mode=encoder.resize_mode,
         logit_scale=logit_scale(network),
         device=str(target),
         engine=choice.engine,
@@ -110,28 +112,22 @@ def encode_shard(
     )
 
 
-def encode_text(
-    *,
-    classes: Path,
-    output: Path,
-    model: str,
-    pretrained: str | None,
-    templates: list[str],
-    aliases: bool = True,
-) -> None:
+def encode_text(*, classes: Path, encoder: Encoder, output: Path) -> None:
     """Embed the class table: `output` gets a row a class, `class`, the `aliases` that its prompts
     used, and `embedding` (float32, D).
 
-    Without `aliases` the prompts use only the first name of a class. Always fp32 and on the CPU:
+    Always fp32 and on the CPU:
     it is a few hundred prompts. The model's `logit_scale` goes into the table's facts.
     """
     table = load_classes(classes)
-    prompted = table.aliases if aliases else [names[:1] for names in table.aliases]
-    network = load_clip(model, pretrained)
+    prompted = table.aliases if encoder.aliases else [names[:1] for names in table.aliases]
+    network = load_clip(encoder.model, encoder.pretrained)
     vectors = [
         class_embedding(
             embed_prompts(
-                network, model, [t.replace("{}", name) for t in templates for name in names]
+                network,
+                encoder.model,
+                [t.replace("{}", name) for t in encoder.templates for name in names],
             )
         )
         for names in prompted
@@ -139,8 +135,8 @@ def encode_text(
     scale = logit_scale(network)
     if not np.isfinite(vectors).all() or not 0 < scale < np.inf:
         raise UserError(
-            f"encoder {model}: its text embeddings or logit_scale ({scale}) are not finite; are "
-            "these the right weights?"
+            f"encoder {encoder.model}: its text embeddings or logit_scale ({scale}) are not "
+            "finite; are these the right weights?"
         )
     result = pa.table(
         {
@@ -152,11 +148,11 @@ def encode_text(
     described = describe(
         result,
         "text",
-        model=model,
-        pretrained=pretrained,
-        templates=templates,
+        model=encoder.model,
+        pretrained=encoder.pretrained,
+        templates=encoder.templates,
         logit_scale=scale,
         software=versions(*SOFTWARE),
     )
     write_table(described, output)
-    note(f"encode: {len(table.names)} classes x {len(templates)} templates")
+    note(f"encode: {len(table.names)} classes x {len(encoder.templates)} templates")

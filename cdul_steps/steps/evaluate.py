@@ -7,21 +7,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdul_steps.data.files import SCHEMA_VERSION, write_json
-from cdul_steps.data.labels import build_rows, labels_like
+from cdul_steps.data.labels import LabelFacts, build_rows, labels_like
 from cdul_steps.data.manifest import check_rows, read_split, read_truth
 from cdul_steps.data.stores import open_similarity
 from cdul_steps.data.tables import read_facts, read_scores
 from cdul_steps.data.truth import Truth, definition, measure
 from cdul_steps.errors import UserError
-from cdul_steps.method import metrics
 from cdul_steps.method.aggregation import CONSTRUCTIONS, seen_whole
-from cdul_steps.method.similarity import temperature
-from cdul_steps.method.snippets import Grid
+from cdul_steps.method.choices import AveragePrecision, Difficult
 from cdul_steps.provenance import versions
 
 
 def evaluate_scores(
-    *, scores: Path, images: Path, difficult: metrics.Difficult, ap: str, output: Path | None
+    *, scores: Path, images: Path, difficult: Difficult, ap: AveragePrecision, output: Path | None
 ) -> dict[str, Any]:
     """Measure a table of scores and write the measures as JSON.
 
@@ -52,50 +50,52 @@ def evaluate_labels(
     *,
     similarity: dict[str, Path],
     images: Path,
-    tau: float | None,
-    zeta: float,
-    lam: float,
-    grid: Grid | None = None,
-    labels: Path | None = None,
-    difficult: metrics.Difficult,
-    ap: str,
+    labels: Path,
+    difficult: Difficult,
+    ap: AveragePrecision,
     output: Path,
 ) -> dict[str, Any]:
     """Measure every label construction on each split: `quality.json`.
 
-    `similarity` maps splits to their stores. Result: split, construction, then as `measure`.
-    Where the table `labels` was calibrated or hardened, labels made in its way are there too, as
-    `pseudo_labels`: on every split with the statistics, bias and slope that the table has.
+    `similarity` maps splits to their stores. Temperature, zeta, lambda and grid are those of the
+    table `labels`. Result: split, construction, then as `measure`. Where that table was calibrated
+    or hardened, labels made in its way are there too, as `pseudo_labels`: on every split with the
+    statistics, bias and slope that the table has. Raises UserError where the table does not say how
+    it was made, or is of other classes.
     """
-    own = read_facts(labels) if labels else {}
-    changes = ("statistics", "bias", "threshold", "top_k")
-    calibrated = any(own.get(key) is not None for key in changes)
+    facts = LabelFacts.read(labels)
+    if not facts.whole:
+        raise UserError(f"{labels}: does not say how its labels were made; use 'cdul label'")
+    settings = {"tau": facts.tau, "zeta": facts.zeta}
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "definition": definition(difficult, ap),
         "splits": {},
+        **settings,
+        "lambda": facts.lambda_,
     }
     for split, store in similarity.items():
-        array, classes, scale = open_similarity(store, tau)
+        array, classes, _ = open_similarity(store, facts.tau)
+        if facts.classes != classes:
+            raise UserError(f"{labels} and {store} are not of the same class table")
         check_rows(images, split, store, array.shape[0])
-        used_tau = temperature(scale) if tau is None else tau
         known = read_truth(images, classes)["image_id"]
         table = read_split(images, split, ["image_id", "row"])
         table = table.filter(pc.is_in(table["image_id"], pc.unique(known)))
         rows = table["row"].to_numpy()
-        settings = {"tau": used_tau, "zeta": zeta, "lam": lam}
-        found = build_rows(store, array, images, rows, list(CONSTRUCTIONS), grid, **settings)
+        found = build_rows(
+            *(store, array, images, rows, list(CONSTRUCTIONS), facts.grid),
+            **settings,
+            lam=facts.lambda_,
+        )
         usable = seen_whole(found)
-        if calibrated:
-            if own["classes"] != classes:
-                raise UserError(f"{labels} and {store} are not of the same class table")
-            found["pseudo_labels"] = labels_like(own, store, array, images, rows)
+        if facts.changed:
+            found["pseudo_labels"] = labels_like(facts, store, array, images, rows)
         names = table["image_id"].filter(pa.array(usable)).to_pylist()
         truth = Truth.of(images, names, classes, difficult)
         result["splits"][split] = {
             name: measure(values[usable], truth, classes, ap) for name, values in found.items()
         }
-        result |= {"tau": used_tau, "zeta": zeta, "lambda": lam}
     result["software"] = versions("numpy")
     write_json(output, result)
     return result

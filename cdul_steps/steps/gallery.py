@@ -97,7 +97,7 @@ def make_gallery(*, folder: Path, split: str, output: Path) -> None:
             "split": split,
             "classes": classes,
             "kinds": list(kinds),
-            "labels": labels_in_words(run.settings),
+            "labels": labels_in_words(run.label_facts),
             "truth": any(image["positive"] is not None for image in images),
         }
         _write_data(part / "data", index, images, _measures(scores, list(kinds)))
@@ -110,7 +110,7 @@ def _read_kinds(run: Run, table: pa.Table, split: str) -> tuple[list[str], dict[
     if run.training:
         files[REFINED] = run.place.path(REFINED_LABELS)
         files[CLASSIFIER] = run.place.path(PREDICTIONS, split=split)
-    if split != run.settings.get("split", split):
+    if run.label_facts.split not in (None, split):
         files = {kind: file for kind, file in files.items() if kind == CLASSIFIER}
     found: dict[str, tuple[list[str], np.ndarray]] = {}
     if CLIP not in files:
@@ -135,11 +135,11 @@ def _read_kinds(run: Run, table: pa.Table, split: str) -> tuple[list[str], dict[
 
 def _labels_again(run: Run, table: pa.Table, split: str) -> tuple[list[str], np.ndarray] | None:
     """CLIP's labels of a split that has none, made as the pseudo-labels were."""
-    facts, similarity = run.settings, run.similarity(split)
-    if "statistics" not in facts:
+    facts, similarity = run.label_facts, run.similarity(split)
+    if not facts.whole:
         note("gallery: CLIP's labels of this split cannot be made here and are left out")
         return None
-    array, classes, _ = open_similarity(similarity, facts["tau"])
+    array, classes, _ = open_similarity(similarity, facts.tau)
     return classes, labels_like(facts, similarity, array, run.images, table["row"].to_numpy())
 
 
@@ -156,7 +156,7 @@ def _read_views(
     run: Run, classes: list[str], table: pa.Table, split: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """CLIP's top class of every view and its score: int (images, 1+S) and float32 (images, 1+S)."""
-    similarity, tau = run.similarity(split), run.settings.get("tau")
+    similarity, tau = run.similarity(split), run.label_facts.tau
     array, names, scale = open_similarity(similarity, tau)
     if names != classes:
         raise UserError(f"{similarity}: its classes are not those of the scores; run snakemake")

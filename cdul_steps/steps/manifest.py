@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cdul_steps.config import Dataset
 from cdul_steps.data.classes import load_classes
 from cdul_steps.data.files import write_if_changed
 from cdul_steps.data.images import ImageError, read_size
@@ -16,7 +17,7 @@ from cdul_steps.data.manifest import CORNERS, IMAGES_KIND, SHARD_KIND
 from cdul_steps.data.readers import ImageRecord, check_files, read_dataset
 from cdul_steps.data.tables import describe, read_facts, read_table, to_bytes, write_table
 from cdul_steps.errors import UserError
-from cdul_steps.method.snippets import Grid, as_grids, view_boxes
+from cdul_steps.method.snippets import view_boxes
 from cdul_steps.progress import Progress, note
 
 # What a shard holds; a shard whose rows stay the same is not written again.
@@ -57,37 +58,25 @@ def assign_rows(image_ids: Sequence[str], earlier: dict[str, int], used: int) ->
     return rows, used
 
 
-def make_manifest(
-    *,
-    reader: str,
-    root: Path,
-    classes: Path,
-    splits: dict[str, str],
-    grid: Grid | Sequence[Grid],
-    overlap: float = 0.0,
-    shard_size: int,
-    max_pixels: int,
-    output: Path,
-    labelled_only: bool = False,
-    max_failed_share: float = 1.0,
-) -> None:
-    """Write `images.parquet`, a row an image, and beside it `{split}/{shard}.parquet`.
+def make_manifest(*, dataset: Dataset, output: Path) -> None:
+    """Write `images.parquet`, one row per image, and beside it `{split}/{shard}.parquet`.
 
     An earlier `images.parquet` of the same layout keeps its rows: new images come after them,
     and only shards whose rows changed are written. With `labelled_only`, images of which no class
     is known to be present are left out. Raises UserError for a data set that cannot be read, a
     split without any image file, or more files that are not there than `max_failed_share` of it.
     """
-    names = load_classes(classes).names
-    records = read_dataset(reader, root, splits, names, labelled_only=labelled_only)
+    root, names = Path(dataset.root or ""), load_classes(Path(dataset.classes)).names
+    splits, shard_size, max_pixels = dataset.splits, dataset.shard_size, dataset.max_pixels
+    records = read_dataset(dataset.reader, root, splits, names, labelled_only=dataset.labelled_only)
     _note_unknown(records, names)
     layout = {
-        "reader": reader,
+        "reader": dataset.reader,
         "root": str(root),
         "splits": splits,
-        "grid": [list(one) for one in as_grids(grid)],
-        "overlap": overlap,
-        "views": len(view_boxes(1, 1, grid)),
+        "grid": [list(one) for one in dataset.grid],
+        "overlap": dataset.overlap,
+        "views": len(view_boxes(1, 1, dataset.grid)),
         "shard_size": shard_size,
         "max_pixels": max_pixels,
     }
@@ -101,7 +90,7 @@ def make_manifest(
         )
         table = _image_table(members, rows, shard_size, earlier.get(split, {}), max_pixels)
         absent = table.filter((pc.field("bytes") == 0) & (pc.field("modified") == 0))["path"]
-        if problem := check_files(split, len(table), absent.to_pylist(), max_failed_share):
+        if problem := check_files(split, len(table), absent.to_pylist(), dataset.max_failed_share):
             note(f"manifest: {problem}; they get the status missing")
         tables.append(table)
         folder = output.parent / split

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cdul_steps.data.files import read_json, write_text
+from cdul_steps.data.labels import LabelFacts
 from cdul_steps.data.tables import read_table
 from cdul_steps.report.words import labels_in_words
 
@@ -40,11 +41,12 @@ def make_model_card(
     """
     card = read_json(model / "model.json")
     measured = read_json(metrics)
+    labels = LabelFacts.of(card["provenance"]["labels"], model / "model.json")
     sections = [
         _head(card, data),
-        _measures(measured, read_json(quality), card["provenance"]["labels"]),
-        _training(card["provenance"], data, images),
-        _limits(card, measured),
+        _measures(measured, read_json(quality), labels),
+        _training(card["provenance"], labels, data, images),
+        _limits(card, labels, measured),
         USE,
     ]
     write_text(output, "\n".join(sections))
@@ -63,7 +65,7 @@ It learnt from unlabelled images by {PAPER}, with an image-text model as the onl
 """
 
 
-def _measures(metrics: dict[str, Any], quality: dict[str, Any], labels: dict[str, Any]) -> str:
+def _measures(metrics: dict[str, Any], quality: dict[str, Any], labels: LabelFacts) -> str:
     rows = [
         f"| {escape(name)} | {_number(c['AP'])} | {c['positives']} |"
         for name, c in metrics["per_class"].items()
@@ -76,7 +78,7 @@ def _measures(metrics: dict[str, Any], quality: dict[str, Any], labels: dict[str
         split, definition = Path(metrics["scores"]).stem, metrics["definition"]
         measured = quality["splits"].get(split, {})
         # Labels that are neither calibrated nor hard are those of their construction.
-        own = measured.get("pseudo_labels", measured.get(labels.get("construction"), {}))
+        own = measured.get("pseudo_labels", measured.get(labels.construction, {}))
         head = (
             f"mAP {_number(metrics['mAP'])} on {metrics['images']} images of the split {split}; "
             f"CF1 {_number(metrics['at_threshold']['CF1'])} and "
@@ -89,11 +91,11 @@ def _measures(metrics: dict[str, Any], quality: dict[str, Any], labels: dict[str
     return f"## Classes and measures\n\n{head}\n\n{table}\n"
 
 
-def _training(provenance: dict[str, Any], data: str, images: Path) -> str:
-    settings, labels = provenance["training"], provenance["labels"]
-    teacher, alignment = labels.get("similarity", {}), settings["alignment"]
+def _training(provenance: dict[str, Any], labels: LabelFacts, data: str, images: Path) -> str:
+    settings, teacher = provenance["training"], labels.similarity
+    alignment = settings["alignment"]
     splits = read_table(images, ["split"])["split"].to_pylist()
-    split = labels.get("split", "train")
+    split = labels.split or "train"
     facts = {
         "images": f"{splits.count(split)} of {data}, split {split}",
         "teacher": " ".join(filter(None, (teacher.get("model"), teacher.get("pretrained")))),
@@ -116,12 +118,11 @@ def _listed(facts: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
-def _limits(card: dict[str, Any], metrics: dict[str, Any]) -> str:
+def _limits(card: dict[str, Any], labels: LabelFacts, metrics: dict[str, Any]) -> str:
     absent = metrics["classes_without_positives"] if metrics["mAP"] is not None else []
-    corrections = card["provenance"]["labels"].get("corrections", 0)
-    checked = f"People corrected {corrections} labels that it learnt from, nobody the rest."
+    checked = f"People corrected {labels.corrections} labels that it learnt from, nobody the rest."
     lines = [
-        (checked if corrections else "Nobody checked the labels that it learnt from.")
+        (checked if labels.corrections else "Nobody checked the labels that it learnt from.")
         + " What its teacher confuses, overlooks or "
         "is biased about, this model has learnt too.",
         "It knows the classes above and nothing else; anything else in an image is no class.",

@@ -19,6 +19,7 @@ from cdul_steps.data.truth import AP
 from cdul_steps.errors import UserError
 from cdul_steps.method import metrics
 from cdul_steps.method.aggregation import CONSTRUCTIONS, build_labels, seen_whole
+from cdul_steps.method.choices import AveragePrecision, Difficult
 from cdul_steps.method.similarity import temperature
 from cdul_steps.progress import Progress, note
 from cdul_steps.provenance import versions
@@ -45,13 +46,16 @@ SCHEMA = pa.schema(
 )
 
 
+FIGURES = (".svg", ".pdf", ".png")
+
+
 def sweep_labels(
     *,
     similarity: dict[str, Path],
     images: Path,
     settings: Sweep,
-    difficult: metrics.Difficult,
-    ap: str,
+    difficult: Difficult,
+    ap: AveragePrecision,
     threads: int,
     output: Path,
     figure: Path | None,
@@ -63,6 +67,8 @@ def sweep_labels(
     where the construction does not use them. `figure` is drawn from it. Raises UserError where no
     split has truth.
     """
+    if figure and figure.suffix not in FIGURES:
+        raise UserError(f"{figure}: the name must end in {', '.join(FIGURES)}")
     statistics = _train_statistics(similarity, images) if True in settings.standardise else None
     combinations = list(_combinations(settings))
     steps = len(settings.standardise) * len(settings.tau) * len(combinations)
@@ -136,7 +142,7 @@ def _combinations(settings: Sweep) -> Iterator[tuple[str, float | None, float | 
 
 
 def _read_truth(
-    images: Path, split: str, classes: list[str], difficult: metrics.Difficult
+    images: Path, split: str, classes: list[str], difficult: Difficult
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows of the images with known truth, and their truth and what counts, bool (N, C)."""
     table = read_split(images, split, ["image_id", "row"])
@@ -156,7 +162,11 @@ class _Measured:
     """mAP and mean sum of the labels that a construction makes of a split."""
 
     def __init__(
-        self, built: dict[str, np.ndarray], truth: np.ndarray, counted: np.ndarray, ap: str
+        self,
+        built: dict[str, np.ndarray],
+        truth: np.ndarray,
+        counted: np.ndarray,
+        ap: AveragePrecision,
     ) -> None:
         usable = seen_whole(built)
         self.ap = AP[ap]

@@ -21,8 +21,8 @@ from cdul_steps.data.manifest import read_split
 from cdul_steps.data.tables import describe, read_facts, read_scores, score_table, write_table
 from cdul_steps.data.truth import Truth
 from cdul_steps.errors import UserError, first_line
+from cdul_steps.method.choices import Difficult
 from cdul_steps.method.losses import LOSSES
-from cdul_steps.method.metrics import Difficult
 from cdul_steps.models.classifier import Card, new_classifier, save_classifier, start_head
 from cdul_steps.models.device import Machine
 from cdul_steps.progress import note

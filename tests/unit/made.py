@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from cdul_steps.config import Dataset, Labels
 from cdul_steps.data.manifest import read_split
 from cdul_steps.data.stores import new_store
 from cdul_steps.data.tables import describe, read_scores, score_table, write_table
@@ -16,8 +17,7 @@ from cdul_steps.steps.label import make_labels
 from cdul_steps.steps.manifest import make_manifest
 
 LOGIT_SCALE = 18.0
-SETTINGS = {"construction": "final", "tau": 3 / LOGIT_SCALE, "zeta": 0.05, "lam": 0.0}
-SETTINGS |= {"positives": 1.5}
+SETTINGS = Labels(tau=3 / LOGIT_SCALE, zeta=0.05, positives=1.5)
 DIMENSION = 16
 SHARD_SIZE = 50
 
@@ -55,7 +55,7 @@ def make_results(
         labels = encoder / "calibrated/pseudo_labels.parquet"
         if split != "train":
             labels = results / "unused.parquet"
-        make_labels(similarity=store, images=images, split=split, output=labels, **SETTINGS)
+        make_labels(similarity=store, images=images, split=split, settings=SETTINGS, output=labels)
         table, _, scores = read_scores(labels)
         _write_scores(
             training / f"predictions/{split}.parquet", table, classes, _nudge(scores, 2.0, random)
@@ -84,16 +84,15 @@ def _make_manifest(dataset: Path, files, classes, size, random) -> Path:
                 writer.writerow([f"{split}/{name}", split, *truth])
     names = dataset / "classes.yaml"
     names.write_text("".join(f"- {_quoted(name)}\n" for name in classes), encoding="utf-8")
-    make_manifest(
+    settings = Dataset(
         reader="table",
         root=table,
         classes=names,
         splits={split: split for split in files},
-        grid=(3, 3),
         shard_size=SHARD_SIZE,
         max_pixels=1_000_000,
-        output=dataset / "manifest/images.parquet",
     )
+    make_manifest(dataset=settings, output=dataset / "manifest/images.parquet")
     return dataset / "manifest/images.parquet"
 
 

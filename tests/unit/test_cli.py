@@ -52,7 +52,8 @@ run("similarity", "--store", "e.zarr", "--text", "text.parquet", *images, "--spl
     "--table", "0.parquet", "--table", "1.parquet", "--output", "sim.zarr")
 labels = "results/data/clip/final"
 run("label", "--similarity", "sim.zarr", *images, "--split", "train", "--output",
-    f"{labels}/pseudo_labels.parquet", "--standardise", "--positives", "0.5", "--grid", "3", "3")
+    f"{labels}/pseudo_labels.parquet", "--settings",
+    '{"standardise": true, "positives": 0.5, "grid": [3, 3]}')
 run("quality", "--similarity", "train=sim.zarr", *images, "--output", f"{labels}/quality.json",
     "--labels", f"{labels}/pseudo_labels.parquet")
 run("sweep", "--similarity", "train=sim.zarr", *images, "--output", "sweep.parquet", "--figure",
@@ -136,7 +137,7 @@ def test_without_truth_the_summary_speaks_of_no_measure(tmp_path):
         ("predict", "--model", "m", "--output", "o.csv"),
         (
             *("label", "--similarity", "s", "--images", "i", "--split", "train", "--output", "o"),
-            *("--threshold", "0.5", "--top-k", "1"),
+            *("--settings", '{"harden": {"threshold": 0.5, "top_k": 1}}'),
         ),
         ("manifest", "--reader", "folder", "--root", "/x", "--classes", "/x", "--output", "o"),
     ],

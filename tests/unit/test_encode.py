@@ -11,6 +11,7 @@ import tiny
 import torch
 from PIL import Image
 
+from cdul_steps.config import Encoder
 from cdul_steps.data.files import digest
 from cdul_steps.data.images import decode
 from cdul_steps.data.manifest import read_shard
@@ -43,14 +44,18 @@ def data(tmp_path_factory) -> Path:
 def run(manifest: Path, folder: Path, model: str, **options) -> tuple[np.ndarray, list[dict]]:
     """Encode one shard; its rows, and those of its table."""
     arguments = {
-        "pretrained": None,
-        "precision": "fp32",
-        "resize_mode": None,
         "max_pixels": tiny.MAX_PIXELS,
         **options,
     }
     store, table = folder / "a.zarr", folder / f"{manifest.stem}.parquet"
-    encode_shard(manifest=manifest, store=store, table=table, model=model, **tiny.on(arguments))
+    settings = {key: arguments.pop(key) for key in ("precision", "resize_mode") if key in arguments}
+    encode_shard(
+        manifest=manifest,
+        store=store,
+        table=table,
+        encoder=Encoder(model=model, **settings),
+        **tiny.on(arguments),
+    )
     write_metadata(store, (2 * SHARD, VIEWS, DIMENSION), SHARD, "float16", {})
     first = read_facts(manifest)["shard"] * SHARD
     return np.asarray(open_store(store)[first : first + SHARD]), pq.read_table(table).to_pylist()
@@ -273,10 +278,8 @@ def test_text(clip, tmp_path):
     templates = ["a photo of a {}", "a {} in a {}"]
     encode_text(
         classes=tmp_path / "classes.yaml",
+        encoder=Encoder(model=clip, templates=templates),
         output=tmp_path / "text.parquet",
-        model=clip,
-        pretrained=None,
-        templates=templates,
     )
     facts = read_facts(tmp_path / "text.parquet")
     table = pq.read_table(tmp_path / "text.parquet")
@@ -300,11 +303,8 @@ def test_text_of_first_names(clip, tmp_path):
         (tmp_path / "classes.yaml").write_text(f"- {{name: cat, aliases: [{aliases}]}}\n")
         encode_text(
             classes=tmp_path / "classes.yaml",
+            encoder=Encoder(model=clip, templates=["{}"], aliases=False),
             output=tmp_path / "text.parquet",
-            model=clip,
-            pretrained=None,
-            templates=["{}"],
-            aliases=False,
         )
         found.append(pq.read_table(tmp_path / "text.parquet"))
     assert found[0].equals(found[1])
@@ -319,8 +319,6 @@ def test_text_that_is_not_finite(tmp_path):
     with pytest.raises(UserError, match="not finite"):
         encode_text(
             classes=tmp_path / "classes.txt",
+            encoder=Encoder(model=tiny.make_clip(tmp_path / "clip", broken)),
             output=tmp_path / "text.parquet",
-            model=tiny.make_clip(tmp_path / "clip", broken),
-            pretrained=None,
-            templates=["{}"],
         )

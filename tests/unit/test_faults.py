@@ -19,6 +19,7 @@ from test_train import make_data, same
 from test_train import run as train
 
 from cdul_steps import cli
+from cdul_steps.config import Encoder, Labels
 from cdul_steps.data import images
 from cdul_steps.data.files import replacing
 from cdul_steps.data.images import ImageError, decode
@@ -46,9 +47,8 @@ def shard(tmp_path_factory):
 def encode_into(shard, output: Path, **changes) -> dict:
     manifest, clip = shard
     return {
-        **{"manifest": manifest, "model": clip, "store": output / "e.zarr"},
-        **{"table": output / "0.parquet", "pretrained": None, "precision": "fp32"},
-        **{"resize_mode": None, "max_pixels": tiny.MAX_PIXELS},
+        **{"manifest": manifest, "store": output / "e.zarr", "table": output / "0.parquet"},
+        **{"encoder": Encoder(model=clip), "max_pixels": tiny.MAX_PIXELS},
         **tiny.on(changes),
     }
 
@@ -83,7 +83,7 @@ def test_full_disk_while_labelling(tmp_path):
     write_metadata(tmp_path / "s.zarr", (4000, 3, 6), 4000, "float32", attributes)
     cosines = np.random.default_rng(0).random((4000, 3, 6), np.float32)
     write_shard(tmp_path / "s.zarr", 0, cosines, 4000)
-    settings = {"construction": "final", "tau": None, "zeta": 0.3, "lam": 0.0, "split": "train"}
+    settings = {"settings": Labels(), "split": "train"}
     inputs = {"similarity": tmp_path / "s.zarr", "images": tmp_path / "images.parquet"}
     with small_disk(tmp_path / "disk", "64k") as disk:
         (disk / "labels.parquet").write_text("earlier")
@@ -344,14 +344,14 @@ def test_a_table_that_names_impossible_files(tmp_path):
     (tmp_path / "classes.txt").write_text("dog\ncat\n")
     manifest = tmp_path / "out/images.parquet"
     with redirect_stderr(io.StringIO()):
-        tiny.make_manifest(
+        dataset = tiny.Dataset(
             reader="table",
             root=tmp_path / "data.csv",
             classes=tmp_path / "classes.txt",
-            splits={"train": "train"},
             grid=(2, 2),
             shard_size=5,
             max_pixels=tiny.MAX_PIXELS,
-            output=manifest,
+            max_failed_share=1,
         )
+        tiny.make_manifest(dataset=dataset, output=manifest)
     assert pq.read_table(manifest)["width"].to_pylist() == [0, 0, 0]

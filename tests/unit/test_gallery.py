@@ -98,7 +98,7 @@ def test_snippets_are_those_of_the_store_and_the_manifest(page, training):
     images = {image["id"]: image for image in images_of(parts(page))}
     dataset = training.parents[2]
     cosines = zarr.open_array(dataset / "tiny-clip/similarity/train.zarr", mode="r")[:]
-    scores = scores_of(cosines, made.SETTINGS["tau"])
+    scores = scores_of(cosines, made.SETTINGS.tau)
     table = pq.read_table(dataset / "manifest/images.parquet").to_pylist()
     for row in (r for r in table if r["split"] == "train" and r["image_id"] in images):
         image = images[row["image_id"]]
@@ -156,8 +156,8 @@ def test_clips_scores_of_the_test_split_are_its_labels(training, tmp_path):
         similarity=dataset / "tiny-clip/similarity/test.zarr",
         images=dataset / "manifest/images.parquet",
         split="test",
+        settings=made.SETTINGS.model_copy(update={"positives": None}),
         output=tmp_path / "labels.parquet",
-        **{**made.SETTINGS, "positives": None},
     )
     plain = read_scores(tmp_path / "labels.parquet")[2].astype(float)
     # Calibrated as the train split's labels are, whatever those of the test split sum to.

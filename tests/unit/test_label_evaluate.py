@@ -13,6 +13,7 @@ import pytest
 import zarr
 from sklearn.metrics import average_precision_score
 
+from cdul_steps.config import Labels
 from cdul_steps.data.tables import describe, read_facts, read_scores, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.aggregation import CONSTRUCTIONS as BUILT
@@ -95,10 +96,7 @@ def test_published_vectors_give_the_expected_map(case, published, tmp_path):
         similarity=published / "sim.zarr",
         images=published / "images.parquet",
         split="train",
-        construction=case["construction"],
-        tau=case["tau"],
-        zeta=case["zeta"],
-        lam=0.0,
+        settings=Labels(construction=case["construction"], tau=case["tau"], zeta=case["zeta"]),
         output=tmp_path / "labels.parquet",
     )
     for convention, expected in case["mAP"].items():
@@ -120,19 +118,20 @@ def test_every_published_row_is_a_case(published):
 
 
 @pytest.mark.parametrize(
-    ("options", "difficult", "expected"),
+    ("settings", "difficult", "expected"),
     [
-        (["--tau", "0.01", "--zeta", "0.3", "--lambda", "0"], "ignore", 88.620),
-        (["--zeta", "0.5"], "negative", 87.788),  # tau from logit_scale
-        (["--tau", "0.05", "--construction", "global"], "positive", 86.164),
+        ({"tau": 0.01, "zeta": 0.3, "lambda": 0}, "ignore", 88.620),
+        ({"zeta": 0.5}, "negative", 87.788),  # tau from logit_scale
+        ({"tau": 0.05, "construction": "global"}, "positive", 86.164),
     ],
 )
 def test_published_vectors_through_the_command_line(
-    options, difficult, expected, published, cdul, tmp_path
+    settings, difficult, expected, published, cdul, tmp_path
 ):
     labels, metrics = tmp_path / "labels.parquet", tmp_path / "metrics.json"
     images = ["--images", published / "images.parquet"]
     similarity = ["--similarity", published / "sim.zarr", "--split", "train"]
+    options = ["--settings", json.dumps(settings)]
     done = cdul("label", *similarity, *images, *options, "--output", labels)
     assert done.returncode == 0, done.stderr
     done = cdul(
@@ -168,18 +167,14 @@ def small(tmp_path):
     return tmp_path
 
 
-def label(folder, **changes):
-    arguments = {
-        "similarity": folder / "sim.zarr",
-        "images": folder / "images.parquet",
-        "split": "train",
-        "construction": "final",
-        "tau": None,
-        "zeta": 0.3,
-        "lam": 0.0,
-        "output": folder / "labels.parquet",
-    }
-    make_labels(**{**arguments, **changes})
+def label(folder, similarity="sim.zarr", **settings):
+    make_labels(
+        similarity=folder / similarity,
+        images=folder / "images.parquet",
+        split="train",
+        settings=Labels(**settings),
+        output=folder / "labels.parquet",
+    )
     return pq.read_table(folder / "labels.parquet")
 
 
@@ -224,7 +219,7 @@ def test_tau_is_one_over_the_logit_scale(small):
 
 
 def test_settings_are_in_the_metadata(small):
-    label(small, zeta=0.4, lam=-1.0)
+    label(small, zeta=0.4, lambda_=-1.0)
     facts = read_facts(small / "labels.parquet")
     assert facts["classes"] == CLASSES
     assert (facts["zeta"], facts["lambda"], facts["split"]) == (0.4, -1.0, "train")
@@ -386,16 +381,8 @@ def test_truth_beyond_the_classes(small, index):
 
 
 def test_quality_measures_each_construction_as_evaluate_does(small):
-    result = evaluate_labels(
-        similarity={"train": small / "sim.zarr"},
-        images=small / "images.parquet",
-        tau=None,
-        zeta=0.3,
-        lam=0.0,
-        difficult="ignore",
-        ap="all",
-        output=small / "quality.json",
-    )
+    label(small)
+    result = quality(small, similarity={"train": small / "sim.zarr"})
     assert json.loads((small / "quality.json").read_text()) == result
     assert result["tau"] == pytest.approx(0.05)
     for construction, measures in result["splits"]["train"].items():
@@ -411,9 +398,6 @@ def quality(folder, **changes):
     arguments = {
         "similarity": dict.fromkeys(("train", "test"), folder / "sim.zarr"),
         "images": folder / "images.parquet",
-        "tau": None,
-        "zeta": 0.3,
-        "lam": 0.0,
         "labels": folder / "labels.parquet",
         "difficult": "ignore",
         "ap": "all",
@@ -467,16 +451,18 @@ def test_statistics_are_those_of_the_split(small):
 
 def test_hard_labels(small):
     plain = values(label(small))
-    np.testing.assert_array_equal(values(label(small, threshold=0.4)), plain >= np.float32(0.4))
-    hard = values(label(small, top_k=2))
+    np.testing.assert_array_equal(
+        values(label(small, harden={"threshold": 0.4})), plain >= np.float32(0.4)
+    )
+    hard = values(label(small, harden={"top_k": 2}))
     assert (hard.sum(axis=1) == 2).all()
     assert (np.where(hard, plain, 1).min(axis=1) >= np.where(hard, 0, plain).max(axis=1)).all()
-    both = values(label(small, positives=2.0, threshold=0.5))
+    both = values(label(small, positives=2.0, harden={"threshold": 0.5}))
     np.testing.assert_array_equal(both, values(label(small, positives=2.0)) >= 0.5)
 
 
 def test_labels_of_one_of_several_grids(small):
-    with pytest.raises(UserError, match="leave --grid out"):
+    with pytest.raises(UserError, match="leave the labels' grid out"):
         label(small, grid=(1, 2))
     rewrite_images(small, lambda t: describe(t, "images", layout={"grid": [[1, 2], [1, 1]]}))
     cosines = zarr.open_array(small / "sim.zarr", mode="r")[:].astype(float)
@@ -484,7 +470,7 @@ def test_labels_of_one_of_several_grids(small):
         result = values(label(small, grid=grid, tau=0.02))
         expected = [final_label(cosines[row][views], 0.02, 0.3) for row in (5, 4, 3, 2, 1)]
         np.testing.assert_allclose(result, expected, rtol=1e-4)
-        measures = quality(small, grid=grid, tau=0.02)["splits"]["train"]["final"]
+        measures = quality(small)["splits"]["train"]["final"]
         assert measures["mAP"] == evaluate(small)["mAP"]
     with pytest.raises(UserError, match="no grid of 2 x 2 snippets, only 1 x 2, 1 x 1"):
         label(small, grid=(2, 2))
@@ -496,10 +482,16 @@ def test_a_sum_that_labels_cannot_have(small):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"positives": 2.0}, {"standardise": True}, {"top_k": 1}, {"threshold": 0.4}]
+    "settings",
+    [
+        {"positives": 2.0},
+        {"standardise": True},
+        {"harden": {"top_k": 1}},
+        {"harden": {"threshold": 0.4}},
+    ],
 )
 def test_quality_measures_calibrated_labels_too(settings, small):
-    settings = {"construction": "local_mean", "lam": 1.0, **settings}
+    settings = {"construction": "local_mean", "lambda_": 1.0, **settings}
     label(small, **settings)
     splits = quality(small)["splits"]
     alone = evaluate(small)
@@ -525,7 +517,7 @@ def test_quality_takes_statistics_bias_and_slope_of_the_train_split_to_the_test_
         columns["positive"] += [np.flatnonzero(row) for row in random.random((size, 3)) < 0.4]
     write_table(pa.table(columns), tmp_path / "images.parquet")
     settings = {"standardise": True, "positives": 1.3, "tau": 0.1}
-    table = label(tmp_path, similarity=tmp_path / "train.zarr", **settings)
+    table = label(tmp_path, "train.zarr", **settings)
     facts = read_facts(tmp_path / "labels.parquet")
     splits = quality(tmp_path, similarity={s: tmp_path / f"{s}.zarr" for s in ("train", "test")})[
         "splits"
@@ -572,7 +564,7 @@ MISTAKES = {
         "no image of split 'val'; it has train, test",
     ),
     "classes": (lambda small: write_sim(small, logit_scale=9), [], "attribute 'classes'"),
-    "scale": (lambda small: write_sim(small, classes=CLASSES), [], "'logit_scale'; give --tau"),
+    "scale": (lambda small: write_sim(small, classes=CLASSES), [], "'logit_scale'; set 'tau'"),
     "row": (
         lambda small: rewrite_images(
             small, lambda t: t.set_column(2, "row", [[0, 1, 2, 3, 99, 4]])

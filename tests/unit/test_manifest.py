@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from cdul_steps.config import Dataset
 from cdul_steps.data.manifest import read_shard, read_split, read_truth
 from cdul_steps.data.tables import read_facts
 from cdul_steps.errors import UserError
@@ -39,9 +40,9 @@ class Folder:
             "grid": (3, 3),
             "shard_size": SHARD,
             "max_pixels": 10_000,
-            "output": self.output,
+            "max_failed_share": 1,
         }
-        make_manifest(**{**arguments, **changes})
+        make_manifest(dataset=Dataset(**{**arguments, **changes}), output=self.output)
         for path in self.shards():
             os.utime(path, ns=(1, 1))  # whatever is written later is newer
 

@@ -15,6 +15,7 @@ from test_classifier import CLASSES, CPU, MODEL, card
 from test_train import history, make_data, refined, write_labels
 from test_train import run as train
 
+from cdul_steps.config import Encoder, Labels
 from cdul_steps.data.files import SCHEMA_VERSION
 from cdul_steps.data.manifest import read_shard
 from cdul_steps.data.stores import open_similarity, open_store, shard_file, write_metadata
@@ -57,10 +58,7 @@ def embed_images(folder: Path, clip: str, precision: str = "fp32", shards=(0, 1)
             manifest=folder / f"manifest/train/{shard}.parquet",
             store=folder / "e.zarr",
             table=folder / f"{shard}.parquet",
-            model=clip,
-            pretrained=None,
-            precision=precision,
-            resize_mode=None,
+            encoder=Encoder(model=clip, precision=precision),
             max_pixels=tiny.MAX_PIXELS,
             machine=tiny.MACHINE,
         )
@@ -70,10 +68,8 @@ def embed_text(folder: Path, clip: str, classes="cat\ndog\nbird\n") -> None:
     (folder / "classes.txt").write_text(classes)
     encode_text(
         classes=folder / "classes.txt",
+        encoder=Encoder(model=clip, templates=["a {}"]),
         output=folder / "text.parquet",
-        model=clip,
-        pretrained=None,
-        templates=["a {}"],
     )
 
 
@@ -94,10 +90,7 @@ def label(folder: Path) -> None:
         similarity=folder / "s.zarr",
         images=folder / "manifest/images.parquet",
         split="train",
-        construction="final",
-        tau=None,
-        zeta=0.3,
-        lam=0.0,
+        settings=Labels(),
         output=folder / "labels.parquet",
     )
 
@@ -106,9 +99,7 @@ def quality(folder: Path) -> None:
     evaluate_labels(
         similarity={"train": folder / "s.zarr"},
         images=folder / "manifest/images.parquet",
-        tau=None,
-        zeta=0.3,
-        lam=0.0,
+        labels=folder / "labels.parquet",
         difficult="ignore",
         ap="all",
         output=folder / "quality.json",

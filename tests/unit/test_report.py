@@ -20,7 +20,7 @@ from hypothesis.extra.numpy import arrays
 from messages import message_of
 from PIL import Image
 
-from cdul_steps.config import read_training
+from cdul_steps.config import Dataset, Encoder, Labels, read_training
 from cdul_steps.data.files import SCHEMA_VERSION
 from cdul_steps.data.tables import KEY
 from cdul_steps.report import figures
@@ -238,7 +238,7 @@ def run_stages(root: Path, known: bool) -> Path:
     for c, name in enumerate(CLASSES):
         rows[name] = [int(i % 3 == c or i % 4 == c) for i in range(len(rows["path"]))]
     pq.write_table(pa.table(rows), root / "table.parquet")
-    make_manifest(
+    dataset = Dataset(
         reader="table" if known else "folder",
         root=root / ("table.parquet" if known else "images/train"),
         classes=root / "classes.yaml",
@@ -246,16 +246,11 @@ def run_stages(root: Path, known: bool) -> Path:
         grid=(2, 2),
         shard_size=8,
         max_pixels=tiny.MAX_PIXELS,
-        output=images,
+        max_failed_share=1,
     )
-    model = tiny.make_clip(root / "clip")
-    encode_text(
-        classes=root / "classes.yaml",
-        output=encoder / "text.parquet",
-        model=model,
-        pretrained=None,
-        templates=["a {}"],
-    )
+    make_manifest(dataset=dataset, output=images)
+    clip = Encoder(model=tiny.make_clip(root / "clip"), templates=["a {}"])
+    encode_text(classes=root / "classes.yaml", encoder=clip, output=encoder / "text.parquet")
     splits = ("train", "test") if known else ("train",)
     for split in splits:
         store = encoder / f"embeddings/{split}.zarr"
@@ -265,10 +260,7 @@ def run_stages(root: Path, known: bool) -> Path:
                 manifest=manifest,
                 store=store,
                 table=encoder / "encode" / split / manifest.name,
-                model=model,
-                pretrained=None,
-                precision="fp32",
-                resize_mode=None,
+                encoder=clip,
                 **TINY,
             )
         make_similarity(
@@ -282,16 +274,15 @@ def run_stages(root: Path, known: bool) -> Path:
         )
     labels, measuring = encoder / "final", {"difficult": "ignore", "ap": "all"}
     similarity = {split: encoder / f"similarity/{split}.zarr" for split in splits}
-    settings = {"images": images, "tau": None, "zeta": 0.3, "lam": 0.0}
+    made = {"labels": labels / "pseudo_labels.parquet", "images": images}
     make_labels(
         similarity=similarity["train"],
+        images=images,
         split="train",
-        construction="final",
-        output=labels / "pseudo_labels.parquet",
-        **settings,
+        settings=Labels(),
+        output=made["labels"],
     )
-    quality = labels / "quality.json"
-    evaluate_labels(similarity=similarity, output=quality, **settings, **measuring)
+    evaluate_labels(similarity=similarity, output=labels / "quality.json", **made, **measuring)
     training = labels / "small"
     text = '{"model": "test_resnet", "image_size": 64, "epochs": 2, "alignment": {"warmup": 0}}'
     train_classifier(
@@ -428,21 +419,13 @@ def test_calibrated_labels_are_measured_and_drawn_as_they_are(copied, tmp_path):
         similarity=encoder / "similarity/train.zarr",
         images=images,
         split="train",
-        construction="final",
-        tau=None,
-        zeta=0.3,
-        lam=0.0,
-        standardise=True,
-        top_k=1,
+        settings=Labels(standardise=True, harden={"top_k": 1}),
         output=copied / "pseudo_labels.parquet",
     )
     stores = {split: encoder / f"similarity/{split}.zarr" for split in ("train", "test")}
     quality = evaluate_labels(
         similarity=stores,
         images=images,
-        tau=None,
-        zeta=0.3,
-        lam=0.0,
         labels=copied / "pseudo_labels.parquet",
         difficult="ignore",
         ap="all",

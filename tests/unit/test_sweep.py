@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 
-from cdul_steps.config import Sweep
+from cdul_steps.config import Labels, Sweep
 from cdul_steps.data.tables import describe, read_facts, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.steps.evaluate import evaluate_labels, evaluate_scores
@@ -62,11 +62,6 @@ def sweep(folder, **changes):
     return pq.read_table(folder / "sweep.parquet").to_pylist()
 
 
-def given(row):
-    """What a row's settings are as arguments of the stages label and quality."""
-    return {"tau": row["tau"], "zeta": row["zeta"] or 0.0, "lam": row["lambda"] or 0.0}
-
-
 def test_a_row_a_split_and_setting(folder):
     rows = sweep(folder)
     assert len(rows) == len(SIZES) * 2 * 2 * (3 + 3 + 3 * 3)
@@ -87,10 +82,14 @@ def labels_of(row: dict, folder: Path) -> Path:
         similarity=folder / "train.zarr",
         images=folder / "images.parquet",
         split="train",
-        construction=row["construction"],
-        standardise=row["standardise"],
+        settings=Labels(
+            construction=row["construction"],
+            standardise=row["standardise"],
+            tau=row["tau"],
+            zeta=row["zeta"] or 0.0,
+            lambda_=row["lambda"] or 0.0,
+        ),
         output=folder / "labels.parquet",
-        **given(row),
     )
     return folder / "labels.parquet"
 
@@ -123,7 +122,6 @@ def test_rows_of_the_test_split_are_what_quality_gives(folder):
                 difficult="negative",
                 ap="all",
                 output=folder / "quality.json",
-                **given(row),
             )
             name = "pseudo_labels" if row["standardise"] else row["construction"]
             assert row["mAP"] == pytest.approx(result["splits"]["test"][name]["mAP"], rel=1e-9)
@@ -137,10 +135,10 @@ def test_an_image_without_one_of_its_views_counts_for_nothing(folder):
     result = evaluate_labels(
         similarity={"train": folder / "train.zarr"},
         images=folder / "images.parquet",
+        labels=labels_of(rows[0], folder),
         difficult="negative",
         ap="all",
         output=folder / "quality.json",
-        **given(rows[0]),
     )
     assert {found["images"] + 1 for found in result["splits"]["train"].values()} == whole
 

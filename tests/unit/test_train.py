@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from cdul_steps.config import Training, read_training
+from cdul_steps.config import Dataset, Training, read_training
 from cdul_steps.data.corrections import UNKNOWN, apply_corrections, corrected_entries
 from cdul_steps.data.tables import describe, read_facts, read_scores, score_table, write_table
 from cdul_steps.errors import UserError
@@ -96,7 +96,7 @@ def make_data(folder: Path, images: int = 24, tests: int = 8, classes=CLASSES) -
 
 def manifest(folder: Path, classes=CLASSES, test: bool = True) -> None:
     (folder / "classes.txt").write_text("\n".join(classes))
-    make_manifest(
+    dataset = Dataset(
         reader="table",
         root=folder / "data.csv",
         classes=folder / "classes.txt",
@@ -104,8 +104,9 @@ def manifest(folder: Path, classes=CLASSES, test: bool = True) -> None:
         grid=(1, 1),
         shard_size=100,
         max_pixels=10_000,
-        output=folder / "images.parquet",
+        max_failed_share=1,
     )
+    make_manifest(dataset=dataset, output=folder / "images.parquet")
 
 
 def write_labels(path: Path, table: pa.Table, classes: list[str], scores: np.ndarray) -> None:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from cdul_steps.config import Dataset
 from cdul_steps.models.device import Machine
 from cdul_steps.steps.manifest import make_manifest
 
@@ -63,7 +64,7 @@ def folder_manifest(root: Path, output: Path, shard_size: int = 5, grid=(2, 2)) 
     classes = output / "classes.txt"
     classes.parent.mkdir(parents=True, exist_ok=True)
     classes.write_text("cat\ndog\nbird\n")
-    make_manifest(
+    dataset = Dataset(
         reader="folder",
         root=root,
         classes=classes,
@@ -71,6 +72,7 @@ def folder_manifest(root: Path, output: Path, shard_size: int = 5, grid=(2, 2)) 
         grid=grid,
         shard_size=shard_size,
         max_pixels=MAX_PIXELS,
-        output=output / "images.parquet",
+        max_failed_share=1,
     )
+    make_manifest(dataset=dataset, output=output / "images.parquet")
     return output / "train"

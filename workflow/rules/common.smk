@@ -93,9 +93,9 @@ def encoder_key(key):
     return lambda wildcards: getattr(CONFIG.encoders[wildcards.encoder], key)
 
 
-def labels_key(key):
-    """A value of a job's labels."""
-    return lambda wildcards: getattr(CONFIG.labels[wildcards.labels], key)
+def label_settings(wildcards):
+    """The settings of a job's labels, as `cdul label` takes them."""
+    return CONFIG.labels[wildcards.labels].model_dump_json(by_alias=True)
 
 
 def option(name, value):
@@ -180,27 +180,6 @@ def grid_options(wildcards):
         f"--grid {rows} {columns}",
         *(f"--further-grid {rows}x{columns}" for rows, columns in further),
     ]
-
-
-def label_options(wildcards):
-    """Command line words for which views, and what is done to the labels, where it is anything."""
-    labels = CONFIG.labels[wildcards.labels]
-    given = {
-        "--positives": labels.positives,
-        "--threshold": labels.harden.threshold,
-        "--top-k": labels.harden.top_k,
-    }
-    return [
-        *view_options(wildcards),
-        *(["--standardise"] if labels.standardise else []),
-        *(f"{name}={value}" for name, value in given.items() if value is not None),
-    ]
-
-
-def view_options(wildcards):
-    """Command line words for the one grid whose snippets labels use, where it is not all."""
-    grid = CONFIG.labels[wildcards.labels].grid
-    return [] if grid is None else ["--grid", *map(str, grid)]
 
 
 def shards(wildcards):

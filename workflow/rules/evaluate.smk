@@ -13,16 +13,11 @@ rule quality:
         "../../environment.yml"
     params:
         similarity=similarity_options,
-        tau=option("--tau", labels_key("tau")),
-        zeta=labels_key("zeta"),
-        lam=labels_key("lambda_"),
-        views=view_options,
         difficult=CONFIG.evaluate.difficult,
         ap=CONFIG.evaluate.ap,
         code=code("evaluate", "evaluate_labels"),
     shell:
-        "cdul quality {params.similarity:q} --images {input.images:q} {params.tau} "
-        "--zeta {params.zeta} --lambda={params.lam} {params.views:q} --labels {input.labels:q} "
+        "cdul quality {params.similarity:q} --images {input.images:q} --labels {input.labels:q} "
         "--difficult {params.difficult} --ap {params.ap} --output {output:q} 2> {log:q}"
 
 
