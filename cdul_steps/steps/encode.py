@@ -78,17 +78,8 @@ def encode_shard(
     )
     write_shard(store, shard, rows, shard_size)
     failed = sum(status != "ok" for status, _, _ in outcome)
-    result = pa.table(
-        {
-            "image_id": images["image_id"],
-            "row": images["row"],
-            "status": pa.array([status for status, _, _ in outcome], pa.string()),
-            "error": pa.array([error for _, error, _ in outcome], pa.string()),
-            "seconds": pa.array([seconds for _, _, seconds in outcome], pa.float32()),
-        }
-    )
     described = describe(
-        result,
+        _outcome_table(images, outcome),
         "encode",
         shard=shard,
         model=encoder.model,
@@ -109,6 +100,18 @@ def encode_shard(
     note(
         f"encode: {len(images) - failed} images ok, {failed} failed, "
         f"{(len(images) - failed) * views / seconds:.1f} views/s"
+    )
+
+
+def _outcome_table(images: pa.Table, outcome: list[tuple[str, str, float]]) -> pa.Table:
+    return pa.table(
+        {
+            "image_id": images["image_id"],
+            "row": images["row"],
+            "status": pa.array([status for status, _, _ in outcome], pa.string()),
+            "error": pa.array([error for _, error, _ in outcome], pa.string()),
+            "seconds": pa.array([seconds for _, _, seconds in outcome], pa.float32()),
+        }
     )
 
 
