@@ -11,9 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zarr
+from pydantic import ValidationError
 from sklearn.metrics import average_precision_score
 
 from cdul_steps.config import Labels
+from cdul_steps.data.labels import LabelFacts
 from cdul_steps.data.tables import describe, read_facts, read_scores, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.aggregation import CONSTRUCTIONS as BUILT
@@ -96,7 +98,10 @@ def test_published_vectors_give_the_expected_map(case, published, tmp_path):
         similarity=published / "sim.zarr",
         images=published / "images.parquet",
         split="train",
-        settings=Labels(construction=case["construction"], tau=case["tau"], zeta=case["zeta"]),
+        # A zeta beyond the bound of the settings, so that no score reaches it.
+        settings=Labels().model_copy(
+            update={key: case[key] for key in ("construction", "tau", "zeta")}
+        ),
         output=tmp_path / "labels.parquet",
     )
     for convention, expected in case["mAP"].items():
@@ -263,8 +268,12 @@ def test_images_without_embedding_have_no_row(small):
 
 @pytest.mark.parametrize("tau", [0.0, -0.01, math.nan])
 def test_tau_must_be_positive(small, tau):
-    with pytest.raises(UserError, match="tau"):
+    with pytest.raises(ValidationError, match="tau"):
         label(small, tau=tau)
+    label(small)
+    with_facts(small / "labels.parquet", tau=tau)
+    with pytest.raises(UserError, match="tau"):
+        quality(small)
 
 
 def test_metrics_say_what_they_mean(small):
@@ -548,6 +557,54 @@ def test_without_truth_quality_reads_no_cosines(small):
     chunk.write_bytes(b"torn")
     splits = quality(small)["splits"]
     assert all(m["mAP"] is None and m["images"] == 0 for m in splits["train"].values())
+
+
+# What a table says of its making
+
+
+def with_facts(path, **facts):
+    write_table(describe(pq.read_table(path), **{**read_facts(path), **facts}), path)
+
+
+def test_facts_are_read_as_they_were_written(small):
+    label(small, standardise=True, positives=2.0, harden={"top_k": 1})
+    facts = LabelFacts.read(small / "labels.parquet")
+    assert facts.whole and facts.changed and facts.class_statistics.mean.shape == (2, 3)
+    facts.write(pq.read_table(small / "labels.parquet"), small / "again.parquet")
+    written = [read_facts(small / f"{name}.parquet") for name in ("labels", "again")]
+    assert written[0] == written[1]
+    assert LabelFacts.read(small / "again.parquet") == facts
+    assert set(written[0]) == {
+        *("kind", "schema_version", "classes", "split", "construction", "tau", "zeta", "lambda"),
+        *("grid", "statistics", "positives", "bias", "slope", "threshold", "top_k"),
+        *("similarity", "software"),
+    }
+
+
+def test_facts_of_a_table_from_elsewhere(small):
+    write_table(label(small).replace_schema_metadata(None), small / "labels.parquet")
+    facts = LabelFacts.read(small / "labels.parquet")
+    assert facts == LabelFacts(whole=False)
+    with pytest.raises(UserError, match=r"labels.parquet: does not say how its labels were made"):
+        quality(small)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("tau", "warm"), ("grid", [3]), ("statistics", [1]), ("similarity", 3), ("lambda", [])],
+)
+def test_facts_that_are_none(small, key, value):
+    label(small)
+    with_facts(small / "labels.parquet", **{key: value})
+    with pytest.raises(UserError, match=f"labels.parquet: .* labels' '{key}.* cannot be used"):
+        LabelFacts.read(small / "labels.parquet")
+
+
+def test_quality_takes_the_settings_of_the_labels(small):
+    label(small, tau=0.02, zeta=0.5, lambda_=1.0)
+    found = quality(small)
+    assert (found["tau"], found["zeta"], found["lambda"]) == (0.02, 0.5, 1.0)
+    assert found["splits"]["train"]["final"]["mAP"] == evaluate(small)["mAP"]
 
 
 # One line an error
