@@ -159,7 +159,7 @@ def test_a_mistake_is_one_line_and_status_one(words, cdul):
     ],
 )
 def test_errors_are_told_in_one_line(error, line, monkeypatch):
-    def fail():
+    def fail(**_):
         raise error
 
     monkeypatch.setattr(cli, "app", fail)
@@ -169,7 +169,7 @@ def test_errors_are_told_in_one_line(error, line, monkeypatch):
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
-    def fail():
+    def fail(**_):
         raise ZeroDivisionError
 
     monkeypatch.setattr(cli, "app", fail)

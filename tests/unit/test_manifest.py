@@ -42,7 +42,8 @@ class Folder:
             "max_pixels": 10_000,
             "max_failed_share": 1,
         }
-        make_manifest(dataset=Dataset(**{**arguments, **changes}), output=self.output)
+        output = changes.pop("output", self.output)
+        make_manifest(dataset=Dataset(**{**arguments, **changes}), output=output)
         for path in self.shards():
             os.utime(path, ns=(1, 1))  # whatever is written later is newer
 

@@ -44,6 +44,7 @@ def original(tmp_path_factory) -> Path:
     inputs = {"images": folder / "manifest/images.parquet", "text": folder / "text.parquet"}
     write_store(**inputs, split="train", store=folder / "e.zarr")
     similarity(folder)
+    label(folder)
     return folder
 
 
@@ -213,7 +214,7 @@ def test_a_store_of_another_number_of_rows(made, step):
 
 
 def test_a_store_of_another_width(made):
-    write_metadata(made / "e.zarr", (8, 5, 16), SHARD, "float16", {})
+    write_metadata(made / "e.zarr", (8, 5, 16), SHARD, "float16", {"kind": "embeddings"})
     assert "different encoders" in message_of(similarity, made)
 
 

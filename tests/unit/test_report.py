@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from PIL import Image
 
 from cdul_steps.config import Dataset, Encoder, Labels, read_training
 from cdul_steps.data.files import SCHEMA_VERSION
+from cdul_steps.data.labels import LabelFacts
 from cdul_steps.data.tables import KEY
 from cdul_steps.report import figures
 from cdul_steps.report.captions import CAPTIONS, TITLES
@@ -444,23 +446,24 @@ def test_calibrated_labels_are_measured_and_drawn_as_they_are(copied, tmp_path):
 
 
 def test_what_was_done_to_the_labels_is_said_in_words():
-    plain = {"construction": "final", "tau": 0.05, "zeta": 0.3, "lambda": 0.0, "grid": None}
-    plain |= {"statistics": None, "bias": None, "similarity": {"logit_scale": 20.0}}
+    plain = LabelFacts(
+        construction="final", tau=0.05, zeta=0.3, lambda_=0.0, similarity={"logit_scale": 20.0}
+    )
     assert labels_in_words(plain) == {
         "construction": "final",
         "tau": "0.05 (the model's own)",
         "zeta": "0.3",
         "lambda": "0",
     }
-    done = {"tau": 0.15, "grid": [2, 2], "statistics": {}, "threshold": 0.5, "corrections": 7}
+    done = {"tau": 0.15, "grid": (2, 2), "threshold": 0.5, "corrections": 7}
     done |= {"statistics": {"mean": []}, "positives": 3.0, "slope": 3.0, "bias": -0.25}
-    words = labels_in_words({**plain, **done})
+    words = labels_in_words(replace(plain, **done))
     assert words["tau"] == "0.15 (3 times the model's own)"
     assert words["positives"].startswith("3: calibrated") and "-0.25" in words["positives"]
     assert words["hard"] == "1 from 0.5 on, else 0"
     assert {"snippets", "classes", "corrections"} < set(words)
     # A table of somebody else's says nothing.
-    assert labels_in_words({}) == {}
+    assert labels_in_words(LabelFacts()) == {}
 
 
 def test_tables_of_shards_that_are_no_more_do_not_count(copied, whole, tmp_path):
