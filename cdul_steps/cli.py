@@ -163,6 +163,9 @@ def manifest(
     labelled_only: Annotated[
         bool, Option(help="Leave out images without any positive label.")
     ] = False,
+    exclude: Annotated[
+        list[str], Option(help="Pattern of files and folders to leave out; once a pattern.")
+    ] = [],  # noqa: B006
     max_failed_share: MaxFailedShare = 0.05,
 ) -> None:
     """Find the images, give each a row and a shard, and cut each into views.
@@ -183,6 +186,7 @@ def manifest(
         shard_size=shard_size,
         max_pixels=max_pixels,
         labelled_only=labelled_only,
+        exclude=exclude,
         max_failed_share=max_failed_share,
     )
     make_manifest(dataset=dataset, output=output)
@@ -491,7 +495,7 @@ def evaluate(
     ap: Ap = "all",
 ) -> None:
     """Measure scores against the truth: mAP, AP a class, precision, recall and F1 (percent)."""
-    from cdul_steps.steps.evaluate import evaluate_scores
+    from cdul_steps.steps.evaluate import conclusion, evaluate_scores
 
     result = evaluate_scores(
         scores=scores,
@@ -500,12 +504,7 @@ def evaluate(
         ap=ap,
         output=output,
     )
-    value = result["mAP"]
-    typer.echo(
-        f"mAP {value:.2f} on {result['images']} images, written to {output}"
-        if value is not None
-        else f"no image with known truth; written to {output}"
-    )
+    typer.echo(f"{conclusion(result)}, written to {output}")
 
 
 @app.command()

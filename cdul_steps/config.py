@@ -104,6 +104,13 @@ class Dataset(Section):
         description="Leave out images without any positive label, as results on COCO and NUS-WIDE "
         "are reported. It looks at the ground truth, which nothing else does before measuring.",
     )
+    exclude: list[Annotated[str, Field(min_length=1)]] = Field(
+        [],
+        description="Patterns of images and folders to leave out, such as `thumbs` or "
+        "`raw/*.png`: with a `/` of the path below `root`, else of any name in it; `*` is any "
+        "text. The number is noted. Hidden files and a network disk's own folders, such as "
+        "`@eaDir`, are left out by the reader `folder` in any case.",
+    )
     expected_images: dict[Split, Annotated[int, Field(ge=1)]] | None = Field(
         None,
         description="Images of each split in the whole set; another number ends the run before it "

@@ -1,5 +1,6 @@
 """The class table: which classes there are, in which order, and how prompts name them."""
 
+import re
 import reprlib
 import unicodedata
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from cdul_steps.data.foreign import read_text, same, unseen
 from cdul_steps.errors import UserError
 
 # Columns that stand beside one column a class in the tables we read and write.
@@ -36,12 +38,13 @@ def load_classes(path: Path) -> ClassTable:
     YAML: a list whose entries are a name, or a mapping `{name: ..., aliases: [...]}`.
     Text: one name a line; blank lines and lines that start with `#` are ignored.
 
-    Raises UserError for a missing, unreadable or empty table, a name that is empty, not a string,
-    reserved or listed twice, and an unknown key.
+    Raises UserError for a missing, unreadable or empty table, an unknown key, and a name that is
+    empty, not a string, reserved, listed twice (compared by `same`), that has a character that
+    cannot be seen, or that is written as in a list of another kind.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (OSError, UnicodeError) as error:
         raise UserError(
             f"class table {path}: cannot be read ({getattr(error, 'strerror', 'not UTF-8 text')}); "
             "give a YAML list, or a UTF-8 text file with one name a line"
@@ -49,17 +52,18 @@ def load_classes(path: Path) -> ClassTable:
     if path.suffix.lower() in (".yaml", ".yml"):
         entries = _yaml_entries(text, path)
     else:
-        lines = (line.strip() for line in text.splitlines())
+        lines = (line.strip() for line in text.split("\n"))
         entries = [line for line in lines if line and not line.startswith("#")]
+        _check_lines(entries, path)
     if not entries:
         raise UserError(f"class table {path}: no classes; list at least one name")
 
     names: list[str] = []
     aliases: list[tuple[str, ...]] = []
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
     for number, entry in enumerate(entries, 1):
         name, others = _entry(entry, f"class table {path}, entry {number}")
-        key = name.casefold()
+        key = same(name)
         if key in RESERVED_NAMES:
             raise UserError(
                 f"class table {path}, entry {number}: '{name}' is the name of a table column; "
@@ -67,9 +71,11 @@ def load_classes(path: Path) -> ClassTable:
             )
         if key in seen:
             raise UserError(
-                f"class table {path}, entry {number}: class '{name}' is listed twice; remove one"
+                f"class table {path}, entry {number}: class '{name}' is listed twice"
+                + f" (as '{seen[key]}', which differs in case or form only)" * (seen[key] != name)
+                + "; remove one"
             )
-        seen.add(key)
+        seen[key] = name
         names.append(name)
         aliases.append(others)
     return ClassTable(tuple(names), tuple(aliases))
@@ -82,6 +88,37 @@ def check_choice(names: Sequence[str], where: object) -> None:
             f"{where}: has one class, {names[0]!r}, whose softmax is 1 for every image; give at "
             "least two, what else the images show being the other"
         )
+
+
+def same_prompts(names: Sequence[str], prompted: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Groups of classes that no prompt tells apart; `prompted` are the names in their prompts."""
+    groups: dict[frozenset[str], list[str]] = {}
+    for name, used in zip(names, prompted, strict=True):
+        groups.setdefault(frozenset(same(word) for word in used), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+_OTHER_LISTS = (
+    (r"[-*\u2022]\s.*", "begins as in a list of YAML or Markdown"),
+    (r"[\[{].*|[\]}],?", "is JSON"),
+    (r"\".*\",?|'.*',?", "is in quotes"),
+)
+"""What lines of other kinds of lists look like, and what to say of them."""
+
+
+def _check_lines(lines: Sequence[str], path: Path) -> None:
+    """Raise UserError where lines of text are those of another kind of list."""
+    advice = "write a name a line and nothing else, or give a YAML list the suffix .yaml"
+    for number, line in enumerate(lines, 1):
+        for pattern, what in _OTHER_LISTS:
+            if re.fullmatch(pattern, line):
+                raise UserError(
+                    f"class table {path}, entry {number}: {SHORT.repr(line)} {what}; {advice}"
+                )
+    if len(lines) == 1 and "," in lines[0]:
+        raise UserError(f"class table {path}: all names are in one line; {advice}")
+    if len(lines) > 1 and all(re.match(r"\d+\s*[.):,;]?\s", line) for line in lines):
+        raise UserError(f"class table {path}: its lines are numbered; {advice}")
 
 
 def _yaml_entries(text: str, path: Path) -> list[object]:
@@ -132,6 +169,13 @@ def _name(value: object, where: str) -> str:
     name = unicodedata.normalize("NFC", value).strip()
     if not name:
         raise UserError(f"{where}: the name is empty; give it a name or remove the entry")
+    if problem := unseen(name):
+        raise UserError(
+            f"{where}: {name!r} has a character that cannot be seen ({problem}); write the name "
+            "without it, with ordinary spaces"
+        )
+    if name[-1] in ",;":
+        raise UserError(f"{where}: '{name}' ends with a {name[-1]!r}; remove it")
     return name
 
 

@@ -2,17 +2,20 @@
 
 import csv
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from cdul_steps.data.files import replacing
+from cdul_steps.data.foreign import ClassNames, as_number, open_text, same_image
 from cdul_steps.errors import UserError, first_line
 
 UNKNOWN = 0.5
 """The label of an entry that the person could not decide."""
-VALUES = {"1": 1.0, "0": 0.0, "unknown": UNKNOWN}
+NAMES = {1.0: "1", 0.0: "0", UNKNOWN: "unknown"}
+"""How a corrections file spells the values."""
 COLUMN = "corrected"
 """Column of a table of scores: the names of the classes that are corrected in an image."""
 _COLUMNS = ("image_id", "class", "value")
@@ -24,12 +27,12 @@ Corrections = dict[tuple[str, str], float]
 def read_corrections(path: Path) -> Corrections:
     """Read a CSV (with commas, UTF-8) with the columns `image_id`, `class` and `value`.
 
-    The value is 1, 0 or unknown; a row without one is no correction, and other columns are
-    ignored. Raises UserError for a file that is not such a table, naming the line.
+    The value is 1 or true, 0 or false, or unknown; a row without one is no correction, and other
+    columns are ignored. Raises UserError for a file that is not such a table, naming the line.
     """
     corrections: Corrections = {}
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with open_text(path, newline="") as file:
             reader = csv.DictReader(file, strict=True)
             missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
             if missing:
@@ -39,12 +42,10 @@ def read_corrections(path: Path) -> Corrections:
                 )
             for row in reader:
                 where = f"{path}, line {reader.line_num}"
-                text = (row["value"] or "").strip().lower()
-                if not text:
+                value = _value(row["value"] or "", where)
+                if value is None:
                     continue
-                if text not in VALUES:
-                    raise UserError(f"{where}: the value is {text!r}; give 1, 0 or unknown")
-                entry, value = (row["image_id"], row["class"]), VALUES[text]
+                entry = (row["image_id"], row["class"])
                 if corrections.setdefault(entry, value) != value:
                     raise UserError(
                         f"{where}: {entry[1]!r} of image {entry[0]!r} has another value further up"
@@ -55,13 +56,21 @@ def read_corrections(path: Path) -> Corrections:
     return corrections
 
 
+def _value(text: str, where: str) -> float | None:
+    if text.strip().casefold() == NAMES[UNKNOWN]:
+        return UNKNOWN
+    with suppress(ValueError):
+        if (value := as_number(text)) in (None, 0, 1):
+            return value
+    raise UserError(f"{where}: the value is {text.strip()!r}; give 1, 0 or unknown")
+
+
 def write_corrections(path: Path, corrections: Mapping[tuple[str, str], float]) -> None:
     """Write a table that `read_corrections` reads, in the order of its entries."""
-    names = {value: name for name, value in VALUES.items()}
     with replacing(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(_COLUMNS)
-        writer.writerows((*entry, names[corrections[entry]]) for entry in sorted(corrections))
+        writer.writerows((*entry, NAMES[corrections[entry]]) for entry in sorted(corrections))
 
 
 def apply_corrections(
@@ -73,24 +82,32 @@ def apply_corrections(
 ) -> pa.Array:
     """Put corrections into labels (N, C); returns the column of the classes corrected, a list each.
 
-    Raises UserError where an image or class is not there.
+    Images and classes are matched by `same_image` and `same`. Raises UserError where one is not
+    there, and where two entries that mean the same have different values.
     """
-    row = {name: i for i, name in enumerate(image_ids)}
-    column = {name: i for i, name in enumerate(classes)}
-    corrected: list[list[str]] = [[] for _ in image_ids]
+    row = {same_image(name): i for i, name in enumerate(image_ids)}
+    row |= {name: i for i, name in enumerate(image_ids)}
+    names = ClassNames(classes)
+    corrected: list[dict[str, float]] = [{} for _ in image_ids]
     for (image_id, name), value in corrections.items():
-        if image_id not in row:
+        image = row.get(image_id, row.get(same_image(image_id)))
+        if image is None:
             raise UserError(
-                f"{origin}: corrects {image_id!r}, which is none of the {len(row)} labelled images"
+                f"{origin}: corrects {image_id!r}, which is none of the {len(image_ids)} labelled "
+                "images"
             )
-        if name not in column:
+        if (column := names.find(name)) is None:
             raise UserError(
                 f"{origin}: corrects {name!r} of {image_id!r}, which is none of the classes; they "
                 f"are {', '.join(classes)}"
             )
-        labels[row[image_id], column[name]] = value
-        corrected[row[image_id]].append(name)
-    return pa.array(corrected, pa.list_(pa.string()))
+        labels[image, column] = value
+        if corrected[image].setdefault(classes[column], value) != value:
+            raise UserError(
+                f"{origin}: corrects {classes[column]!r} of {image_ids[image]!r} to two values; "
+                "remove one"
+            )
+    return pa.array([list(values) for values in corrected], pa.list_(pa.string()))
 
 
 def corrected_entries(table: pa.Table, classes: Sequence[str]) -> np.ndarray:

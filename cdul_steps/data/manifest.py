@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cdul_steps.data.foreign import same
 from cdul_steps.data.tables import read_facts, read_table
 from cdul_steps.errors import UserError
 
@@ -29,14 +30,27 @@ def read_split(images: Path, split: str, columns: list[str]) -> pa.Table:
 def check_classes(images: Path, classes: list[str], owner: object) -> None:
     """Raise UserError where `images.parquet` has other classes, or another order of them."""
     named = read_facts(images).get("classes", classes)
-    if named == classes:
+    if [same(name) for name in named] == [same(name) for name in classes]:
         return
+    known = {same(name) for name in named}
+    if extra := [name for name in classes if same(name) not in known]:
+        given = {same(name) for name in classes}
+        missing = [name for name in named if same(name) not in given]
+        raise UserError(
+            f"{images} has no class {_shown(extra)}, which {owner} has"
+            + f", and has {_shown(missing)} instead" * bool(missing)
+            + ": not the same class table, or columns that are no class's"
+        )
     place = next(i for i, pair in enumerate(zip_longest(named, classes)) if len({*pair}) > 1)
     mine, theirs = (", ".join(names[place : place + 5]) or "none" for names in (named, classes))
     raise UserError(
         f"{images} has {len(named)} classes and {owner} {len(classes)}, which differ from number "
         f"{place + 1} on: {mine}, ... and {theirs}, ...: not the same class table"
     )
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join([*map(repr, names[:5]), *["..."] * (len(names) > 5)])
 
 
 def check_rows(images: Path, split: str, store: Path, rows: int) -> None:

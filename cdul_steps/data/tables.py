@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cdul_steps.data.classes import RESERVED_NAMES
 from cdul_steps.data.files import SCHEMA_VERSION, check_version, replacing
 from cdul_steps.errors import UserError, first_line
 
@@ -122,12 +123,12 @@ def read_scores(path: Path) -> tuple[pa.Table, list[str], np.ndarray]:
     """Read a table of scores: `(image_id and path, classes in order, float32 (N, C))`.
 
     The classes are those that the table's facts list, for a table from elsewhere all columns but
-    `image_id` and `path`. The first table also has the column `corrected`, where there is one. Rows
-    without scores are left out. Raises UserError where a column is
-    missing, is no number, or stands in another order than the facts say.
+    those that cannot be a class's. The first table also has the column `corrected`, where there is
+    one. Rows without scores are left out. Raises UserError where a column is missing, is no number,
+    or stands in another order than the facts say.
     """
     facts = read_facts(path)
-    names = [n for n in pq.read_schema(path).names if n not in ("image_id", "path")]
+    names = [n for n in pq.read_schema(path).names if n not in RESERVED_NAMES]
     classes = facts.get("classes", names)
     if (
         not isinstance(classes, list)
@@ -139,9 +140,15 @@ def read_scores(path: Path) -> tuple[pa.Table, list[str], np.ndarray]:
             f"metadata lists ({', '.join(map(str, list(classes)[:5]))}, ...)"
         )
     table = read_table(path, ["image_id", *classes], ["path", "corrected"])
-    try:
-        scores = np.stack([table[n].to_numpy().astype(np.float32) for n in classes], axis=1)
-    except (ValueError, TypeError, pa.ArrowInvalid) as error:
-        raise UserError(f"{path}: a class column does not hold numbers") from error
+    columns = []
+    for name in classes:
+        try:
+            columns.append(table[name].to_numpy().astype(np.float32))
+        except (ValueError, TypeError, pa.ArrowInvalid) as error:
+            raise UserError(
+                f"{path}: a class column does not hold numbers: {name!r} holds "
+                f"{table[name].type}; remove it if it is no class's"
+            ) from error
+    scores = np.stack(columns, axis=1)
     scored = np.isfinite(scores).all(axis=1)
     return table.drop_columns(classes).filter(pa.array(scored)), classes, scores[scored]

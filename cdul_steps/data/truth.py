@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from cdul_steps.data.foreign import same_image
 from cdul_steps.data.manifest import read_truth
 from cdul_steps.errors import UserError
 from cdul_steps.method import metrics
@@ -33,6 +34,15 @@ DEFINITION = {
 }
 
 
+def match_images(image_ids: list[str], known: list[str]) -> np.ndarray:
+    """For each image its place among the `known`, compared by `same_image`; -1 for none: (N,)."""
+    place = {name: i for i, name in enumerate(known)}
+    if not place.keys() >= set(image_ids):
+        place = {same_image(name): i for name, i in place.items()} | place
+    found = (place.get(name, place.get(same_image(name), -1)) for name in image_ids)
+    return np.fromiter(found, np.int64, len(image_ids))
+
+
 @dataclass(frozen=True)
 class Truth:
     """The truth of those images, of a list of N, of which it is known.
@@ -51,9 +61,9 @@ class Truth:
     ) -> "Truth":
         """Read it from `images.parquet`; UserError where the class tables differ."""
         table = read_truth(images, classes)
-        known = {name: i for i, name in enumerate(table["image_id"].to_pylist())}
-        places = [i for i, name in enumerate(image_ids) if name in known]
-        table = table.take(pa.array([known[image_ids[i]] for i in places], pa.int64()))
+        rows = match_images(image_ids, table["image_id"].to_pylist())
+        places = np.flatnonzero(rows >= 0)
+        table = table.take(pa.array(rows[places]))
         lists = [[entry or [] for entry in table[n].to_pylist()] for n in ("positive", "difficult")]
         try:
             present, counted = truth_table(*lists, len(classes), difficult)
@@ -61,7 +71,7 @@ class Truth:
             raise UserError(
                 f"{images}: names a class beyond the {len(classes)} scored: {error}"
             ) from error
-        return cls(np.array(places, dtype=int), present, counted)
+        return cls(places, present, counted)
 
     def mean_average_precision(self, scores: np.ndarray) -> float | None:
         """mAP in percent of scores (N, C), NaN counting as 0; None where nothing is known."""

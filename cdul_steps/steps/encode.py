@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from cdul_steps.config import Encoder
-from cdul_steps.data.classes import load_classes
+from cdul_steps.data.classes import load_classes, same_prompts
 from cdul_steps.data.files import digest
 from cdul_steps.data.manifest import read_shard
 from cdul_steps.data.stores import shard_file, write_shard
@@ -124,6 +124,11 @@ def encode_text(*, classes: Path, encoder: Encoder, output: Path) -> None:
     """
     table = load_classes(classes)
     prompted = table.aliases if encoder.aliases else [names[:1] for names in table.aliases]
+    for group in same_prompts(table.names, prompted):
+        note(
+            f"encode: {', '.join(group)} have the same prompts, so nothing tells these classes "
+            "apart; give them other names or aliases"
+        )
     network = load_clip(encoder.model, encoder.pretrained)
     vectors = [
         class_embedding(

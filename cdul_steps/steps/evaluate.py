@@ -5,13 +5,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from cdul_steps.data.files import SCHEMA_VERSION, write_json
 from cdul_steps.data.labels import LabelFacts, build_rows, labels_like
 from cdul_steps.data.manifest import check_rows, read_split, read_truth
 from cdul_steps.data.stores import open_similarity
-from cdul_steps.data.tables import read_facts, read_scores
-from cdul_steps.data.truth import Truth, definition, measure
+from cdul_steps.data.tables import read_facts, read_scores, read_table
+from cdul_steps.data.truth import Truth, definition, match_images, measure
 from cdul_steps.errors import UserError
 from cdul_steps.method.aggregation import CONSTRUCTIONS, seen_whole
 from cdul_steps.method.choices import AveragePrecision, Difficult
@@ -23,19 +24,34 @@ def evaluate_scores(
 ) -> dict[str, Any]:
     """Measure a table of scores and write the measures as JSON.
 
-    Images are matched by `image_id`; those without known truth are left out. Raises UserError
-    where classes differ or an image is named twice.
+    Images are matched by `image_id`; those without scores or known truth are left out, and
+    `left_out` says how many. Raises UserError where classes differ, an image is named twice, or no
+    image is one of `images`.
     """
     table, classes, values = read_scores(scores)
     image_ids = table["image_id"].to_pylist()
     if len(set(image_ids)) != len(image_ids):
         raise UserError(f"{scores}: an image_id stands in more than one row")
     truth = Truth.of(images, image_ids, classes, difficult)
+    known = read_table(images, ["image_id"])["image_id"].to_pylist()
+    found = int((match_images(image_ids, known) >= 0).sum())
+    if image_ids and not found:
+        raise UserError(
+            f"{scores}: none of its {len(image_ids)} images is in {images}: the image_id here is "
+            f"such as {image_ids[0]!r}, there {(known or ['none'])[0]!r}; give the table of the "
+            "same data set"
+        )
+    rows = pq.read_metadata(scores).num_rows
     result = {
         "schema_version": SCHEMA_VERSION,
         "scores": str(scores),
         "definition": definition(difficult, ap),
         **measure(values, truth, classes, ap),
+        "left_out": {
+            "without_scores": rows - len(image_ids),
+            "not_in_images": len(image_ids) - found,
+            "truth_unknown": found - len(truth.places),
+        },
         "settings": {
             k: v for k, v in read_facts(scores).items() if k not in ("classes", "software")
         },
@@ -44,6 +60,27 @@ def evaluate_scores(
     if output:
         write_json(output, result)
     return result
+
+
+def conclusion(result: dict[str, Any]) -> str:
+    """What `evaluate_scores` found, in a line: the mAP, or else why there is none."""
+    left_out = result["left_out"]
+    words = {
+        "without_scores": "rows have no scores",
+        "not_in_images": "images are not of the data set",
+        "truth_unknown": "images have no known truth",
+    }
+    others = ", ".join(f"{n} {words[why]}" for why, n in left_out.items() if n)
+    if result["mAP"] is not None:
+        text = f"mAP {result['mAP']:.2f} on {result['images']} images"
+        return f"{text} ({others})" if others else text
+    if result["images"]:
+        reason = f"the {result['images']} images with known truth show no class"
+    elif left_out["truth_unknown"]:
+        reason = "no image with known truth"
+    else:
+        reason = f"no row has scores, {'all are NaN' if others else 'there are none'}"
+    return f"no mAP: {reason} ({others})" if others else f"no mAP: {reason}"
 
 
 def evaluate_labels(

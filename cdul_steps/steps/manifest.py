@@ -63,12 +63,21 @@ def make_manifest(*, dataset: Dataset, output: Path) -> None:
 
     An earlier `images.parquet` of the same layout keeps its rows: new images come after them,
     and only shards whose rows changed are written. With `labelled_only`, images of which no class
-    is known to be present are left out. Raises UserError for a data set that cannot be read, a
+    is known to be present are left out, and so are paths that a pattern of `exclude` names. What
+    was left out is noted. Raises UserError for a data set that cannot be read, a
     split without any image file, or more files that are not there than `max_failed_share` of it.
     """
     root, names = Path(dataset.root or ""), load_classes(Path(dataset.classes)).names
     splits, shard_size, max_pixels = dataset.splits, dataset.shard_size, dataset.max_pixels
-    records = read_dataset(dataset.reader, root, splits, names, labelled_only=dataset.labelled_only)
+    records = read_dataset(
+        dataset.reader,
+        root,
+        splits,
+        names,
+        labelled_only=dataset.labelled_only,
+        exclude=dataset.exclude,
+        tell=lambda line: note(f"manifest: {line}"),
+    )
     _note_unknown(records, names)
     layout = {
         "reader": dataset.reader,

@@ -48,7 +48,7 @@ def _listed(inputs: Sequence[Path]) -> pa.Table:
     paths: list[str] = []
     for item in inputs:
         if item.is_dir():
-            found = read_folder(item, {"": "."}, ())
+            found = read_folder(item, {"": "."}, (), lambda line: note(f"predict: {line}"))
             if not found:
                 raise UserError(f"{item}: no image in this folder")
             paths += [record.path for record in found]
@@ -121,6 +121,12 @@ def predict_images(
     note(f"predict: {len(table) - failed} images ok, {failed} failed; {output}")
 
 
+def _joined(names: Sequence[str]) -> str:
+    """Names with a semicolon between them; one that has a semicolon or a quote itself is quoted."""
+    quoted = ('"' + n.replace('"', '""') + '"' if ";" in n or '"' in n else n for n in names)
+    return "; ".join(quoted)
+
+
 def _write(result: pa.Table, output: Path, card: Card, threshold: float, weights: str) -> None:
     if output.suffix == ".parquet":
         described = describe(
@@ -137,7 +143,7 @@ def _write(result: pa.Table, output: Path, card: Card, threshold: float, weights
     frame: pd.DataFrame = result.to_pandas()
     with replacing(output) as part:
         if output.suffix == ".csv":
-            frame["labels"] = frame["labels"].map("; ".join)
+            frame["labels"] = frame["labels"].map(_joined)
             frame.to_csv(part, index=False)
         else:
             frame.to_json(part, orient="records", indent=1, force_ascii=False)

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from cdul_steps.config import Config, Dataset, Encoder, Runtime, Training, load
 from cdul_steps.data.classes import check_choice, load_classes
+from cdul_steps.data.foreign import Tell, ignore
 from cdul_steps.data.images import ImageError, read_size
 from cdul_steps.data.readers import check_counts, check_files, read_dataset
 from cdul_steps.demo.scenes import write_scenes
@@ -176,12 +177,18 @@ def _views(dataset: Dataset) -> int:
     return len(view_boxes(1, 1, dataset.grid))
 
 
-def _paths(dataset: Dataset) -> dict[str, list[str]]:
-    """The paths of each split's images."""
+def _paths(dataset: Dataset, tell: Tell = ignore) -> dict[str, list[str]]:
+    """The paths of each split's images; `tell` takes lines of what was left out."""
     names = load_classes(Path(dataset.classes)).names
     root = Path(dataset.root or "")
     records = read_dataset(
-        dataset.reader, root, dataset.splits, names, labelled_only=dataset.labelled_only
+        dataset.reader,
+        root,
+        dataset.splits,
+        names,
+        labelled_only=dataset.labelled_only,
+        exclude=dataset.exclude,
+        tell=tell,
     )
     check_counts(records, dataset.expected_images or {}, root)
     return {s: [r.path for r in records if r.split == s] for s in dataset.splits}
@@ -190,18 +197,19 @@ def _paths(dataset: Dataset) -> dict[str, list[str]]:
 def _data(dataset: Dataset) -> Result:
     names = load_classes(Path(dataset.classes)).names
     check_choice(names, dataset.classes)
+    told: list[str] = []
     if dataset.reader == "demo":
         images = {split: getattr(dataset.scenes, split) for split in dataset.splits}
     else:
         images = {}
-        for split, paths in _paths(dataset).items():
+        for split, paths in _paths(dataset, told.append).items():
             images[split] = len(paths)
             absent = [path for path in paths if not Path(path).is_file()]
             check_files(split, len(paths), absent, dataset.max_failed_share)
     views = sum(images.values()) * _views(dataset)
     text = ", ".join(f"{count} images to {split}" for split, count in images.items())
-    values = {"images": images, "views": views, "classes": len(names)}
-    return f"{text}; {len(names)} classes; {views} views", values
+    values = {"images": images, "views": views, "classes": len(names), "notes": told}
+    return "; ".join([text, f"{len(names)} classes", f"{views} views", *told]), values
 
 
 @contextmanager

@@ -20,7 +20,8 @@ from cdul_steps.provenance import versions
 KEY = "cdul"
 """Under this name the exported file carries what `model.json` says."""
 TOLERANCE = 1e-4
-"""The exported file's probabilities may differ from PyTorch's by no more than this."""
+"""The exported file's results may differ from PyTorch's by no more than this share of the largest
+logit, or of 1."""
 MODEL_CARD = "README.md"
 
 
@@ -69,17 +70,18 @@ class Exported(torch.nn.Module):
     Resizing stays outside: a graph's own resize is not Pillow's, and would shift the scores.
     """
 
-    def __init__(self, network: torch.nn.Module, card: Card) -> None:
+    def __init__(self, network: torch.nn.Module, card: Card, activated: bool = True) -> None:
         super().__init__()
-        self.network, self.card = network, card
+        self.network, self.card, self.activated = network, card, activated
         # Buffers and not `Card.normalize`, whose constants a trace would nail to one device.
         self.register_buffer("mean", 255 * torch.tensor(card.mean).view(3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(card.std).view(3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Probabilities of images."""
+        """Probabilities of images; logits where it is not `activated`."""
         pixels = images.permute(0, 3, 1, 2).float()
-        return self.card.probabilities(self.network((pixels - self.mean) / self.std))
+        logits = self.network((pixels - self.mean) / self.std)
+        return self.card.probabilities(logits) if self.activated else logits
 
 
 def _write_onnx(model: Exported, example: Tensor, path: Path, about: str) -> None:
@@ -104,7 +106,6 @@ def _write_pt2(model: Exported, example: Tensor, path: Path, about: str) -> None
 
 def _write_torchscript(model: Exported, example: Tensor, path: Path, about: str) -> None:
     torch.jit.save(torch.jit.trace(model, example), path, _extra_files={KEY: about})
-    note("export: TorchScript is deprecated in PyTorch; pt2 is what takes its place")
 
 
 def _run_onnx(path: Path) -> Callable[[np.ndarray], np.ndarray]:
@@ -164,17 +165,25 @@ def _about(card: Card, weights: Path, format_: str) -> dict[str, Any]:
 
 
 def _difference(
-    run: Callable[[np.ndarray], np.ndarray], network: torch.nn.Module, card: Card
+    run: Callable[[np.ndarray], np.ndarray],
+    network: torch.nn.Module,
+    card: Card,
+    activated: bool,
 ) -> float:
-    """The largest difference of a probability from PyTorch's, on noise, in two batch sizes."""
+    """The largest difference from PyTorch's results, on noise, in two batch sizes.
+
+    Probabilities or, where not `activated`, logits, relative to the largest of them.
+    """
     random = np.random.default_rng(0)
-    side, largest = card.image_size, 0.0
+    side, differences = card.image_size, []
     for batch in (1, 3):
         images = random.integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
         pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-        expected = card.probabilities(network(card.normalize(pixels))).numpy()
-        largest = max(largest, float(np.abs(run(images) - expected).max()))
-    return largest
+        logits = network(card.normalize(pixels))
+        expected = (card.probabilities(logits) if activated else logits).numpy()
+        scale = np.abs(expected).max(initial=1)
+        differences.append(np.abs(run(images) - expected).max() / scale)
+    return float(np.max(differences))
 
 
 def export_classifier(*, model: Path, format_: str, output: Path) -> None:
@@ -183,8 +192,9 @@ def export_classifier(*, model: Path, format_: str, output: Path) -> None:
     The folder `output` gets the file, `model.json` (classes, preprocessing, input and output,
     provenance; the file carries the same text itself), and `README.md`: a program that runs it, and
     the model card of the model folder. Before it is put in place the file is run and compared
-    with PyTorch. Raises UserError for a folder that is no model's, for a model that the format
-    cannot hold, and where the results differ by more than TOLERANCE.
+    with PyTorch, and so is one that gives logits: where all probabilities are near 0 or 1, they
+    would agree whatever the file computes. Raises UserError for a folder that is no model's, for a
+    model that the format cannot hold, and where the results differ by more than TOLERANCE.
     """
     if output.resolve() == model.resolve():
         raise UserError(f"{output}: is the model folder itself; export to another folder")
@@ -193,19 +203,22 @@ def export_classifier(*, model: Path, format_: str, output: Path) -> None:
     network, card = load_classifier(model, torch.device("cpu"))
     name, write, runner = FORMATS[format_]
     about = json.dumps(_about(card, model / WEIGHTS, format_), indent=2, ensure_ascii=False)
-    exported = Exported(network, card).eval().requires_grad_(False)
     # Two, since a batch of one is taken for a constant.
     example = torch.zeros(2, card.image_size, card.image_size, 3, dtype=torch.uint8)
+    differences = []
     with replacing(output / name) as part, torch.inference_mode():
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                write(exported, example, part, about)
-                difference = _difference(runner(part), network, card)
+                for activated, file in ((True, part), (False, part.with_name(f"logits-{name}"))):
+                    exported = Exported(network, card, activated).eval().requires_grad_(False)
+                    write(exported, example, file, about)
+                    differences.append(_difference(runner(file), network, card, activated))
         except Exception as error:
             raise UserError(
                 f"{model}: {card.model} cannot be written as {format_}: {first_line(error)}"
             ) from error
+        difference = float(np.max(differences))
         if not difference <= TOLERANCE:
             raise UserError(
                 f"{model}: as {format_}, {card.model} differs from PyTorch by {difference:.2g}, "
@@ -213,6 +226,8 @@ def export_classifier(*, model: Path, format_: str, output: Path) -> None:
             )
     write_text(output / CARD, about + "\n")
     write_text(output / MODEL_CARD, _readme(model, name, format_))
+    if format_ == "torchscript":
+        note("export: TorchScript is deprecated in PyTorch; pt2 is what takes its place")
     note(f"export: {output / name}, at most {difference:.1g} from PyTorch")
 
 

@@ -2,24 +2,27 @@
 
 import json
 import xml.etree.ElementTree as ET
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from cdul_steps.data.corrections import (
     UNKNOWN,
-    Corrections,
     corrected_entries,
     read_corrections,
     write_corrections,
 )
 from cdul_steps.data.files import replacing, write_text
+from cdul_steps.data.foreign import ClassNames, as_id, as_number, listed, read_json, same_image
+from cdul_steps.data.readers.coco import Annotation, Category, Image, labels_of, links
 from cdul_steps.data.tables import (
     describe,
     read_facts,
@@ -115,30 +118,41 @@ def import_review(*, review: Path, file: Path, confirm: bool, output: Path) -> N
     """Turn what people made of an exported folder `review` into the corrections file `output`.
 
     `file` is what the tool gave back. An entry that differs from the proposal is a correction;
-    with `confirm` so is every entry of an image in the file. Corrections that `output` holds
-    already stay, unless there is a new one. Raises UserError for a file of another form and for
-    an image or class that was not in the review.
+    with `confirm` so is every entry of an image in the file. An entry on which several answers
+    differ is unknown. Corrections that `output` holds already stay, unless there is a new one.
+    Raises UserError for a file of another form and for an image or class that was not in the
+    review.
     """
     facts = read_facts(review / PROPOSAL)
     if facts.get("kind") != KIND:
         raise UserError(f"{review}: not a folder of 'cdul review export'")
     proposal, classes, state = read_scores(review / PROPOSAL)
-    place = _places(proposal)
-    ids = proposal["image_id"].to_pylist()
+    names, ids = ClassNames(classes), proposal["image_id"].to_pylist()
     # What stands in the CSV was written there by a person.
     confirm = confirm or facts["format"] == "csv"
-    found: Corrections = {}
+    images = _Images(proposal, file, review)
+    answers: dict[tuple[int, int], float] = {}
+    differ = set()
     for name, values in _answers(file, facts["format"], classes):
-        if (row := place.get(name)) is None:
-            problem = "is more than one" if name in place else "is none"
-            raise UserError(f"{file}: image {name!r} {problem} of those in {review}")
+        row = images.find(name)
         for label, value in values.items():
-            if label not in classes:
+            if (column := names.find(label)) is None:
                 raise UserError(
                     f"{file}: class {label!r} of image {name!r} is none of those in {review}"
                 )
-            if confirm or value != state[row, classes.index(label)]:
-                found[ids[row], label] = value
+            if answers.setdefault((row, column), value) != value:
+                differ.add((row, column))
+    answers |= dict.fromkeys(differ, UNKNOWN)
+    found = {
+        (ids[row], classes[column]): value
+        for (row, column), value in answers.items()
+        if confirm or value != state[row, column]
+    }
+    if images.prefixes:
+        shown = ", ".join(sorted(images.prefixes)[:3])
+        note(f"review: images found without what their names begin with there: {shown}")
+    if differ:
+        note(f"review: {len(differ)} entries on which the answers differ; they are unknown")
     earlier = read_corrections(output) if output.is_file() else {}
     write_corrections(output, earlier | found)
     note(f"review: {len(found)} corrections; {output} now has {len(earlier | found)}")
@@ -154,33 +168,72 @@ def _answers(
         return
     read = FORMATS[format_][1]
     try:
-        reviewed = list(read(json.loads(file.read_text(encoding="utf-8"))))
+        reviewed = list(read(file))
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{file}: not what {format_} gives back ({type(error).__name__}: {first_line(error)}); "
             "docs/review.md says how to export it there"
         ) from error
+    names = ClassNames(classes)
     for name, present, unknown in reviewed:
-        values = dict.fromkeys(classes, 0.0) | dict.fromkeys(present, 1.0)
-        yield name, values | dict.fromkeys(unknown, UNKNOWN)
+        given = {_own_name(names, label): 1.0 for label in present}
+        given |= {_own_name(names, label): UNKNOWN for label in unknown}
+        yield name, dict.fromkeys(classes, 0.0) | given
 
 
-def _places(proposal: pa.Table) -> dict[str, int | None]:
-    """Rows by every name that a tool may give an image; None for a name of several.
+def _own_name(names: ClassNames, label: str) -> str:
+    """The class's own name of a label; the label as it is where it is no class."""
+    index = names.find(label)
+    return label if index is None else names.names[index]
 
-    Tools keep the path, or its end, with or without the file's suffix.
+
+class _Images:
+    """Finds the images of a review by the names that a tool gives them.
+
+    Tools keep the id, the path or its end, with or without the file's suffix, and some put folders
+    of their own before it: `prefixes` are those.
     """
-    place: dict[str, int | None] = {}
-    for row, path in enumerate(proposal["path"].to_pylist()):
-        parts = Path(path).absolute().parts
-        ends = {Path(*parts[first:]) for first in range(len(parts))}
-        for name in {str(p) for end in ends for p in (end, end.with_suffix(""))} - {path}:
-            place[name] = None if name in place else row
-    for name in ("path", "image_id"):
-        place |= {text: row for row, text in enumerate(proposal[name].to_pylist())}
-    return place
+
+    def __init__(self, proposal: pa.Table, file: Path, review: Path) -> None:
+        self.file, self.review = file, review
+        self.prefixes: set[str] = set()
+        self.found: dict[int, tuple[str, str]] = {}
+        self.place: dict[str, int | None] = {}
+        for row, path in enumerate(proposal["path"].to_pylist()):
+            parts = Path(same_image(path)).absolute().parts
+            ends = {Path(*parts[first:]) for first in range(len(parts))}
+            for name in {str(p) for end in ends for p in (end, end.with_suffix(""))}:
+                self.place[name] = None if name in self.place else row
+        for column in ("path", "image_id"):
+            texts = proposal[column].to_pylist()
+            self.place |= {same_image(text): row for row, text in enumerate(texts)}
+            self.place |= {text: row for row, text in enumerate(texts)}
+
+    def find(self, name: str) -> int:
+        """The row of an image.
+
+        Raises UserError where it is none or more than one, and where two names lead to one image
+        of which a folder was left out.
+        """
+        plain = same_image(name)
+        parts = plain.split("/")
+        ends = [name, *("/".join(parts[first:]) for first in range(len(parts)))]
+        end = next((end for end in ends if end in self.place), None)
+        row = self.place[end] if end is not None else None
+        if row is None:
+            problem = "is none" if end is None else "is more than one"
+            raise UserError(f"{self.file}: image {name!r} {problem} of those in {self.review}")
+        prefix = "" if end == name else plain.removesuffix(end)
+        self.prefixes |= {prefix} - {""}
+        other, before = self.found.setdefault(row, (name, prefix))
+        if other != name and (before or prefix):
+            raise UserError(
+                f"{self.file}: images {other!r} and {name!r} are both found as one of those in "
+                f"{self.review}; give them the names that they had there"
+            )
+        return row
 
 
 def _below(path: str, root: Path) -> str:
@@ -247,16 +300,34 @@ def _write_label_studio(review: Review, output: Path) -> None:
     write_text(output / "labels.xml", ET.tostring(view, encoding="unicode") + "\n")
 
 
-def _read_label_studio(tasks: Any) -> Reviewed:
-    """Label Studio's JSON export; tasks that nobody submitted are left out."""
-    for task in tasks:
+def _read_label_studio(file: Path) -> Reviewed:
+    """Label Studio's JSON export; tasks that nobody submitted are left out.
+
+    Of each person the last annotation of a task counts. What comes from other controls than ours,
+    such as a comment, a relation or further choices, is left out and noted.
+    """
+    others: Counter[str] = Counter()
+    ours = 0
+    answers = []
+    for task in read_json(file, list):
         submitted = [a for a in task["annotations"] if not a.get("was_cancelled")]
-        if not submitted:
-            continue
-        chosen: dict[str, set[str]] = {"present": set(), "unknown": set()}
-        for item in submitted[-1]["result"]:
-            chosen[item["from_name"]] |= set(item["value"]["choices"])
-        yield task["data"]["image_id"], chosen["present"], chosen["unknown"]
+        submitted.sort(key=lambda a: str(a.get("updated_at") or a.get("created_at") or ""))
+        by_person = {str(annotation.get("completed_by")): annotation for annotation in submitted}
+        for annotation in by_person.values():
+            chosen: dict[str, set[str]] = {"present": set(), "unknown": set()}
+            for item in annotation["result"]:
+                control = item.get("from_name") or item.get("type")
+                if item.get("type") == "choices" and control in chosen:
+                    chosen[control] |= set(item["value"]["choices"])
+                    ours += 1
+                else:
+                    others[str(control)] += 1
+            answers.append((task["data"]["image_id"], chosen["present"], chosen["unknown"]))
+    if others and not ours:
+        raise ValueError(f"no answer of the controls present and unknown, only of {listed(others)}")
+    if others:
+        note(f"review: left out what other controls gave: {listed(others)}")
+    yield from answers
 
 
 def _write_coco(review: Review, output: Path) -> None:
@@ -294,18 +365,36 @@ def _write_coco(review: Review, output: Path) -> None:
     )
 
 
-def _read_coco(coco: Any) -> Reviewed:
-    names = {category["id"]: category["name"] for category in coco["categories"]}
-    images = {image["id"]: (image["file_name"], set(), set()) for image in coco["images"]}
-    for annotation in coco["annotations"]:
-        _, present, unknown = images[annotation["image_id"]]
-        is_unknown = _is_set(annotation.get("attributes") or annotation)
-        (unknown if is_unknown else present).add(names[annotation["category_id"]])
+class _Box(Annotation):
+    """An annotation, which may say that a person could not decide."""
+
+    attributes: dict[str, Any] | None = None
+    unknown: Any = None
+
+
+class _Reviewed(msgspec.Struct):
+    images: list[Image]
+    categories: list[Category]
+    annotations: list[_Box]
+
+
+def _read_coco(file: Path) -> Reviewed:
+    coco = read_json(file, _Reviewed)
+    names = labels_of(coco, file)
+    images: dict[str, tuple[str, set[str], set[str]]] = {}
+    for image in coco.images:
+        if as_id(image.id) in images:
+            raise ValueError(f"two images have the id {as_id(image.id)}")
+        images[as_id(image.id)] = (image.file_name, set(), set())
+    for image_id, category, box in links(coco, file):
+        _, present, unknown = images[image_id]
+        is_unknown = _is_set(box.attributes or {"unknown": box.unknown})
+        (unknown if is_unknown else present).add(names[category])
     yield from images.values()
 
 
 def _is_set(attributes: dict[str, Any]) -> bool:
-    return str(attributes.get("unknown", False)).lower() in ("true", "1")
+    return as_number(attributes.get("unknown")) not in (None, 0)
 
 
 def _write_fiftyone(review: Review, output: Path) -> None:
@@ -323,18 +412,30 @@ def _write_fiftyone(review: Review, output: Path) -> None:
     _write_json(output / "labels.json", {"classes": review.classes, "labels": labels})
 
 
-def _read_fiftyone(content: Any) -> Reviewed:
+def _read_fiftyone(file: Path) -> Reviewed:
+    content = read_json(file, dict)
     classes = content.get("classes")
     for path, labels in content["labels"].items():
         present: set[str] = set()
         unknown: set[str] = set()
-        # FiftyOne writes null for an image without any label.
-        for label in labels or ():
+        # FiftyOne writes null for an image without any label, and a single label without a list.
+        labels = labels if isinstance(labels, list) else [labels] if labels is not None else []
+        for label in labels:
             label = label if isinstance(label, dict) else {"label": label}
-            name = label["label"]
-            name = classes[name] if isinstance(name, int) else name
+            name = _class_name(label["label"], classes)
             (unknown if _is_set(label.get("attributes", {})) else present).add(name)
         yield path, present, unknown
+
+
+def _class_name(label: object, classes: list[str] | None) -> str:
+    """The name of a label that is a name, or a number among `classes`."""
+    if isinstance(label, str):
+        return label
+    if isinstance(label, bool) or not isinstance(label, int):
+        raise ValueError(f"a label is {label!r}, neither a name nor a number")
+    if classes is None or not 0 <= label < len(classes):
+        raise ValueError(f"a label is {label}, and 'classes' has no such place")
+    return classes[label]
 
 
 FORMATS: dict[str, tuple[Callable, Callable | None]] = {

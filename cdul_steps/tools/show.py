@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from cdul_steps.data.foreign import ClassNames
 from cdul_steps.data.tables import read_facts, read_scores, read_table
 from cdul_steps.errors import UserError
 
@@ -41,14 +42,15 @@ def _scores(file: Path, facts: dict[str, Any], of_class: str | None, top: int) -
     Without a class, an image stands there with its largest score.
     """
     table, classes, scores = read_scores(file)
-    if of_class is not None and of_class not in classes:
+    index = ClassNames(classes).find(of_class) if of_class is not None else 0
+    if index is None:
         near = difflib.get_close_matches(of_class, classes, 1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(classes[:8])}"
         raise UserError(f"{file}: no class {of_class!r}{hint}")
     if not len(scores):
         raise UserError(f"{file}: no image has scores")
     threshold = facts.get("threshold") or THRESHOLD
-    shown = classes if of_class is None else [of_class]
+    shown = classes if of_class is None else [classes[index]]
     columns = scores[:, [classes.index(name) for name in shown]]
     best_class, best = columns.argmax(axis=1), columns.max(axis=1)
     order = np.argsort(-best, kind="stable")

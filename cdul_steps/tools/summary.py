@@ -73,7 +73,11 @@ def summarise(results: Path, *, as_json: bool) -> str:
     if as_json:
         return json.dumps(rows, indent=2, ensure_ascii=False)
     if all(row["mAP"] is None for row in rows):
-        text = "No ground truth is known, so there is nothing to measure."
+        text = (
+            "The images whose truth is known show no class, so there is no mAP."
+            if any(row["images"] for row in rows)
+            else "No ground truth is known, so there is nothing to measure."
+        )
     else:
         header = list(rows[0])
         cells = [header, *([_cell(row[name]) for name in header] for row in rows)]

@@ -152,7 +152,12 @@ def dataset_content(wildcards):
         return "scenes"
     root, names = Path(dataset.root), load_classes(Path(dataset.classes)).names
     records = read_dataset(
-        dataset.reader, root, dataset.splits, names, labelled_only=dataset.labelled_only
+        dataset.reader,
+        root,
+        dataset.splits,
+        names,
+        labelled_only=dataset.labelled_only,
+        exclude=dataset.exclude,
     )
     check_counts(records, dataset.expected_images or {}, root)
     return fingerprint(records)

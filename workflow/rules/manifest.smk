@@ -47,6 +47,10 @@ checkpoint manifest:
         shard_size=dataset_key("shard_size"),
         max_pixels=dataset_key("max_pixels"),
         labelled_only=flag("labelled-only", dataset_key("labelled_only")),
+        exclude=lambda wildcards: [
+            f"--exclude={pattern}"
+            for pattern in CONFIG.datasets[wildcards.dataset].exclude
+        ],
         max_failed_share=dataset_key("max_failed_share"),
         names=class_names,
         content=dataset_content,
@@ -55,5 +59,5 @@ checkpoint manifest:
         "cdul manifest --reader {params.reader} --root {params.root:q} "
         "--classes {params.classes:q} {params.splits:q} {params.grid} "
         "--overlap {params.overlap} --shard-size {params.shard_size} --max-pixels {params.max_pixels} "
-        "{params.labelled_only} --max-failed-share {params.max_failed_share} "
+        "{params.labelled_only} {params.exclude:q} --max-failed-share {params.max_failed_share} "
         "--output {output:q} 2> {log:q}"

@@ -6,10 +6,11 @@ from hashlib import blake2b
 from pathlib import Path
 
 from cdul_steps.data.files import as_utf8
+from cdul_steps.data.foreign import Tell, ignore, listed
 from cdul_steps.data.readers.coco import read_coco
 from cdul_steps.data.readers.folder import read_folder
 from cdul_steps.data.readers.nuswide import read_nuswide
-from cdul_steps.data.readers.record import ImageRecord
+from cdul_steps.data.readers.record import ImageRecord, check_utf8, pattern_of
 from cdul_steps.data.readers.table import read_table
 from cdul_steps.data.readers.voc import read_voc
 from cdul_steps.errors import UserError
@@ -30,29 +31,44 @@ def read_dataset(
     classes: Sequence[str],
     *,
     labelled_only: bool = False,
+    exclude: Sequence[str] = (),
+    tell: Tell = ignore,
 ) -> list[ImageRecord]:
     """Read a data set with a reader of READERS.
 
     splits: our names of the splits and, for each, the data set's own.
     labelled_only: leave out images of which no class is known to be present.
+    exclude: patterns of files and folders to leave out; see `pattern_of`.
+    tell: takes a line for each kind of thing that was left out or read otherwise than written.
 
     Raises UserError where the data set is not as its reader expects it, a split has no images, or
     two images have one id.
     """
     as_utf8(str(root))
-    records = READERS[reader](root, splits, classes)
+    told: list[str] = []
+    if reader == "folder":
+        records = read_folder(root, splits, classes, told.append, exclude)
+    else:
+        records = READERS[reader](root, splits, classes, told.append)
+        records = _without(records, root, exclude, told.append)
     if labelled_only:
+        found = len(records)
         records = [r for r in records if r.positive or r.difficult]
+        if found > len(records):
+            told.append(f"{root}: left out {found - len(records)} images without a label")
+    for line in told:
+        tell(line)
     filled = {record.split for record in records}
     for split, own in splits.items():
         if split not in filled:
             raise UserError(
                 f"{root}: split '{split}' ('{own}') has no {'labelled ' * labelled_only}images; "
                 f"check {'its labels and ' * labelled_only}the names under 'splits', or leave this "
-                "split out"
+                f"split out{''.join(f'; {line}' for line in told)}"
             )
     by_id: dict[str, ImageRecord] = {}
     for record in records:
+        check_utf8(record.image_id, root)
         other = by_id.setdefault(record.image_id, record)
         if other is not record:
             raise UserError(
@@ -61,6 +77,27 @@ def read_dataset(
                 "data set and an image belongs to one split"
             )
     return records
+
+
+def _without(
+    records: list[ImageRecord], root: Path, exclude: Sequence[str], tell: Tell
+) -> list[ImageRecord]:
+    """The records that no pattern excludes by their path relative to the data set's folder."""
+    if not exclude:
+        return records
+    top = root.parent if root.is_file() else root
+    left_out: Counter[str] = Counter()
+    kept = []
+    for record in records:
+        path = Path(record.path)
+        relative = path.relative_to(top) if path.is_relative_to(top) else path
+        if pattern := pattern_of(relative.as_posix(), exclude):
+            left_out[pattern] += 1
+        else:
+            kept.append(record)
+    if left_out:
+        tell(f"{root}: left out {left_out.total()} images by 'exclude': {listed(left_out)}")
+    return kept
 
 
 def check_counts(records: Iterable[ImageRecord], expected: Mapping[str, int], root: Path) -> None:

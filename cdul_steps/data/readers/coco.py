@@ -1,67 +1,105 @@
 """COCO: the instances of a year, as JSON."""
 
-import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
+from cdul_steps.data.foreign import ClassNames, Tell, as_id, ignore, read_json
 from cdul_steps.data.readers.record import ImageRecord, image_path
 from cdul_steps.errors import UserError, first_line, nearest
 
+Id = int | float | str
+"""As `as_id` compares it: some software writes text, or numbers with a point."""
 
-class _Image(msgspec.Struct, gc=False):
-    id: int
+
+class Image(msgspec.Struct, gc=False):
+    id: Id
     file_name: str
 
 
-class _Category(msgspec.Struct, gc=False):
-    id: int
+class Category(msgspec.Struct, gc=False):
+    id: Id
     name: str
 
 
-class _Annotation(msgspec.Struct, gc=False):
-    image_id: int
-    category_id: int
+class Annotation(msgspec.Struct, gc=False):
+    image_id: Id
+    category_id: Id
 
 
-class _Instances(msgspec.Struct):
-    images: list[_Image]
-    categories: list[_Category]
-    annotations: list[_Annotation] | None = None
+class Instances(msgspec.Struct):
+    images: list[Image]
+    categories: list[Category]
+    annotations: list[Annotation] | None = None
 
 
-def read_coco(root: Path, splits: Mapping[str, str], classes: Sequence[str]) -> list[ImageRecord]:
+def read_coco(
+    root: Path, splits: Mapping[str, str], classes: Sequence[str], tell: Tell = ignore
+) -> list[ImageRecord]:
     """Read a data set in the layout of COCO.
 
     root: the folder with `annotations` and a folder of images for each split.
     splits: the value names both: `annotations/instances_{value}.json` and `{value}/`.
 
     The id is the image's number in the file, the order that of the file. A class is present where
-    any annotation of its category is, a crowd's too; categories that are no class are ignored. A
-    file without annotations leaves the truth unknown. Image files are not looked for.
+    any annotation of its category is, a crowd's too; categories that are no class are left out, and
+    told. A file without annotations leaves the truth unknown. Image files are not looked for.
 
     Raises UserError.
     """
+    names = ClassNames(classes)
     records = []
     for split, own in splits.items():
         path = root / "annotations" / f"instances_{own}.json"
         instances = _read(path)
         if not (root / own).is_dir():
             raise UserError(f"{root / own}: no such folder; the images of {path} must be there")
-        positive = _truth(instances, classes, path)
+        positive = _truth(instances, names, path)
         for image in instances.images:
             file = image_path(root / own, image.file_name, path)
-            known = tuple(sorted(positive[image.id])) if positive is not None else None
-            records.append(ImageRecord(str(image.id), split, file, known))
+            image_id = as_id(image.id)
+            known = tuple(sorted(positive[image_id])) if positive is not None else None
+            records.append(ImageRecord(image_id, split, file, known))
+    names.tell(root, tell)
     return records
 
 
-def _read(path: Path) -> _Instances:
+def links(instances: Instances, path: Path) -> Iterator[tuple[str, str, Annotation]]:
+    """Each annotation with the ids of its image and of its category, as text.
+
+    Raises UserError where the file does not list one of them.
+    """
+    images = {as_id(image.id) for image in instances.images}
+    categories = {as_id(category.id) for category in instances.categories}
+    for annotation in instances.annotations or ():
+        image, category = as_id(annotation.image_id), as_id(annotation.category_id)
+        if image not in images or category not in categories:
+            what = f"category {category}" if image in images else f"image {image}"
+            raise UserError(
+                f"{path}: an annotation is of the {what}, which the file does not list; correct it"
+            )
+        yield image, category, annotation
+
+
+def labels_of(instances: Instances, path: Path) -> dict[str, str]:
+    """The name of each category by its id; UserError where two have one id."""
+    labels: dict[str, str] = {}
+    for category in instances.categories:
+        key = as_id(category.id)
+        if key in labels:
+            raise UserError(
+                f"{path}: two categories have the same id {key}, {labels[key]!r} and "
+                f"{category.name!r}; correct it"
+            )
+        labels[key] = category.name
+    return labels
+
+
+def _read(path: Path) -> Instances:
     try:
-        # Mapped and decoded into these fields alone: polygons, nine tenths of the file, pass by.
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return msgspec.json.decode(data, type=_Instances)
+        # Decoded into these fields alone: polygons, nine tenths of the file, pass by.
+        return read_json(path, Instances)
     except FileNotFoundError as error:
         known = sorted(
             p.stem.removeprefix("instances_") for p in path.parent.glob("instances_*.json")
@@ -74,28 +112,45 @@ def _read(path: Path) -> _Instances:
         raise UserError(f"{path}: not a COCO file of instances: {first_line(error)}") from error
 
 
-def _truth(instances: _Instances, classes: Sequence[str], path: Path) -> dict[int, set[int]] | None:
+def _truth(instances: Instances, names: ClassNames, path: Path) -> dict[str, set[int]] | None:
     """For each image id the indices of the classes present; None: nothing is known."""
-    category_ids = {category.name: category.id for category in instances.categories}
-    index = dict.fromkeys(category_ids.values())
-    if not len(category_ids) == len(index) == len(instances.categories):
-        raise UserError(f"{path}: two categories have the same name or the same id; correct it")
-    for number, name in enumerate(classes):
-        if name not in category_ids:
-            raise UserError(f"{path}: no category is called {name!r}{nearest(name, category_ids)}")
-        index[category_ids[name]] = number
+    labels = labels_of(instances, path)
+    annotated = [(image, category) for image, category, _ in links(instances, path)]
+    index = _indices(labels, names, {category for _, category in annotated}, path)
     if instances.annotations is None:
         return None
-    positive: dict[int, set[int]] = {image.id: set() for image in instances.images}
-    for annotation in instances.annotations:
-        try:
-            number, image = index[annotation.category_id], positive[annotation.image_id]
-        except KeyError as error:
-            what = "image" if annotation.category_id in index else "category"
-            raise UserError(
-                f"{path}: an annotation is of the {what} {error}, which the file does not list; "
-                "correct it"
-            ) from error
-        if number is not None:
-            image.add(number)
+    positive: dict[str, set[int]] = {as_id(image.id): set() for image in instances.images}
+    for image, category in annotated:
+        number = index[category]
+        if number is None:
+            names.find(labels[category])
+        else:
+            positive[image].add(number)
     return positive
+
+
+def _indices(
+    labels: dict[str, str], names: ClassNames, annotated: set[str], path: Path
+) -> dict[str, int | None]:
+    """The class of each category id.
+
+    Several categories may have the name of a class if one of them at most is annotated: exporters
+    add a root that has the name of its only child, and no annotation.
+    """
+    index: dict[str, int | None] = {}
+    used: dict[int, str] = {}
+    for key, label in labels.items():
+        number = index[key] = names.find(label, 0)
+        if number is None or key not in annotated:
+            continue
+        other = used.setdefault(number, key)
+        if other != key:
+            raise UserError(
+                f"{path}: two categories have the same name, {labels[other]!r} (id {other}) and "
+                f"{label!r} (id {key}), and both have annotations; rename one, or join them"
+            )
+    for number, name in enumerate(names.names):
+        if number not in index.values():
+            known = labels.values()
+            raise UserError(f"{path}: no category is called {name!r}{nearest(name, known)}")
+    return index

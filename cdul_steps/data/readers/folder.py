@@ -1,26 +1,39 @@
 """A folder of images, with all its sub-folders."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from cdul_steps.data.files import as_utf8
-from cdul_steps.data.readers.record import ImageRecord
+from cdul_steps.data.foreign import Tell, ignore, listed
+from cdul_steps.data.readers.record import IMAGE_SUFFIXES, ImageRecord, pattern_of
 from cdul_steps.errors import UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+SERVICE_FOLDERS = (
+    *("@eadir", "@recycle", "@recently-snapshot", "@sharebin", "@tmp", "#recycle", "#snapshot"),
+    *("$recycle.bin", "recycler", "system volume information", "lost+found", "__macosx"),
+)
+"""Folders in which network disks and systems keep thumbnails, snapshots, and what was deleted."""
 
 
-def read_folder(root: Path, splits: Mapping[str, str], classes: Sequence[str]) -> list[ImageRecord]:
+def read_folder(
+    root: Path,
+    splits: Mapping[str, str],
+    classes: Sequence[str],
+    tell: Tell = ignore,
+    exclude: Sequence[str] = (),
+) -> list[ImageRecord]:
     """Read a folder of images, with all its sub-folders; the truth is unknown.
 
     splits: the value is a sub-folder of `root`, "." for `root` itself. Where the folder of one
     split lies inside that of another, its images belong to the inner split only.
 
     Images are the files with one of IMAGE_SUFFIXES in any case; the id is the path relative to
-    `root`, and the order is that of the ids. Names with a leading dot are skipped. Links to files
-    are followed, links to folders inside a split are not (they could form a loop).
+    `root`, and the order is that of the ids. Left out, and told, are names with a leading dot,
+    SERVICE_FOLDERS, what a pattern of `exclude` names (see `pattern_of`) and files with another
+    suffix. Links are followed, but a link to a folder that is read anyway is not.
 
     Raises UserError.
     """
@@ -34,23 +47,64 @@ def read_folder(root: Path, splits: Mapping[str, str], classes: Sequence[str]) -
                 f"split '{split}': {tops[split]} is not a folder inside {root}; "
                 "give a sub-folder of 'root', or '.' for 'root' itself"
             )
+    walk = _Walk(root, list(tops.values()), exclude)
     records = []
     for split, top in tops.items():
-        ids = []
-        for folder, subfolders, files in os.walk(top, onerror=_folder_error):
-            here = Path(folder)
-            subfolders[:] = [
-                name
-                for name in subfolders
-                if not name.startswith(".") and here / name not in tops.values()
-            ]
-            ids += [
-                Path(as_utf8((here / name).as_posix())).relative_to(root).as_posix()
-                for name in files
-                if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
-            ]
-        records += [ImageRecord(i, split, (root / i).as_posix(), None) for i in sorted(ids)]
+        ids = sorted(walk.images(top))
+        records += [ImageRecord(i, split, (root / i).as_posix(), None) for i in ids]
+    for why, names in walk.left_out.items():
+        tell(f"{root}: left out {sum(names.values())} {why}: {listed(names)}")
     return records
+
+
+class _Walk:
+    """Goes through folders and counts what it leaves out, by the reason and by name."""
+
+    def __init__(self, root: Path, tops: list[Path], exclude: Sequence[str]) -> None:
+        self.root, self.tops, self.exclude = root, tops, exclude
+        self.entered = {top.resolve() for top in tops}
+        self.left_out: dict[str, Counter[str]] = {}
+
+    def images(self, top: Path) -> list[str]:
+        """The ids of the images below a folder, which is one of the tops."""
+        ids = []
+        for folder, subfolders, files in os.walk(top, onerror=_folder_error, followlinks=True):
+            here = Path(folder)
+            subfolders[:] = [name for name in sorted(subfolders) if self._is_entered(here / name)]
+            ids += [self._relative(here / name) for name in files if self._is_image(here / name)]
+        return ids
+
+    def _relative(self, path: Path) -> str:
+        return Path(as_utf8(path.as_posix())).relative_to(self.root).as_posix()
+
+    def _leave(self, why: str, name: str) -> bool:
+        self.left_out.setdefault(why, Counter())[name] += 1
+        return False
+
+    def _is_entered(self, folder: Path) -> bool:
+        if folder in self.tops:
+            return False
+        if folder.name.startswith("."):
+            return self._leave("hidden folders", folder.name)
+        if folder.name.casefold() in SERVICE_FOLDERS:
+            return self._leave("folders of the system", folder.name)
+        if self.exclude and (pattern := pattern_of(self._relative(folder), self.exclude)):
+            return self._leave("folders by 'exclude'", pattern)
+        if folder.is_symlink():
+            target = folder.resolve()
+            if any(target.is_relative_to(e) or e.is_relative_to(target) for e in self.entered):
+                return self._leave("links that lead back into the data set", folder.name)
+            self.entered.add(target)
+        return True
+
+    def _is_image(self, file: Path) -> bool:
+        if file.name.startswith("."):
+            return self._leave("hidden files", file.name)
+        if not file.name.lower().endswith(IMAGE_SUFFIXES):
+            return self._leave("files that are no images by their names", file.suffix or file.name)
+        if pattern := pattern_of(self._relative(file), self.exclude):
+            return self._leave("images by 'exclude'", pattern)
+        return True
 
 
 def _folder_error(error: OSError) -> NoReturn:

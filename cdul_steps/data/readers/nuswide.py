@@ -1,13 +1,29 @@
 """NUS-WIDE: the official lists, and the two re-crawled sets that papers use instead."""
 
 import ast
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from cdul_steps.data.foreign import (
+    ClassNames,
+    Tell,
+    as_id,
+    as_number,
+    ignore,
+    read_text,
+)
 from cdul_steps.data.readers.record import ImageRecord, image_path
-from cdul_steps.data.readers.table import table_errors, table_header, table_rows
+from cdul_steps.data.readers.table import (
+    our_splits,
+    table_errors,
+    table_header,
+    table_rows,
+    tell_other_splits,
+)
 from cdul_steps.errors import UserError, first_line, nearest
 
 OFFICIAL = ("Train", "Test")
@@ -16,7 +32,7 @@ _Rows = Iterator[tuple[str, tuple[int, ...]]]
 
 
 def read_nuswide(
-    root: Path, splits: Mapping[str, str], classes: Sequence[str]
+    root: Path, splits: Mapping[str, str], classes: Sequence[str], tell: Tell = ignore
 ) -> list[ImageRecord]:
     """Read NUS-WIDE in one of three forms.
 
@@ -35,8 +51,10 @@ def read_nuswide(
 
     Raises UserError.
     """
+    names = ClassNames(classes)
+    by_split: Mapping[str, _Rows | list]
     if root.suffix.lower() == ".csv":
-        top, by_split = root.parent, _listed(root, splits, classes)
+        top, by_split = root.parent, _listed(root, splits, names, tell)
     else:
         top = root / "Flickr"
         if not top.is_dir():
@@ -45,71 +63,79 @@ def read_nuswide(
                 "file nus_wid_data.csv"
             )
         by_split = {
-            split: (_official if own in OFFICIAL else _formatted)(root, own, classes)
+            split: (_official if own in OFFICIAL else _formatted)(root, own, names)
             for split, own in splits.items()
         }
-    return [
+    records = [
         ImageRecord(image_id, split, image_path(top, image_id, root), positive)
         for split, rows in by_split.items()
         for image_id, positive in rows
     ]
+    names.tell(root, tell)
+    return records
 
 
-def _official(root: Path, own: str, classes: Sequence[str]) -> _Rows:
+def _official(root: Path, own: str, names: ClassNames) -> _Rows:
     listing = root / "ImageList" / f"{own}Imagelist.txt"
     images = [_slashes(line) for line in _text(listing).splitlines() if line.strip()]
     if not images:
         raise UserError(f"{listing}: lists no image; fetch it again")
-    labels = np.zeros((len(images), len(classes)), bool)
+    labels = np.zeros((len(images), len(names.names)), bool)
     folder = root / "Groundtruth" / "TrainTestLabels"
     known = [
         p.name.removeprefix("Labels_").removesuffix(f"_{own}.txt")
-        for p in folder.glob(f"Labels_*_{own}.txt")
+        for p in sorted(folder.glob(f"Labels_*_{own}.txt"))
     ]
-    for column, name in enumerate(classes):
-        path = folder / f"Labels_{name}_{own}.txt"
-        if known and name not in known:
+    concepts = names.choose(known, folder)
+    for column, name in enumerate(names.names):
+        path = folder / f"Labels_{concepts.get(column, name)}_{own}.txt"
+        if known and column not in concepts:
             raise UserError(f"{path}: no such file{nearest(name, known)}")
         lines = _text(path).split()
-        odd = [line for line in dict.fromkeys(lines) if line not in ("0", "1")]
+        values = {line: _binary(line) for line in dict.fromkeys(lines)}
+        odd = [line for line, value in values.items() if value is None]
         if len(lines) != len(images) or odd:
             raise UserError(
                 f"{path}: expected a line of 0 or 1 for each of the {len(images)} images of "
                 f"{listing}, found {len(lines)} lines"
                 f"{f' and in one {odd[0][:40]!r}' if odd else ''}; fetch it again"
             )
-        labels[:, column] = np.array(lines) == "1"
+        labels[:, column] = [values[line] for line in lines]
     return zip(images, _positive(labels), strict=True)
 
 
-def _formatted(root: Path, own: str, classes: Sequence[str]) -> _Rows:
+def _formatted(root: Path, own: str, names: ClassNames) -> _Rows:
     images, labels = _array(root, f"{own}_images.npy"), _array(root, f"{own}_labels.npy")
     concepts = root / "Concepts81.txt"
     if not concepts.is_file():
         concepts = root / "ConceptsList" / "Concepts81.txt"
-    names = _text(concepts).split()
-    if len(set(names)) < len(names):
+    known = _text(concepts).split()
+    if len(set(known)) < len(known):
         raise UserError(f"{concepts}: a concept is there twice; fetch it again")
-    if (images.dtype.kind, images.ndim) != ("U", 1) or labels.shape != (len(images), len(names)):
+    if (images.dtype.kind, images.ndim) != ("U", 1) or labels.shape != (len(images), len(known)):
         raise UserError(
             f"{root / own}_images.npy is {images.dtype} {images.shape} and {own}_labels.npy "
             f"{labels.dtype} {labels.shape}; expected N paths, and N rows with a column for each "
-            f"of the {len(names)} names of {concepts}"
+            f"of the {len(known)} names of {concepts}"
         )
     if labels.dtype.kind not in "buif" or not np.isin(labels, (0, 1)).all():
         raise UserError(f"{root / own}_labels.npy: a label is neither 0 nor 1")
-    for name in classes:
-        if name not in names:
-            raise UserError(f"{concepts}: no concept is called {name!r}{nearest(name, names)}")
-    columns = [names.index(name) for name in classes]
+    chosen = names.choose(known, concepts)
+    for column, name in enumerate(names.names):
+        if column not in chosen:
+            raise UserError(f"{concepts}: no concept is called {name!r}{nearest(name, known)}")
+    columns = [known.index(chosen[column]) for column in range(len(names.names))]
     return zip(map(_slashes, images.tolist()), _positive(labels[:, columns]), strict=True)
 
 
-def _listed(root: Path, splits: Mapping[str, str], classes: Sequence[str]) -> dict[str, list]:
+def _listed(
+    root: Path, splits: Mapping[str, str], names: ClassNames, tell: Tell
+) -> dict[str, list]:
     if not root.is_file():
         raise UserError(f"{root}: no such file; docs/datasets.md says where it is from")
     by_split: dict[str, list] = {split: [] for split in splits}
-    owns, labels = set(), set()
+    asked, others = our_splits(splits), Counter()
+    labels, seen = set(), set()
     with table_errors(root):
         header = table_header(root)
     if not len(header) == len(set(header)) == 3 or header[1] != "label":
@@ -118,32 +144,49 @@ def _listed(root: Path, splits: Mapping[str, str], classes: Sequence[str]) -> di
         )
     for place, row in table_rows(root, header):
         image_id, text, own = row.values()
-        shown = _labels(text, f"{root}, {place}")
-        owns.add(own)
-        labels |= shown
-        positive = tuple(index for index, name in enumerate(classes) if name in shown)
-        for split, asked in splits.items():
-            if asked == own:
-                by_split[split].append((_slashes(image_id), positive))
-    for asked in splits.values():
-        if asked not in owns:
-            raise UserError(f"{root}: no split is called {asked!r}{nearest(asked, owns)}")
+        shown = {label: names.find(label) for label in _labels(text, f"{root}, {place}")}
+        labels |= {label for label, index in shown.items() if index is None}
+        positive = tuple(sorted({index for index in shown.values() if index is not None}))
+        seen |= set(positive)
+        own = as_id(own)
+        others[own] += 1
+        for split in asked.get(own, ()):
+            by_split[split].append((_slashes(image_id), positive))
+    for own in asked:
+        if own not in others:
+            raise UserError(f"{root}: no split is called {own!r}{nearest(own, others)}")
+        del others[own]
+    tell_other_splits(root, others, tell)
     # A small part of the set may show no image of a class, but then has no unknown label either.
-    unknown = labels - set(classes)
-    for name in classes:
-        if unknown and name not in labels:
-            raise UserError(f"{root}: no image has the label {name!r}{nearest(name, unknown)}")
+    for index, name in enumerate(names.names):
+        if labels and index not in seen:
+            raise UserError(f"{root}: no image has the label {name!r}{nearest(name, labels)}")
     return by_split
+
+
+# Without the commas, as NumPy prints it, Python would join all names to one.
+_ITEM = r"""u?(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+_LIST = re.compile(rf"\s*\[\s*(?:{_ITEM}(?:\s*,\s*{_ITEM})*\s*,?)?\s*\]\s*")
 
 
 def _labels(text: str, where: str) -> set[str]:
     try:
         labels = ast.literal_eval(text)
-        if isinstance(labels, list) and all(isinstance(x, str) and x for x in labels):
+        if _LIST.fullmatch(text) and all(isinstance(x, str) and x for x in labels):
             return set(labels)
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         pass
-    raise UserError(f"{where}: expected a label such as ['clouds', 'sky'], found {text[:80]!r}")
+    raise UserError(
+        f"{where}: expected a label such as ['clouds', 'sky'], with its commas, found {text[:80]!r}"
+    )
+
+
+def _binary(text: str) -> bool | None:
+    """A label of 0 or 1; None for anything else."""
+    try:
+        return {0.0: False, 1.0: True}.get(as_number(text))
+    except ValueError:
+        return None
 
 
 def _positive(labels: np.ndarray) -> Iterator[tuple[int, ...]]:
@@ -157,8 +200,8 @@ def _slashes(path: str) -> str:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path)
+    except (OSError, UnicodeError) as error:
         raise UserError(
             f"{path}: cannot be read: {first_line(error)}; docs/datasets.md says where it is from"
         ) from error

@@ -1,44 +1,55 @@
 """A CSV or Parquet table with a row an image."""
 
 import csv
-import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
-from cdul_steps.data.readers.record import ImageRecord
+from cdul_steps.data.foreign import (
+    ClassNames,
+    Tell,
+    as_id,
+    as_number,
+    ignore,
+    listed,
+    open_text,
+)
+from cdul_steps.data.readers.record import ImageRecord, image_path
 from cdul_steps.errors import UserError, first_line
 
-_LABELS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False, "": None}
+_OWN = ("path", "image_id", "split")
 
 
-def read_table(root: Path, splits: Mapping[str, str], classes: Sequence[str]) -> list[ImageRecord]:
+def read_table(
+    root: Path, splits: Mapping[str, str], classes: Sequence[str], tell: Tell = ignore
+) -> list[ImageRecord]:
     """Read a CSV (with commas, UTF-8) or Parquet file with one row an image.
 
     root: the file, `.csv` or `.parquet`. Its columns are
 
     - path: the image file, absolute or relative to the table's folder;
-    - image_id (optional): by default the path as written;
+    - image_id (optional): by default the path, with forward slashes;
     - split (optional): the data set's own name of the split; rows of splits that `splits` does not
-      ask for are left out. Without it all rows belong to the one split asked for;
+      ask for are left out, and told. Without it all rows belong to the one split asked for;
     - one for each class: 1 or true, 0 or false, or blank in a whole row whose truth is unknown.
       Without any of them all truth is unknown.
 
-    Other columns are ignored.
+    Columns are matched by `same`; other columns are ignored, and told.
 
     Raises UserError.
     """
     with table_errors(root):
         header = table_header(root)
-    names = [unicodedata.normalize("NFC", name).strip() for name in header]
-    wanted = ("path", "image_id", "split", *classes)
-    for name in wanted:
-        if names.count(name) > 1:
-            raise UserError(f"{root}: column '{name}' is there twice; remove one")
-    column = {name: header[names.index(name)] for name in wanted if name in names}
+    wanted = ClassNames((*_OWN, *classes))
+    twice = [name for name, count in Counter(header).items() if count > 1]
+    if shown := [name for name in twice if wanted.find(name, 0) is not None]:
+        raise UserError(f"{root}: column '{shown[0].strip()}' is there twice; remove one")
+    chosen = wanted.choose(header, root)
+    column = {name: chosen[i] for i, name in enumerate(wanted.names) if i in chosen}
     if "path" not in column:
-        found = ", ".join(islice(names, 8)) or "none"
+        found = ", ".join(islice(header, 8)) or "none"
         raise UserError(f"{root}: no column 'path'; its columns are: {found}")
     missing = [name for name in classes if name not in column]
     if missing and len(missing) < len(classes):
@@ -51,30 +62,46 @@ def read_table(root: Path, splits: Mapping[str, str], classes: Sequence[str]) ->
             f"{root}: no column 'split', which is needed to tell the splits "
             f"{', '.join(splits)} apart; add it, or ask for one split only"
         )
-    our_splits: dict[str, list[str]] = {}
-    for split, own in splits.items():
-        our_splits.setdefault(own, []).append(split)
+    wanted.tell(root, tell, "columns")
+    asked, others = our_splits(splits), Counter()
     by_split: dict[str, list[ImageRecord]] = {split: [] for split in splits}
     for place, row in table_rows(root, list(column.values())):
         cells = {name: row[raw] for name, raw in column.items()}
-        asked = our_splits.get(_text(cells["split"]), ()) if "split" in cells else splits
-        if not asked:
+        own = as_id(cells["split"]) if "split" in cells else None
+        ours = splits if own is None else asked.get(own, ())
+        if not ours:
+            others[own] += 1
             continue
         path = _text(cells["path"])
-        image_id = _text(cells.get("image_id", path))
+        image_id = _text(cells["image_id"]) if "image_id" in cells else path.replace("\\", "/")
         for name, text in (("path", path), ("image_id", image_id)):
             if not text.strip():
                 raise UserError(f"{root}, {place}: the column '{name}' is blank; fill it in")
         positive = None if missing else _truth_of_row(cells, classes, f"{root}, {place}")
-        for split in asked:
-            record = ImageRecord(image_id, split, (root.parent / path).as_posix(), positive)
-            by_split[split].append(record)
+        file = image_path(root.parent, path, root, inside=False)
+        for split in ours:
+            by_split[split].append(ImageRecord(image_id, split, file, positive))
+    tell_other_splits(root, others, tell)
     return [record for records in by_split.values() for record in records]
+
+
+def our_splits(splits: Mapping[str, str]) -> dict[str, list[str]]:
+    """Our names of the splits by the data set's own."""
+    ours: dict[str, list[str]] = {}
+    for split, own in splits.items():
+        ours.setdefault(own.strip(), []).append(split)
+    return ours
+
+
+def tell_other_splits(root: Path, rows: Counter[str], tell: Tell) -> None:
+    """Tell of rows of splits that nobody asked for."""
+    if rows:
+        tell(f"{root}: left out {rows.total()} rows of other splits: {listed(rows)}")
 
 
 def table_header(root: Path) -> list[str]:
     if root.suffix.lower() == ".csv":
-        with root.open(encoding="utf-8-sig", newline="") as file:
+        with open_text(root, newline="") as file:
             return next(csv.reader(file, strict=True), [])
     if root.suffix.lower() == ".parquet":
         import pyarrow.parquet as pq
@@ -87,7 +114,7 @@ def table_rows(root: Path, columns: list[str]) -> Iterator[tuple[str, dict[str, 
     """For each row its place in words and the cells of at least these columns."""
     with table_errors(root):
         if root.suffix.lower() == ".csv":
-            with root.open(encoding="utf-8-sig", newline="") as file:
+            with open_text(root, newline="") as file:
                 reader = csv.reader(file, strict=True)
                 header = next(reader)
                 for row in reader:
@@ -126,10 +153,13 @@ def _truth_of_row(
 ) -> tuple[int, ...] | None:
     labels = []
     for name in classes:
-        text = _text(cells[name]).strip().lower()
-        if text not in _LABELS:
-            raise UserError(f"{where}: column '{name}' holds '{text}'; expected 1, 0 or blank")
-        labels.append(_LABELS[text])
+        try:
+            labels.append({None: None, 0.0: False, 1.0: True}[as_number(cells[name])])
+        except (ValueError, KeyError) as error:
+            text = _text(cells[name]).strip()
+            raise UserError(
+                f"{where}: column '{name}' holds '{text}'; expected 1, 0 or blank"
+            ) from error
     blank = [name for name, label in zip(classes, labels, strict=True) if label is None]
     if len(blank) == len(classes):
         return None
@@ -142,4 +172,5 @@ def _truth_of_row(
 
 
 def _text(cell: object) -> str:
-    return "" if cell is None else str(cell)
+    """A cell as written; a number as `as_id` has it."""
+    return cell if isinstance(cell, str) else as_id(cell)

@@ -1,14 +1,19 @@
 """PASCAL VOC: one year's folder of the devkit."""
 
+import glob
+import unicodedata
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cdul_steps.data.readers.record import ImageRecord
+from cdul_steps.data.foreign import ClassNames, Tell, as_number, ignore, on_disk, read_text
+from cdul_steps.data.readers.record import IMAGE_SUFFIXES, ImageRecord
 from cdul_steps.errors import UserError, first_line
 
 
-def read_voc(root: Path, splits: Mapping[str, str], classes: Sequence[str]) -> list[ImageRecord]:
+def read_voc(
+    root: Path, splits: Mapping[str, str], classes: Sequence[str], tell: Tell = ignore
+) -> list[ImageRecord]:
     """Read a data set in the layout of PASCAL VOC.
 
     root: the folder of one year, with `JPEGImages`, `ImageSets/Main` and perhaps `Annotations`.
@@ -16,7 +21,8 @@ def read_voc(root: Path, splits: Mapping[str, str], classes: Sequence[str]) -> l
 
     The truth comes from the lists `ImageSets/Main/{class}_{value}.txt` (1 present, 0 only difficult
     objects, -1 absent) if there are any, else from `Annotations/{id}.xml`; of an image without
-    either it is unknown. Image files are not looked for.
+    either it is unknown. Images are `JPEGImages/{id}.jpg`, or with another of IMAGE_SUFFIXES where
+    there is no such file.
 
     Raises UserError.
     """
@@ -29,6 +35,7 @@ def read_voc(root: Path, splits: Mapping[str, str], classes: Sequence[str]) -> l
                 f"{folder} is not a folder; 'root' must be the folder of one VOC year, with "
                 "JPEGImages and ImageSets/Main in it, such as VOCdevkit/VOC2007"
             )
+    names, files = ClassNames(classes), _image_files(root / "JPEGImages")
     records = []
     for split, own in splits.items():
         ids = {}  # id: line number; a dict keeps the order
@@ -40,16 +47,34 @@ def read_voc(root: Path, splits: Mapping[str, str], classes: Sequence[str]) -> l
                     f"first in line {ids[fields[0]]}; remove one"
                 )
             ids[fields[0]] = number
-        truth = _truth_of_lists(lists, own, ids, classes)
+        truth = _truth_of_lists(lists, own, ids, names)
         for image_id in ids:
             if truth is None:
-                annotation = root / "Annotations" / f"{image_id}.xml"
-                positive, difficult = _truth_of_annotation(annotation, classes)
+                annotation = on_disk(root / "Annotations" / f"{image_id}.xml")
+                positive, difficult = _truth_of_annotation(annotation, names)
             else:
                 positive, difficult = (tuple(found) for found in truth[image_id])
-            path = (root / "JPEGImages" / f"{image_id}.jpg").as_posix()
+            name = files.get(_composed(image_id), f"{image_id}.jpg")
+            path = (root / "JPEGImages" / name).as_posix()
             records.append(ImageRecord(image_id, split, path, positive, difficult))
+    names.tell(root, tell)
     return records
+
+
+def _image_files(folder: Path) -> dict[str, str]:
+    """File names by image id; of several of an id that whose suffix IMAGE_SUFFIXES has first."""
+    found: dict[str, tuple[int, str]] = {}
+    for name in sorted(path.name for path in folder.iterdir()):
+        stem, dot, suffix = name.rpartition(".")
+        if dot and f".{suffix.lower()}" in IMAGE_SUFFIXES:
+            rank = (IMAGE_SUFFIXES.index(f".{suffix.lower()}"), name)
+            key = _composed(stem)
+            found[key] = min(found.get(key, rank), rank)
+    return {key: name for key, (_, name) in found.items()}
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _check_name(name: str, what: str) -> None:
@@ -61,13 +86,13 @@ def _check_name(name: str, what: str) -> None:
 def _read_list(path: Path, columns: int) -> list[tuple[int, list[str]]]:
     """The lines of a VOC list that are not blank: number, and fields."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(path).splitlines()
     except FileNotFoundError as error:
         known = sorted(p.stem for p in path.parent.glob("*.txt") if "_" not in p.stem)
         raise UserError(
             f"{path}: no such image list; the splits there are: {', '.join(known) or 'none'}"
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeError) as error:
         raise UserError(f"{path}: cannot be read: {first_line(error)}") from error
     rows = [(number, line.split()) for number, line in enumerate(lines, 1) if line.strip()]
     for number, fields in rows:
@@ -80,35 +105,41 @@ def _read_list(path: Path, columns: int) -> list[tuple[int, list[str]]]:
 
 
 def _truth_of_lists(
-    lists: Path, own: str, ids: Mapping[str, int], classes: Sequence[str]
+    lists: Path, own: str, ids: Mapping[str, int], names: ClassNames
 ) -> dict[str, tuple[list[int], list[int]]] | None:
     """For each id the classes present and those with difficult objects only; None: no lists."""
-    paths = [lists / f"{name}_{own}.txt" for name in classes]
-    missing = [path for path in paths if not path.is_file()]
-    if len(missing) == len(paths):
+    known = [
+        path.name.removesuffix(f"_{own}.txt")
+        for path in sorted(lists.glob(f"*_{glob.escape(own)}.txt"))
+    ]
+    chosen = names.choose(known, lists)
+    if not chosen:
         return None
-    if missing:
+    paths = [lists / f"{chosen.get(i, name)}_{own}.txt" for i, name in enumerate(names.names)]
+    if len(chosen) < len(paths):
+        missing = next(path for i, path in enumerate(paths) if i not in chosen)
         raise UserError(
-            f"{missing[0]}: no such class list, while other classes have one; "
+            f"{missing}: no such class list, while other classes have one; "
             "add it, or check the spelling of the class"
         )
     truth: dict[str, tuple[list[int], list[int]]] = {image_id: ([], []) for image_id in ids}
     for index, path in enumerate(paths):
         seen = set()
-        for number, (image_id, value) in _read_list(path, columns=2):
+        for number, (image_id, text) in _read_list(path, columns=2):
+            value = _value(text)
             if image_id not in ids:
                 problem = f"image id '{image_id}' is not in {own}.txt"
             elif image_id in seen:
                 problem = f"image id '{image_id}' is listed twice"
-            elif value not in ("1", "0", "-1"):
-                problem = f"expected 1, 0 or -1, found '{value}'"
+            elif value not in (1, 0, -1):
+                problem = f"expected 1, 0 or -1, found '{text}'"
             else:
                 problem = None
             if problem:
                 raise UserError(f"{path}, line {number}: {problem}; correct the list")
             seen.add(image_id)
-            if value != "-1":
-                truth[image_id][0 if value == "1" else 1].append(index)
+            if value != -1:
+                truth[image_id][0 if value == 1 else 1].append(index)
         for image_id, number in ids.items():
             if image_id not in seen:
                 raise UserError(
@@ -118,8 +149,16 @@ def _truth_of_lists(
     return truth
 
 
+def _value(text: str) -> float | None:
+    """A number of a list; not true and false, which could be 0 or -1."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
 def _truth_of_annotation(
-    path: Path, classes: Sequence[str]
+    path: Path, names: ClassNames
 ) -> tuple[tuple[int, ...] | None, tuple[int, ...]]:
     try:
         top = ET.parse(path).getroot()
@@ -137,15 +176,16 @@ def _truth_of_annotation(
         )
     easy, difficult = set(), set()
     for item in top.findall("object"):
-        name = (item.findtext("name") or "").strip()
-        flag = (item.findtext("difficult") or "0").strip()
-        if not name or flag not in ("0", "1"):
+        name, flag = item.findtext("name") or "", item.findtext("difficult") or ""
+        try:
+            value = as_number(flag)
+        except ValueError:
+            value = -1
+        if not name.strip() or value not in (None, 0, 1):
             raise UserError(
                 f"{path}: an object needs a name, and 0 or 1 as difficult; "
-                f"found name '{name}', difficult '{flag}'"
+                f"found name '{name.strip()}', difficult '{flag.strip()}'"
             )
-        (difficult if flag == "1" else easy).add(name)
-    return (
-        tuple(index for index, name in enumerate(classes) if name in easy),
-        tuple(index for index, name in enumerate(classes) if name in difficult - easy),
-    )
+        if (index := names.find(name.strip())) is not None:
+            (difficult if value else easy).add(index)
+    return tuple(sorted(easy)), tuple(sorted(difficult - easy))
