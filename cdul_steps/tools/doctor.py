@@ -208,7 +208,7 @@ def _data(dataset: Dataset) -> Result:
             check_files(split, len(paths), absent, dataset.max_failed_share)
     views = sum(images.values()) * _views(dataset)
     text = ", ".join(f"{count} images to {split}" for split, count in images.items())
-    values = {"images": images, "views": views, "classes": len(names), "notes": told}
+    values = {"images": images, "views": views, "classes": len(names)}
     return "; ".join([text, f"{len(names)} classes", f"{views} views", *told]), values
 
 

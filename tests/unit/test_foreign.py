@@ -4,22 +4,14 @@ import codecs
 import csv
 import json
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from layouts import (
-    draw,
-    write,
-    write_coco,
-    write_nuswide,
-    write_nuswide_formatted,
-    write_nuswide_listed,
-    write_voc,
-)
+from forms import CLASSES, FORMS, SHOWN, every_form, read_form, write_annotations, write_form
+from layouts import draw, write
 from messages import message_of
 
 from cdul_steps.data.classes import load_classes
@@ -31,72 +23,6 @@ from cdul_steps.steps.evaluate import evaluate_scores
 from cdul_steps.tools.review import export_review, import_review
 from cdul_steps.tools.show import show_table
 
-CLASSES = ("caf\u00e9", "dog", "owl")
-SHOWN = {"1": [0], "2": [1, 2], "3": []}
-"""Images, and the places of the classes that they show."""
-Shown = Mapping[str, Sequence[str]]
-
-
-def _voc_lists(root: Path, images: Shown, labels: Sequence[str]) -> Path:
-    write_voc(root, {"a": images}, labels)
-    return root
-
-
-def _voc_annotations(root: Path, images: Shown, labels: Sequence[str]) -> Path:
-    write_voc(root, {"a": images}, ())
-    for image, shown in images.items():
-        objects = "".join(f"<object><name>{name}</name></object>" for name in shown)
-        write(root / f"Annotations/{image}.xml", f"<annotation>{objects}</annotation>")
-    return root
-
-
-def _coco(root: Path, images: Shown, labels: Sequence[str]) -> Path:
-    write_coco(root, {"a": images}, labels)
-    return root
-
-
-def _official(root: Path, images: Shown, labels: Sequence[str]) -> Path:
-    write_nuswide(root, {"Train": images}, labels)
-    return root
-
-
-def _formatted(root: Path, images: Shown, labels: Sequence[str]) -> Path:
-    write_nuswide_formatted(root, {"a": images}, labels)
-    return root
-
-
-def _listed(root: Path, images: Shown, labels: Sequence[str]) -> Path:
-    write_nuswide_listed(root / "nus_wid_data.csv", {"a": images})
-    return root / "nus_wid_data.csv"
-
-
-def _frame(images: Shown, labels: Sequence[str]) -> pd.DataFrame:
-    rows = [[image, *(int(name in shown) for name in labels)] for image, shown in images.items()]
-    return pd.DataFrame(rows, columns=["path", *labels])
-
-
-def _csv(root: Path, images: Shown, labels: Sequence[str]) -> Path:
-    _frame(images, labels).to_csv(root / "t.csv", index=False)
-    return root / "t.csv"
-
-
-def _parquet(root: Path, images: Shown, labels: Sequence[str]) -> Path:
-    _frame(images, labels).to_parquet(root / "t.parquet")
-    return root / "t.parquet"
-
-
-Writer = Callable[[Path, Shown, Sequence[str]], Path]
-FORMS: dict[str, tuple[str, str, Writer]] = {
-    "voc, lists": ("voc", "a", _voc_lists),
-    "voc, annotations": ("voc", "a", _voc_annotations),
-    "coco": ("coco", "a", _coco),
-    "nuswide, official": ("nuswide", "Train", _official),
-    "nuswide, formatted": ("nuswide", "a", _formatted),
-    "nuswide, listed": ("nuswide", "a", _listed),
-    "table, csv": ("table", "a", _csv),
-    "table, parquet": ("table", "a", _parquet),
-}
-"""Every form of every reader with labels: the reader, its name of the split, and what writes it."""
 SPELT = {
     "as it is": CLASSES,
     "NFD": tuple(unicodedata.normalize("NFD", name) for name in CLASSES),
@@ -104,20 +30,6 @@ SPELT = {
     "full width": ("caf\u00e9", "\uff44\uff4f\uff47", "owl"),
     "unseen": ("caf\u00e9\u200b", "dog\ufeff", "o\u00adwl"),
 }
-every_form = pytest.mark.parametrize("form", FORMS)
-
-
-def write_form(root: Path, form: str, labels: Sequence[str] = CLASSES, images=SHOWN) -> Path:
-    root.mkdir(exist_ok=True)
-    shown = {image: [labels[place] for place in places] for image, places in images.items()}
-    return FORMS[form][2](root, shown, labels)
-
-
-def read_form(root: Path, form: str, **changes) -> dict[str, tuple[int, ...] | None]:
-    """What the reader of a form knows of each image."""
-    reader, own, _ = FORMS[form]
-    records = read_dataset(reader, root, {"train": own}, CLASSES, **changes)
-    return {record.image_id: record.positive for record in records}
 
 
 def test_every_reader_with_labels_is_walked():
@@ -351,7 +263,7 @@ def test_labels_are_written_in_several_ways(form, way, tmp_path):
 
 @pytest.mark.parametrize("flag", [*ONES, *NOUGHTS, ""])
 def test_difficult_and_unknown_are_written_in_several_ways(flag, tmp_path):
-    root = _voc_annotations(tmp_path, {"1": ["dog"]}, ())
+    root = write_annotations(tmp_path, {"1": ["dog"]}, ())
     path = root / "Annotations/1.xml"
     text = path.read_text().replace("</name>", f"</name><difficult>{flag}</difficult>")
     write(path, text)
@@ -424,7 +336,7 @@ def test_categories_that_are_no_class_may_share_a_name(tmp_path):
 
 
 def test_voc_finds_images_of_other_suffixes(tmp_path):
-    root = _voc_lists(tmp_path, {"1": [], "2": [], "3": [], "4": []}, CLASSES)
+    root = FORMS["voc, lists"][2](tmp_path, {"1": [], "2": [], "3": [], "4": []}, CLASSES)
     for name in ("1.png", "2.JPG", "3.txt", "4.png", "4.jpg"):
         write(root / "JPEGImages" / name)
     records = read_dataset("voc", root, {"train": "a"}, CLASSES)

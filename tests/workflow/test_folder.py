@@ -72,6 +72,22 @@ def test_dirty_folder_runs_whole(photos):
     assert all(f"<td>{name}</td>" in page for name in bad)
 
 
+def test_what_is_excluded_has_no_row_and_is_noted(photos):
+    project, folder = photos
+    (folder / "our $HOME's").mkdir()
+    for image in sorted(folder.glob("*.*"))[:2]:
+        shutil.move(image, folder / "our $HOME's")
+    project.config["datasets"]["photos"]["exclude"] = ["our $HOME's", "no such name"]
+    images = project.results / "photos/manifest/images.parquet"
+    project.snakemake(f"{project.results.name}/photos/manifest/images.parquet")
+    assert len(pq.read_table(images)) == 10
+    log = (project.results / "logs/manifest/photos.log").read_text()
+    assert "left out 1 folder by 'exclude': our $HOME's (1)" in log
+    project.config["datasets"]["photos"]["exclude"] = []
+    project.snakemake(f"{project.results.name}/photos/manifest/images.parquet")
+    assert len(pq.read_table(images)) == 12
+
+
 def _jpeg(source) -> bytes:
     from io import BytesIO
 

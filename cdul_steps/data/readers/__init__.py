@@ -55,7 +55,8 @@ def read_dataset(
         found = len(records)
         records = [r for r in records if r.positive or r.difficult]
         if found > len(records):
-            told.append(f"{root}: left out {found - len(records)} images without a label")
+            number = found - len(records)
+            told.append(f"{root}: left out {number} image{'s' * (number > 1)} without a label")
     for line in told:
         tell(line)
     filled = {record.split for record in records}
@@ -96,7 +97,10 @@ def _without(
         else:
             kept.append(record)
     if left_out:
-        tell(f"{root}: left out {left_out.total()} images by 'exclude': {listed(left_out)}")
+        number = left_out.total()
+        tell(
+            f"{root}: left out {number} image{'s' * (number > 1)} by 'exclude': {listed(left_out)}"
+        )
     return kept
 
 

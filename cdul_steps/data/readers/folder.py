@@ -53,7 +53,9 @@ def read_folder(
         ids = sorted(walk.images(top))
         records += [ImageRecord(i, split, (root / i).as_posix(), None) for i in ids]
     for why, names in walk.left_out.items():
-        tell(f"{root}: left out {sum(names.values())} {why}: {listed(names)}")
+        number = names.total()
+        what = why.format(s="s" * (number > 1))
+        tell(f"{root}: left out {number} {what}: {listed(names)}")
     return records
 
 
@@ -85,25 +87,25 @@ class _Walk:
         if folder in self.tops:
             return False
         if folder.name.startswith("."):
-            return self._leave("hidden folders", folder.name)
+            return self._leave("hidden folder{s}", folder.name)
         if folder.name.casefold() in SERVICE_FOLDERS:
-            return self._leave("folders of the system", folder.name)
+            return self._leave("folder{s} of the system", folder.name)
         if self.exclude and (pattern := pattern_of(self._relative(folder), self.exclude)):
-            return self._leave("folders by 'exclude'", pattern)
+            return self._leave("folder{s} by 'exclude'", pattern)
         if folder.is_symlink():
             target = folder.resolve()
             if any(target.is_relative_to(e) or e.is_relative_to(target) for e in self.entered):
-                return self._leave("links that lead back into the data set", folder.name)
+                return self._leave("link{s} back into the data set", folder.name)
             self.entered.add(target)
         return True
 
     def _is_image(self, file: Path) -> bool:
         if file.name.startswith("."):
-            return self._leave("hidden files", file.name)
+            return self._leave("hidden file{s}", file.name)
         if not file.name.lower().endswith(IMAGE_SUFFIXES):
-            return self._leave("files that are no images by their names", file.suffix or file.name)
+            return self._leave("file{s} without the name of an image", file.suffix or file.name)
         if pattern := pattern_of(self._relative(file), self.exclude):
-            return self._leave("images by 'exclude'", pattern)
+            return self._leave("image{s} by 'exclude'", pattern)
         return True
 
 

@@ -96,7 +96,8 @@ def our_splits(splits: Mapping[str, str]) -> dict[str, list[str]]:
 def tell_other_splits(root: Path, rows: Counter[str], tell: Tell) -> None:
     """Tell of rows of splits that nobody asked for."""
     if rows:
-        tell(f"{root}: left out {rows.total()} rows of other splits: {listed(rows)}")
+        number = rows.total()
+        tell(f"{root}: left out {number} row{'s' * (number > 1)} of other splits: {listed(rows)}")
 
 
 def table_header(root: Path) -> list[str]:
