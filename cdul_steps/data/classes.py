@@ -117,7 +117,10 @@ def _check_lines(lines: Sequence[str], path: Path) -> None:
                 )
     if len(lines) == 1 and "," in lines[0]:
         raise UserError(f"class table {path}: all names are in one line; {advice}")
-    if len(lines) > 1 and all(re.match(r"\d+\s*[.):,;]?\s", line) for line in lines):
+    numbers = [re.match(r"(\d+)\s*[.):,;]?\s", line) for line in lines]
+    first = int(numbers[0][1]) if numbers and numbers[0] else 0
+    counted = [str(first + place) for place in range(len(lines))]
+    if len(lines) > 1 and [match and match[1] for match in numbers] == counted:
         raise UserError(f"class table {path}: its lines are numbered; {advice}")
 
 

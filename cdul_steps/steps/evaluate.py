@@ -66,9 +66,9 @@ def conclusion(result: dict[str, Any]) -> str:
     """What `evaluate_scores` found, in a line: the mAP, or else why there is none."""
     left_out = result["left_out"]
     words = {
-        "without_scores": "rows have no scores",
-        "not_in_images": "images are not of the data set",
-        "truth_unknown": "images have no known truth",
+        "without_scores": "without scores",
+        "not_in_images": "not of the data set",
+        "truth_unknown": "of unknown truth",
     }
     others = ", ".join(f"{n} {words[why]}" for why, n in left_out.items() if n)
     if result["mAP"] is not None:

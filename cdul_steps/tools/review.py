@@ -152,7 +152,9 @@ def import_review(*, review: Path, file: Path, confirm: bool, output: Path) -> N
         shown = ", ".join(sorted(images.prefixes)[:3])
         note(f"review: images found without what their names begin with there: {shown}")
     if differ:
-        note(f"review: {len(differ)} entries on which the answers differ; they are unknown")
+        note(
+            f"review: entries on which the answers differ, and that are unknown now: {len(differ)}"
+        )
     earlier = read_corrections(output) if output.is_file() else {}
     write_corrections(output, earlier | found)
     note(f"review: {len(found)} corrections; {output} now has {len(earlier | found)}")

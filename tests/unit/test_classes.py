@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-from cdul_steps.data.classes import ClassTable, load_classes
+from cdul_steps.data.classes import ClassTable, load_classes, same_prompts
 from cdul_steps.errors import UserError
 
 CLASSES = Path(__file__).parents[2] / "config" / "classes"
@@ -102,6 +102,34 @@ def test_names_are_normalised_to_nfc(tmp_path):
         ("c.txt", "cat\nimage_id\n", ["entry 2", "'image_id'", "column"]),
         ("c.txt", "Path\n", ["'Path'", "column"]),
         ("c.txt", "split\n", ["'split'", "column"]),
+        ("c.txt", "Image_ID\n", ["'Image_ID'", "column"]),
+        ("c.txt", "cat\ndo\tg\n", ["entry 2", "U+0009"]),
+        ("c.txt", "cat\ndo\x1cg\n", ["entry 2", "U+001C"]),
+        ("c.txt", "cat\ndo\u2028g\n", ["entry 2", "U+2028", "line separator"]),
+        ("c.txt", "\x1b[31mcat\n", ["entry 1", "U+001B"]),
+        ("c.txt", "hot\u00a0dog\n", ["entry 1", "U+00A0", "no-break space"]),
+        ("c.txt", "hot\u3000dog\n", ["entry 1", "ideographic space"]),
+        ("c.txt", "do\u200bg\n", ["entry 1", "zero width space"]),
+        ("c.txt", "do\u00adg\n", ["entry 1", "soft hyphen"]),
+        ("c.yaml", '- "cat\\ndog"\n', ["entry 1", "U+000A"]),
+        ("c.yaml", '- "\\0"\n', ["entry 1", "U+0000"]),
+        ("c.yaml", '- "\\ud83d"\n', ["entry 1", "U+D83D"]),
+        ("c.yaml", '- {name: cat, aliases: ["c\\u200bat"]}\n', ["aliases", "zero width space"]),
+        ("c.txt", "- cat\n- dog\n", ["entry 1", "'- cat'", "YAML", ".yaml"]),
+        ("c.txt", "cat\n* dog\n", ["entry 2", "'* dog'"]),
+        ("c.txt", "cat\n\u2022 dog\n", ["entry 2", "begins as in a list"]),
+        ("c.txt", "cat,\ndog\n", ["entry 1", "'cat,'", "ends with"]),
+        ("c.txt", "cat;\ndog\n", ["entry 1", "'cat;'"]),
+        ("c.yaml", "- cat,\n- dog\n", ["entry 1", "'cat,'"]),
+        ("c.txt", "cat, dog\n", ["one line"]),
+        ("c.txt", '["cat", "dog"]\n', ["entry 1", "JSON", ".yaml"]),
+        ("c.json", '[\n  "cat",\n  "dog"\n]\n', ["entry 1", "JSON"]),
+        ("c.txt", '{"0": "cat"}\n', ["entry 1", "JSON"]),
+        ("c.txt", '"cat"\n"dog"\n', ["entry 1", "quotes"]),
+        ("c.txt", "'cat',\n'dog'\n", ["entry 1", "quotes"]),
+        ("c.txt", "1. cat\n2. dog\n", ["numbered"]),
+        ("c.txt", "0: cat\n1: dog\n", ["numbered"]),
+        ("c.txt", "0 cat\n1 dog\n", ["numbered"]),
     ],
 )
 def test_mistakes_are_told_in_one_line(tmp_path, name, text, parts):
@@ -112,6 +140,21 @@ def test_mistakes_are_told_in_one_line(tmp_path, name, text, parts):
     assert "\n" not in message
     for part in [str(path), *parts]:
         assert part in message
+
+
+def test_names_that_only_look_like_something_else(tmp_path):
+    family = "\U0001f469\u200d\U0001f467"
+    doors = write(tmp_path, "c.txt", "2 door car\n4 door car\n")
+    assert load_classes(doors).names == ("2 door car", "4 door car")
+    names = ("hair drier, toy", "-cat", "'tis", "f-16", "2 fast", "a: b", family)
+    assert load_classes(write(tmp_path, "c.txt", "\n".join(names))).names == names
+
+
+def test_classes_that_no_prompt_tells_apart():
+    names = ("crane", "Kran", "bird", "crane bird", "dog")
+    prompted = (["crane"], ["Crane "], ["bird", "crane"], ["crane", "BIRD"], ["dog"])
+    assert same_prompts(names, prompted) == [["crane", "Kran"], ["bird", "crane bird"]]
+    assert same_prompts(names, [[name] for name in names]) == []
 
 
 def test_missing_file_and_binary_file(tmp_path):

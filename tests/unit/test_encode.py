@@ -273,6 +273,23 @@ def test_wrong_input(data, clip, tmp_path):
         run(data / "manifest/train/0.parquet", tmp_path, clip, device="gpu9")
 
 
+def test_classes_of_the_same_prompts_are_told(clip, tmp_path, capsys):
+    text = "- {name: crane, aliases: [crane, bird]}\n- {name: kran, aliases: [Crane]}\n- dog\n"
+    (tmp_path / "classes.yaml").write_text(text)
+    for aliases in (True, False):
+        encode_text(
+            classes=tmp_path / "classes.yaml",
+            output=tmp_path / "text.parquet",
+            model=clip,
+            pretrained=None,
+            templates=["{}"],
+            aliases=aliases,
+        )
+        told = "crane, kran have the same prompts" in capsys.readouterr().err
+        # Without its other name, the first has the prompt of the second.
+        assert told != aliases
+
+
 def test_text(clip, tmp_path):
     (tmp_path / "classes.yaml").write_text("- {name: cat, aliases: [cat, kitten]}\n- dog\n")
     templates = ["a photo of a {}", "a {} in a {}"]

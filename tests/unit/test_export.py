@@ -15,6 +15,7 @@ import tiny
 import torch
 from messages import message_of
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from cdul_steps.models.classifier import Card, load_classifier, new_classifier, save_classifier
 from cdul_steps.steps.predict import predict_images
@@ -174,6 +175,28 @@ def test_a_file_that_differs_is_not_put_in_place(model, tmp_path, monkeypatch):
         lambda: export_classifier(model=model, format_="torchscript", output=tmp_path / "out")
     )
     assert "differs from PyTorch by 0.01" in text
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_a_saturated_network_is_compared_too(name, activation, tmp_path, monkeypatch):
+    """All its probabilities are 0 or 1, whatever the file computes."""
+    model = make_model(tmp_path / "model", activation=activation)
+    weights = load_file(model / "model.safetensors")
+    weights["head.fc.bias"] = torch.tensor([300.0, -300.0, -300.0])
+    save_file(weights, model / "model.safetensors")
+    export_classifier(model=model, format_=name, output=tmp_path / "right")
+
+    file, write, run = FORMATS[name]
+
+    def wrong(exported, *rest):
+        exported.mean += 40
+        write(exported, *rest)
+
+    monkeypatch.setitem(export.FORMATS, name, (file, wrong, run))
+    text = message_of(lambda: export_classifier(model=model, format_=name, output=tmp_path / "out"))
+    assert "differs from PyTorch by" in text
     assert not list((tmp_path / "out").iterdir())
 
 

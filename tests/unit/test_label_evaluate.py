@@ -19,7 +19,7 @@ from cdul_steps.data.labels import LabelFacts
 from cdul_steps.data.tables import describe, read_facts, read_scores, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.aggregation import CONSTRUCTIONS as BUILT
-from cdul_steps.steps.evaluate import evaluate_labels, evaluate_scores
+from cdul_steps.steps.evaluate import conclusion, evaluate_labels, evaluate_scores
 from cdul_steps.steps.label import make_labels
 
 # Published vectors
@@ -375,6 +375,133 @@ def test_an_image_twice_in_the_scores(small):
     write_table(pa.concat_tables([table, table.slice(0, 1)]), small / "labels.parquet")
     with pytest.raises(UserError, match="more than one row"):
         evaluate(small)
+
+
+# Why there is no mAP
+
+
+def rewrite_scores(folder, change):
+    table = pq.read_table(folder / "labels.parquet")
+    write_table(change(table), folder / "labels.parquet")
+
+
+def all_nan(table):
+    for c, name in enumerate(CLASSES):
+        table = table.set_column(2 + c, name, pa.array([math.nan] * len(table), pa.float32()))
+    return table
+
+
+def known_as(positive):
+    def change(table):
+        lists = pa.array([positive] * len(table), pa.list_(pa.int32()))
+        table = table.drop_columns(["positive", "difficult"])
+        return table.append_column("positive", lists)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("scores", "images", "line", "left_out"),
+    [
+        (
+            all_nan,
+            None,
+            "no mAP: no row has scores, all are NaN (5 without scores)",
+            (5, 0, 0),
+        ),
+        (
+            None,
+            known_as(None),
+            "no mAP: no image with known truth (5 of unknown truth)",
+            (0, 0, 5),
+        ),
+        (
+            None,
+            known_as([]),
+            "no mAP: the 5 images with known truth show no class",
+            (0, 0, 0),
+        ),
+        (
+            lambda table: table.slice(0, 0),
+            None,
+            "no mAP: no row has scores, there are none",
+            (0, 0, 0),
+        ),
+    ],
+    ids=["scores are NaN", "truth unknown", "no positives", "no rows"],
+)
+def test_why_there_is_no_map(small, cdul, scores, images, line, left_out):
+    label(small)
+    rewrite_scores(small, scores or (lambda table: table))
+    rewrite_images(small, images or (lambda table: table))
+    files = {"--scores": "labels.parquet", "--images": "images.parquet", "--output": "m.json"}
+    words = [word for option, name in files.items() for word in (option, small / name)]
+    done = cdul("evaluate", *words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"{line}, written to {small / 'm.json'}"
+    found = json.loads((small / "m.json").read_text())
+    assert found["mAP"] is None
+    assert tuple(found["left_out"].values()) == left_out
+
+
+def test_no_image_of_the_data_set(small):
+    label(small)
+    ids = pa.array([f"/photos/{i}.jpg" for i in range(5)])
+    rewrite_scores(small, lambda table: table.set_column(0, "image_id", ids))
+    with pytest.raises(UserError) as caught:
+        evaluate(small)
+    message = str(caught.value)
+    assert "none of its 5 images is in" in message
+    assert "'/photos/0.jpg'" in message and "'f'" in message and "\n" not in message
+
+
+def test_what_was_left_out_is_told(small, cdul):
+    table = label(small)
+    ids = pa.array(["else", *table["image_id"].to_pylist()[1:]])
+    cat = pa.array([*table["cat"].to_pylist()[:4], math.nan], pa.float32())
+    table = table.set_column(0, "image_id", ids).set_column(
+        table.column_names.index("cat"), "cat", cat
+    )
+    write_table(table, small / "labels.parquet")
+    result = evaluate(small)
+    measured = 5 - sum(result["left_out"].values())
+    assert result["left_out"]["without_scores"] == result["left_out"]["not_in_images"] == 1
+    assert result["images"] == measured and result["mAP"] is not None
+    line = conclusion(result)
+    assert line.startswith(
+        f"mAP {result['mAP']:.2f} on {measured} images (1 without scores, 1 not of the data set"
+    )
+
+
+def test_ids_are_compared_in_one_form(small):
+    label(small)
+    expected = evaluate(small)["per_class"]
+    rewrite_images(
+        small,
+        lambda table: table.set_column(
+            0, "image_id", pa.array([f"caf\u00e9/{i}" for i in table["image_id"].to_pylist()])
+        ),
+    )
+    rewrite_scores(
+        small,
+        lambda table: table.set_column(
+            0, "image_id", pa.array([f".\\cafe\u0301\\{i}" for i in table["image_id"].to_pylist()])
+        ),
+    )
+    assert evaluate(small)["per_class"] == expected
+
+
+@pytest.mark.parametrize("column", [pa.array(["a"] * 5), pa.array([[1]] * 5), pa.array([1] * 5)])
+def test_an_extra_column_is_named(small, column):
+    table = label(small).replace_schema_metadata(None)
+    rewrite_images(small, lambda t: describe(t, "images", classes=CLASSES))
+    write_table(table.append_column("colour", column), small / "labels.parquet")
+    with pytest.raises(UserError, match="'colour'"):
+        evaluate(small)
+    # Columns that can be no class's, such as of predictions that went through pandas, do no harm.
+    plain = table.append_column("status", pa.array(["ok"] * 5)).append_column("labels", column)
+    write_table(plain, small / "labels.parquet")
+    assert list(evaluate(small)["per_class"]) == CLASSES
 
 
 @pytest.mark.parametrize("index", [3, -1])

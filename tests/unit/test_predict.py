@@ -1,5 +1,6 @@
 """Stage predict: which images are scored, how, and in which form."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -149,6 +150,27 @@ def test_csv(model, images, tmp_path):
     assert list(found.columns) == list(expected.columns)
     np.testing.assert_allclose(found[CLASSES].astype(float), expected[CLASSES], rtol=1e-6)
     assert found["labels"].tolist() == ["; ".join(row) for row in expected["labels"]]
+
+
+def test_csv_quotes_names_that_hold_what_joins_them(model, images, tmp_path):
+    shutil.copytree(model, tmp_path / "model")
+    card = json.loads((model / "model.json").read_text())
+    card["classes"] = ["cat; dog", 'the "owl"', "potted plant, big"]
+    (tmp_path / "model/model.json").write_text(json.dumps(card))
+    expected = run(tmp_path / "model", tmp_path / "a.parquet", images, threshold=0.0)["labels"]
+    run(tmp_path / "model", tmp_path / "a.csv", images, threshold=0.0)
+    cells = pd.read_csv(tmp_path / "a.csv", keep_default_na=False)["labels"]
+    reader = csv.reader(cells, delimiter=";", skipinitialspace=True)
+    assert list(reader) == [list(row) for row in expected] and len(expected[0]) == 3
+
+
+def test_what_a_folder_holds_besides_is_told(model, images, tmp_path, capsys):
+    shutil.copytree(images, tmp_path / "images/@eaDir")
+    shutil.copy(images / "0.png", tmp_path / "images/0.png")
+    scores = run(model, tmp_path / "a.parquet", tmp_path / "images")
+    assert scores["path"].tolist() == [(tmp_path / "images/0.png").as_posix()]
+    assert "predict: " in (told := capsys.readouterr().err)
+    assert "left out 1 folder of the system: @eaDir (1)" in told
 
 
 def test_json(model, images, tmp_path):

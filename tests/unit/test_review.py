@@ -237,7 +237,7 @@ def test_mistakes_are_one_line(labels, tmp_path):
         "image 'same name' is more than one": {"labels": {"same name": []}},
         "class 'owl' of image 'a'": {"labels": {"a": ["owl"]}},
         "not what fiftyone gives back (KeyError: 'labels')": {},
-        "not what fiftyone gives back (AttributeError": [1],
+        "not what fiftyone gives back (ValidationError": [1],
     }
     for part, content in cases.items():
         file.write_text(json.dumps(content))
@@ -251,6 +251,151 @@ def test_mistakes_are_one_line(labels, tmp_path):
     assert "no such file" in message_of(lambda: answer(file, review=tmp_path))
     assert "not a folder of" in message_of(lambda: answer(file, review=_foreign(tmp_path)))
     assert "cannot be read" in message_of(lambda: answer(file.with_name("none.json")))
+
+
+# What tools and people do besides
+
+
+def task(image_id: str, *annotations: dict) -> dict:
+    return {"data": {"image_id": image_id}, "annotations": list(annotations)}
+
+
+def annotation(present: list[str], *others: dict, **facts) -> dict:
+    value = {"choices": present}
+    chosen = {"from_name": "present", "to_name": "image", "type": "choices", "value": value}
+    return {"result": [*others, chosen], "was_cancelled": False, **facts}
+
+
+OTHERS = {
+    "comment": {"from_name": "comment", "type": "textarea", "value": {"text": ["blurred"]}},
+    "relation": {"type": "relation", "from_id": "x", "to_id": "y", "direction": "right"},
+    "further choices": {"from_name": "quality", "type": "choices", "value": {"choices": ["good"]}},
+    "rating": {"from_name": "stars", "type": "rating", "value": {"rating": 4}},
+    "a box": {"from_name": "box", "type": "rectanglelabels", "value": {"rectanglelabels": ["dog"]}},
+    "taxonomy": {"from_name": "tree", "type": "taxonomy", "value": {"taxonomy": [["dog"]]}},
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_other_controls_of_label_studio_are_left_out_and_told(labels, other, capsys):
+    file = export(labels, "label-studio")
+    file.write_text(json.dumps([task("b", annotation(['c<a>t & "co', "dog"], OTHERS[other]))]))
+    assert answer(file) == {("b", "dog"): 1}
+    name = OTHERS[other].get("from_name", "relation")
+    assert f"left out what other controls gave: {name} (1)" in capsys.readouterr().err
+
+
+def test_a_renamed_control_is_not_taken_for_an_empty_answer(labels):
+    file = export(labels, "label-studio")
+    renamed = annotation(["dog"])
+    renamed["result"][0]["from_name"] = "choice"
+    file.write_text(json.dumps([task("b", renamed)]))
+    assert "no answer of the controls present and unknown, only of choice (1)" in message_of(
+        lambda: answer(file)
+    )
+
+
+def test_people_who_differ(labels, capsys):
+    file = export(labels, "label-studio")
+    both = [annotation(["dog", "3"], completed_by=1), annotation(["3"], completed_by=2)]
+    file.write_text(json.dumps([task("b", *both)]))
+    assert answer(file) == {("b", "3"): 1, ("b", "dog"): UNKNOWN, ("b", 'c<a>t & "co'): 0}
+    assert "the answers differ, and that are unknown now: 1" in capsys.readouterr().err
+    # The order of their answers does not matter.
+    file.write_text(json.dumps([task("b", *both[::-1])]))
+    (file.parent / "corrections.csv").unlink()
+    assert answer(file)["b", "dog"] == UNKNOWN
+
+
+def test_a_person_who_thinks_again(labels):
+    file = export(labels, "label-studio")
+    first = annotation(["dog"], completed_by=1, updated_at="2024-01-02T00:00:00Z")
+    second = annotation(["3"], completed_by=1, updated_at="2024-01-03T00:00:00Z")
+    file.write_text(json.dumps([task("b", second, first)]))
+    assert answer(file) == {("b", "3"): 1, ("b", 'c<a>t & "co'): 0}
+
+
+@pytest.mark.parametrize("given", [0, [0], "dog", ["dog"], {"label": "dog"}, [{"label": 0}]])
+def test_a_single_label_of_fiftyone(labels, given):
+    file = export(labels, "fiftyone")
+    path = next(p for p in json.loads(file.read_text())["labels"] if "/b/" in p)
+    file.write_text(json.dumps({"classes": CLASSES, "labels": {path: given}}))
+    assert answer(file) == {("b", "dog"): 1, ("b", 'c<a>t & "co'): 0}
+
+
+@pytest.mark.parametrize("given", [-1, 3, 1.5, True, [None], [[]]])
+def test_a_label_of_fiftyone_that_is_none(labels, given):
+    file = export(labels, "fiftyone")
+    path = next(iter(json.loads(file.read_text())["labels"]))
+    file.write_text(json.dumps({"classes": CLASSES, "labels": {path: given}}))
+    assert "a label is " in message_of(lambda: answer(file))
+    assert not (file.parent / "corrections.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda c: c["annotations"][0].update(category_id=77), "of the category 77, which the"),
+        (lambda c: c["annotations"][0].update(image_id=99), "of the image 99, which the"),
+        (lambda c: c["categories"][0].update(id=2), "two categories have the same id 2"),
+        (lambda c: c["images"][0].update(id=2), "two images have the id 2"),
+        (lambda c: c.pop("images"), "`images`"),
+    ],
+)
+def test_mistakes_in_what_coco_gives_back(labels, change, part):
+    file = export(labels, "coco")
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+    assert part in message_of(lambda: answer(file))
+
+
+def rename(file: Path, format_: str, changed) -> None:
+    """Give the first image of a tool's answer, `a`, another name, and take its proposals away."""
+    if format_ == "csv":
+        with file.open("w", newline="") as stream:
+            csv.writer(stream).writerows([["image_id", "class", "value"], [changed, "dog", "0"]])
+        return
+    content = json.loads(file.read_text())
+    if format_ == "coco":
+        content["images"] = content["images"][:1]
+        content["images"][0]["file_name"] = changed
+        content["annotations"] = [a for a in content["annotations"] if a["category_id"] == 3]
+        content["annotations"] = content["annotations"][:1]
+    elif format_ == "fiftyone":
+        kept = [{"label": "3", "attributes": {"unknown": True}}]
+        content["labels"] = {changed: kept}
+    else:
+        unknown = annotation([])
+        unknown["result"][0] |= {"from_name": "unknown", "value": {"choices": ["3"]}}
+        content = [task(changed, unknown)]
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("./a/same name.jpg", "images/a/same name.jpg", "a\\same name.jpg"),
+        *(".\\a\\same name.jpg", "/mnt/other/photos/a/same name.jpg", "a//same name"),
+    ],
+)
+def test_names_that_tools_change(labels, format_, name, capsys):
+    file = export(labels, format_)
+    rename(file, format_, name)
+    assert answer(file) == {("a", "dog"): 0}
+    told = "images found without what their names begin with there: " in capsys.readouterr().err
+    assert told == name.startswith(("images", "/mnt"))
+
+
+def test_two_names_of_one_image_are_not_guessed(labels):
+    file = export(labels, "fiftyone")
+    names = ["x/a/same name.jpg", "y/a/same name.jpg"]
+    file.write_text(json.dumps({"classes": CLASSES, "labels": {name: ["dog"] for name in names}}))
+    message = message_of(lambda: answer(file))
+    assert "are both found as one of those" in message
+    for name in names:
+        assert repr(name) in message
 
 
 def _foreign(folder: Path) -> Path:
