@@ -54,12 +54,11 @@ def read_json(path: Path, kind: type[T]) -> T:
     ValueError and RecursionError.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        marked = data[:3] == codecs.BOM_UTF8
         try:
-            return msgspec.json.decode(data[3:] if marked else data, type=kind)
+            return msgspec.json.decode(data, type=kind)
         except msgspec.ValidationError:
             raise
-        except msgspec.DecodeError:  # NaN is no JSON to it, nor is UTF-16
+        except msgspec.DecodeError:  # NaN is no JSON to it, nor is a byte order mark
             return msgspec.convert(json.loads(data[:]), kind)
 
 

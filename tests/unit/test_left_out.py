@@ -146,12 +146,13 @@ def test_a_linked_folder_is_entered_once(tmp_path):
     (root / "two").symlink_to(disk / "deep")
     (disk / "back").symlink_to(root)
     (root / "sub/up").symlink_to(root)
+    (root / "sub/above").symlink_to(tmp_path)
     (root / "sub/gone").symlink_to(tmp_path / "nowhere")
     ids, told = read(root)
     assert ids == ["one/deep/y.jpg", "one/x.jpg", "sub/z.jpg"]
     (line,) = [line for line in told if "links" in line]
-    assert line.startswith("left out 3 links back into the data set: ")
-    for name in ("two (1)", "back (1)", "up (1)"):
+    assert line.startswith("left out 4 links back into the data set: ")
+    for name in ("two (1)", "back (1)", "up (1)", "above (1)"):
         assert name in line
 
 
