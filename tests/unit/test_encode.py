@@ -279,11 +279,8 @@ def test_classes_of_the_same_prompts_are_told(clip, tmp_path, capsys):
     for aliases in (True, False):
         encode_text(
             classes=tmp_path / "classes.yaml",
+            encoder=Encoder(model=clip, templates=["{}"], aliases=aliases),
             output=tmp_path / "text.parquet",
-            model=clip,
-            pretrained=None,
-            templates=["{}"],
-            aliases=aliases,
         )
         told = "crane, kran have the same prompts" in capsys.readouterr().err
         # Without its other name, the first has the prompt of the second.
