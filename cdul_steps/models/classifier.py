@@ -1,6 +1,7 @@
 """The classifier: a timm network, and the folder that holds a trained one."""
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from cdul_steps.data.files import SCHEMA_VERSION, check_version, replacing, write_text
 from cdul_steps.errors import UserError, first_line
+from cdul_steps.models.weights import cached_files, why_not_loaded
 
 WEIGHTS = "model.safetensors"
 CARD = "model.json"
@@ -69,6 +71,50 @@ class Card:
         return ACTIVATIONS[self.activation](logits)
 
 
+def fitting_args(
+    model: str, classes: list[str], model_args: dict[str, Any], image_size: int
+) -> dict[str, Any]:
+    """`model_args`, with timm's `img_size` where the network takes no other images without it.
+
+    Found out by one image. Leaves the random numbers as they are. Raises UserError where no
+    classifier of RGB images of that size comes of it.
+    """
+    with torch.random.fork_rng(devices=[]):
+        first = _misfit(model, classes, model_args, image_size)
+        if first is None:
+            return model_args
+        sized = {"img_size": image_size, **model_args}
+        if _misfit(model, classes, sized, image_size) is None:
+            return sized
+        config = timm.models.get_pretrained_cfg(model)
+        own = model_args.get("img_size") or (config.input_size[1] if config else image_size)
+        if _misfit(model, classes, model_args, own) is None:
+            raise UserError(
+                f"training: model {model!r} takes no images of {image_size} x {image_size} "
+                f"pixels; its own are {own} x {own}: set image_size to {own}"
+            ) from first
+    arguments = f" with {model_args}" if model_args else ""
+    raise UserError(
+        f"training: model {model!r}{arguments} makes no classifier of RGB images of {image_size} x "
+        f"{image_size} pixels: {first_line(first)}"
+    ) from first
+
+
+def _misfit(
+    model: str, classes: list[str], arguments: dict[str, Any], size: int
+) -> Exception | None:
+    """What goes wrong with one image of a width and height of `size`; None if nothing does."""
+    try:
+        network = timm.create_model(model, num_classes=len(classes), **arguments).eval()
+        with torch.inference_mode():
+            logits = network(torch.zeros(1, 3, size, size))
+        if not isinstance(logits, Tensor) or logits.shape != (1, len(classes)):
+            raise ValueError("it does not give one logit per class")
+    except Exception as error:
+        return error
+    return None
+
+
 def new_classifier(
     model: str, classes: list[str], model_args: dict[str, Any], weights: str | None
 ) -> tuple[torch.nn.Module, dict[str, Any]]:
@@ -86,19 +132,34 @@ def new_classifier(
         network = fresh = timm.create_model(model, **arguments)
         if weights is not None:
             torch.set_rng_state(state)
-            network = timm.create_model(
-                model, pretrained=True, pretrained_cfg_overlay=overlay, **arguments
-            )
+            with warnings.catch_warnings():
+                # The error says what is wrong with a TorchScript archive, and what to do.
+                warnings.filterwarnings("ignore", ".*looks like a TorchScript archive")
+                network = timm.create_model(
+                    model, pretrained=True, pretrained_cfg_overlay=overlay, **arguments
+                )
             _check_loaded(network, fresh)
     except Exception as error:
         source = {None: "", "timm": " with timm's weights"}.get(weights, f" with {weights}")
         raise UserError(
-            f"training: model {model!r}{source} cannot be made: {first_line(error)}"
+            f"training: model {model!r}{source} cannot be made: {_why(error, model, weights)}"
         ) from error
     data = timm.data.resolve_model_data_config(network)
     if data["interpolation"] not in INTERPOLATION:
         data["interpolation"] = "bicubic"
     return network.to(memory_format=torch.channels_last), data
+
+
+def _why(error: Exception, model: str, weights: str | None) -> str:
+    if weights is None:
+        return first_line(error)
+    if weights != "timm":
+        return why_not_loaded(error, [Path(weights)])
+    config = timm.models.get_pretrained_cfg(model)
+    if config is None:
+        return first_line(error)
+    names = [config.hf_hub_filename or "model.safetensors", "pytorch_model.bin"]
+    return why_not_loaded(error, cached_files(config.hf_hub_id or "", names), cached=True)
 
 
 def _check_loaded(network: torch.nn.Module, fresh: torch.nn.Module) -> None:
@@ -151,14 +212,18 @@ def load_classifier(folder: Path, device: torch.device) -> tuple[torch.nn.Module
         if elsewhere := ELSEWHERE & set(card.model_args):
             raise ValueError(f"{CARD} names weights of elsewhere ({', '.join(elsewhere)})")
         network = timm.create_model(card.model, num_classes=len(card.classes), **card.model_args)
-        network.load_state_dict(load_file(folder / WEIGHTS))
     except UserError:
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
-        missing = next((n for n in (CARD, WEIGHTS) if not (folder / n).is_file()), "a file")
-        raise UserError(f"{folder}: not a model folder, {missing} is missing") from error
+        raise UserError(f"{folder}: not a model folder, {CARD} is missing") from error
     except Exception as error:  # whatever a foreign card makes of timm
-        # torch gives a line to every parameter that does not fit.
         reason = " ".join(str(error).split())[:300] or first_line(error)
         raise UserError(f"{folder}: the model cannot be loaded: {reason}") from error
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"{folder}: not a model folder, {WEIGHTS} is missing")
+    try:
+        network.load_state_dict(load_file(folder / WEIGHTS))
+    except Exception as error:
+        reason = why_not_loaded(error, [folder / WEIGHTS])
+        raise UserError(f"{folder / WEIGHTS}: the model cannot be loaded: {reason}") from error
     return network.eval().to(device, memory_format=torch.channels_last), card

@@ -1,18 +1,20 @@
 """CLIP by open_clip: images and prompts to unit vectors."""
 
 import difflib
+import importlib.util
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import open_clip
 import torch
 from huggingface_hub import constants as hub
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.utils import to_2tuple
 from PIL import Image
@@ -21,6 +23,28 @@ from torchvision.transforms import Compose, Normalize
 
 from cdul_steps.errors import UserError, first_line
 from cdul_steps.models.device import DTYPES
+from cdul_steps.models.recipe import Recipe, config_file, model_for_file
+from cdul_steps.models.weights import cached_files, why_not_loaded
+
+VOCABULARIES = (
+    "tokenizer.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.txt",
+    "vocab.json",
+)
+TEXT_FILES = ("config.json", "tokenizer_config.json", *VOCABULARIES)
+"""Files of a text tower or tokenizer of Hugging Face's; a tokenizer has one vocabulary at least."""
+
+
+class MissingWeightsError(UserError):
+    """Weights that are not in the cache; `instead` is what to do without network."""
+
+    def __init__(self, missing: str, instead: str, reason: str) -> None:
+        super().__init__(
+            f"{missing} and cannot be fetched ({reason}); run once with network, or {instead}"
+        )
+        self.missing, self.instead = missing, instead
 
 
 def load_clip(
@@ -41,11 +65,17 @@ def load_clip(
         _check_name(model, pretrained)
     elif pretrained:
         raise UserError(f"encoder {model}: a {place} holds its own weights; drop 'pretrained'")
-    config = Path(model.removeprefix("local-dir:"), "open_clip_config.json")
-    if place == "local-dir" and config.is_file() and b"trust_remote_code" in config.read_bytes():
-        raise UserError(f"encoder {model}: {config} asks to run code of its own; it may not")
-    # open_clip only warns when OpenAI's weights meet a model without their activation.
-    tag = open_clip.get_pretrained_cfg(model, pretrained or "")
+    if place == "local-dir" and config_file(model).is_file():
+        config = config_file(model)
+        if b"trust_remote_code" in config.read_bytes():
+            raise UserError(f"encoder {model}: {config} asks to run code of its own; it may not")
+    is_tag = open_clip.is_pretrained_cfg(model, pretrained or "")
+    preprocess = {"resize_mode": resize_mode} if resize_mode else {}
+    quick_gelu = False
+    if pretrained:
+        # open_clip itself only warns of a tag's activation, and knows nothing of a file.
+        recipe = Recipe.of_tag(model, pretrained) if is_tag else Recipe.of_file(model)
+        preprocess, quick_gelu = {**recipe.preprocess, **preprocess}, recipe.quick_gelu
     try:
         with warnings.catch_warnings(), _quiet():
             warnings.simplefilter("ignore")
@@ -55,11 +85,11 @@ def load_clip(
                 precision=precision,
                 device=device,
                 require_pretrained=True,
-                force_quick_gelu=bool(tag and tag.get("quick_gelu")),
-                force_preprocess_cfg={"resize_mode": resize_mode} if resize_mode else None,
+                force_quick_gelu=quick_gelu,
+                force_preprocess_cfg=preprocess,
             )
     except Exception as error:
-        raise UserError(_why_not_loaded(model, pretrained, tag, error)) from error
+        raise _not_loaded(model, pretrained, error) from error
     return network.eval().requires_grad_(False)
 
 
@@ -93,22 +123,66 @@ def _check_name(model: str, pretrained: str | None) -> None:
         )
 
 
-def _why_not_loaded(
-    model: str, pretrained: str | None, tag: dict[str, Any], error: Exception
-) -> str:
+def _not_loaded(model: str, pretrained: str | None, error: Exception) -> UserError:
+    """What to tell where open_clip cannot make the network."""
+    tag = open_clip.get_pretrained_cfg(model, pretrained or "")
+    repository, _, name = tag.get("hf_hub", "").rpartition("/")
     if tag and "Failed to download" in str(error):
-        file = tag.get("hf_hub") or tag.get("url", "")
-        missing = f"{file}open_clip_model.safetensors" if file.endswith("/") else file
-        # A file does not say that it needs OpenAI's activation; the name of the model can.
-        quick = tag.get("quick_gelu") and not model.endswith("-quickgelu")
-        name = f" (of the model {model}-quickgelu)" if quick else ""
-        return (
-            f"encoder {model}: {missing} is not in the cache ({hub.HF_HUB_CACHE}) and cannot be "
-            f"fetched; run once with network, copy that cache here, or give the file as "
-            f"'pretrained'{name} or its folder as 'local-dir:FOLDER' ({first_line(error)})"
+        file = f"{repository}/{name or HF_SAFE_WEIGHTS_NAME}"
+        by_file = model_for_file(model, Recipe.of_tag(model, pretrained or ""))
+        file_or = "" if by_file == model else f" (of the model {by_file})"
+        file_or = f"the file as 'pretrained'{file_or} or " if by_file else ""
+        return MissingWeightsError(
+            f"encoder {model}: {file} is not in the cache ({hub.HF_HUB_CACHE})",
+            f"copy that cache here, or give {file_or}its folder as 'local-dir:FOLDER'",
+            first_line(error),
         )
-    place = pretrained or model.removeprefix("local-dir:")
-    return f"encoder {model}: {place} cannot be loaded: {first_line(error)}"
+    if lacks := _text_lacks(model, "hf_model_name"):
+        return UserError(f"encoder {model}: its text tower {lacks}")
+    place, _, path = model.partition(":")
+    if place == "local-dir":
+        suffixes = (".safetensors", ".bin", ".pth")
+        files = sorted(f for f in Path(path).glob("*.*") if f.suffix in suffixes)
+    elif tag or place == "hf-hub":
+        names = [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
+        names = [name.replace(".bin", ".safetensors"), name] if name else names
+        files = cached_files(repository or path, names)
+    else:
+        files = [Path(pretrained or "")]
+    why = why_not_loaded(error, files, cached=bool(tag) or place == "hf-hub")
+    return UserError(f"encoder {model}: {pretrained or path} cannot be loaded: {why}")
+
+
+def _text_lacks(model: str, key: Literal["hf_model_name", "hf_tokenizer_name"]) -> str | None:
+    """What a text tower or tokenizer of Hugging Face's needs that is not here.
+
+    None where the model's `text_cfg` names none under `key`, or where all is here.
+    """
+    try:
+        name = open_clip.get_model_config(model)["text_cfg"].get(key)
+    except Exception:
+        # Of a config that cannot be read, the error that brought us here says more.
+        return None
+    if not name:
+        return None
+    if importlib.util.find_spec("transformers") is None:
+        return "needs the package transformers: pip install transformers"
+    folder = model.removeprefix("local-dir:")
+    if key == "hf_tokenizer_name" and folder != model:
+        where = f"in {folder}; copy them from the repository {name}"
+        here = {path.name for path in Path(folder).iterdir()}
+    else:
+        where = (
+            f"of the repository {name}, not in the cache ({hub.HF_HUB_CACHE}); run once with "
+            "network, or copy that cache here"
+        )
+        here = {path.name for path in cached_files(name, TEXT_FILES)}
+    if key == "hf_model_name":
+        lacking = {"config.json"} - here
+    else:
+        lacking = {"tokenizer_config.json"} - here
+        lacking |= set() if here & set(VOCABULARIES) else {"tokenizer.json"}
+    return f"needs {' and '.join(sorted(lacking))} {where}" if lacking else None
 
 
 @dataclass(frozen=True)
@@ -161,17 +235,33 @@ class ImageEncoder:
         return self.network.encode_image(views).float().cpu().numpy()
 
 
-@torch.inference_mode()
-def embed_prompts(network: torch.nn.Module, model: str, prompts: list[str]) -> np.ndarray:
-    """Embed prompts with the text tower: float32 (P, D), as the tower gives them."""
-    try:
-        with _quiet():
-            tokens = open_clip.get_tokenizer(model)(prompts)
-    except Exception as error:
-        raise UserError(
-            f"encoder {model}: its tokenizer cannot be used: {first_line(error)}"
-        ) from error
-    return network.encode_text(tokens).float().cpu().numpy()
+class TextEncoder:
+    """The text tower, with the tokenizer of its model.
+
+    Raises UserError where the tokenizer needs a package or files that are not here.
+    """
+
+    def __init__(self, network: torch.nn.Module, model: str) -> None:
+        self.network, self.model = network, model
+        with self._told():
+            self.tokenize: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(model)
+
+    @torch.inference_mode()
+    def __call__(self, prompts: list[str]) -> np.ndarray:
+        """Embed prompts: float32 vectors (P, D), as the tower gives them."""
+        with self._told():
+            tokens = self.tokenize(prompts)
+        return self.network.encode_text(tokens).float().cpu().numpy()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            with _quiet():
+                yield
+        except Exception as error:
+            lacks = _text_lacks(self.model, "hf_tokenizer_name")
+            why = lacks or f"cannot be used: {' '.join(str(error).split())[:400]}"
+            raise UserError(f"encoder {self.model}: its tokenizer {why}") from error
 
 
 def logit_scale(network: torch.nn.Module) -> float:

@@ -1,6 +1,7 @@
 """Stage encode: the views of a shard to embeddings, and the class table to its own."""
 
 import time
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +19,17 @@ from cdul_steps.models.device import Machine
 from cdul_steps.models.embedding import BatchedEncoder, encode_images
 from cdul_steps.models.encoder import (
     ImageEncoder,
-    embed_prompts,
+    TextEncoder,
     load_clip,
     logit_scale,
 )
 from cdul_steps.models.engine import choose_engine
-from cdul_steps.progress import note
+from cdul_steps.models.recipe import assumed
+from cdul_steps.progress import Progress, note
 from cdul_steps.provenance import versions
 
+PROMPTS = 128
+"""Prompts in a forward pass of the text tower, about; more are no faster on a CPU."""
 SOFTWARE = ("torch", "onnxruntime", "open_clip_torch", "timm", "zarr", "pillow")
 
 
@@ -71,6 +75,8 @@ def encode_shard(
         f"{len(images)} images x {views} views by {choice.engine} in batches of "
         f"{choice.batch_size}, {workers} workers"
     )
+    if words := assumed(encoder.model, encoder.pretrained):
+        note(f"encode: {encoder.model}: {words}")
     shard, shard_size = facts["shard"], facts["shard_size"]
     places = images["row"].to_numpy() - shard * shard_size
     rows, outcome, seconds = encode_images(
@@ -119,8 +125,7 @@ def encode_text(*, classes: Path, encoder: Encoder, output: Path) -> None:
     """Embed the class table: `output` gets a row a class, `class`, the `aliases` that its prompts
     used, and `embedding` (float32, D).
 
-    Always fp32 and on the CPU:
-    it is a few hundred prompts. The model's `logit_scale` goes into the table's facts.
+    Always fp32 and on the CPU. The model's `logit_scale` goes into the table's facts.
     """
     table = load_classes(classes)
     prompted = table.aliases if encoder.aliases else [names[:1] for names in table.aliases]
@@ -130,16 +135,14 @@ def encode_text(*, classes: Path, encoder: Encoder, output: Path) -> None:
             "apart; give them other names or aliases"
         )
     network = load_clip(encoder.model, encoder.pretrained)
-    vectors = [
-        class_embedding(
-            embed_prompts(
-                network,
-                encoder.model,
-                [t.replace("{}", name) for t in encoder.templates for name in names],
-            )
-        )
+    if words := assumed(encoder.model, encoder.pretrained):
+        note(f"encode: {encoder.model}: {words}")
+    prompts = [
+        [template.replace("{}", name) for template in encoder.templates for name in names]
         for names in prompted
     ]
+    at_once = max(1, PROMPTS // len(encoder.templates))
+    vectors = _embed_classes(TextEncoder(network, encoder.model), prompts, at_once)
     scale = logit_scale(network)
     if not np.isfinite(vectors).all() or not 0 < scale < np.inf:
         raise UserError(
@@ -164,3 +167,18 @@ def encode_text(*, classes: Path, encoder: Encoder, output: Path) -> None:
     )
     write_table(described, output)
     note(f"encode: {len(table.names)} classes x {len(encoder.templates)} templates")
+
+
+def _embed_classes(
+    embed: TextEncoder, prompts: list[list[str]], classes_at_once: int
+) -> list[np.ndarray]:
+    """The embedding of each class, a unit vector (D,), from its own prompts."""
+    vectors: list[np.ndarray] = []
+    with Progress("encode", sum(map(len, prompts)), "prompts") as progress:
+        for start in range(0, len(prompts), classes_at_once):
+            some = prompts[start : start + classes_at_once]
+            embedded = embed(list(chain.from_iterable(some)))
+            ends = np.cumsum([len(of_class) for of_class in some])[:-1]
+            vectors += map(class_embedding, np.split(embedded, ends))
+            progress.update(len(embedded))
+    return vectors

@@ -23,7 +23,13 @@ from cdul_steps.data.truth import Truth
 from cdul_steps.errors import UserError, first_line
 from cdul_steps.method.choices import Difficult
 from cdul_steps.method.losses import LOSSES
-from cdul_steps.models.classifier import Card, new_classifier, save_classifier, start_head
+from cdul_steps.models.classifier import (
+    Card,
+    fitting_args,
+    new_classifier,
+    save_classifier,
+    start_head,
+)
 from cdul_steps.models.device import Machine
 from cdul_steps.progress import note
 from cdul_steps.provenance import source_digest, versions
@@ -177,10 +183,11 @@ def _new_trainer(
     if len(classes) == 1 and head == "softmax":
         raise UserError("training: a softmax over one class learns nothing; use the loss 'kl'")
     torch.manual_seed(settings.seed)
-    network, data = new_classifier(settings.model, classes, settings.model_args, settings.weights)
+    fitting = fitting_args(settings.model, classes, settings.model_args, settings.image_size)
+    network, data = new_classifier(settings.model, classes, fitting, settings.weights)
     card = Card(
         model=settings.model,
-        model_args=settings.model_args,
+        model_args=fitting,
         classes=classes,
         image_size=settings.image_size,
         mean=list(data["mean"]),

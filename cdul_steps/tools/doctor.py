@@ -29,11 +29,17 @@ from cdul_steps.data.readers import check_counts, check_files, read_dataset
 from cdul_steps.demo.scenes import write_scenes
 from cdul_steps.errors import UserError, first_line
 from cdul_steps.method.snippets import view_boxes
-from cdul_steps.models.classifier import new_classifier
+from cdul_steps.models.classifier import fitting_args, new_classifier
 from cdul_steps.models.device import DTYPES, Machine
 from cdul_steps.models.embedding import BatchedEncoder, ShardImages
-from cdul_steps.models.encoder import ImageEncoder, load_clip
+from cdul_steps.models.encoder import (
+    ImageEncoder,
+    MissingWeightsError,
+    TextEncoder,
+    load_clip,
+)
 from cdul_steps.models.engine import choose_engine
+from cdul_steps.models.recipe import assumed
 from cdul_steps.provenance import versions
 from cdul_steps.training.labels import new_labels
 
@@ -226,21 +232,26 @@ def _encoder(encoder: Encoder) -> Result:
     with _offline():
         try:
             network = load_clip(encoder.model, encoder.pretrained, resize_mode=encoder.resize_mode)
-        except UserError as error:
-            missing, absent, _ = str(error).partition(" is not in the cache")
-            if not absent:
-                raise
+        except MissingWeightsError as error:
             raise UserError(
-                f"{missing} is not in the cache ({hub.HF_HUB_CACHE}) yet; a run with network "
-                "fetches it; without, copy that cache here, or give the file as 'pretrained' or "
-                "its folder as 'local-dir:FOLDER'"
+                f"{error.missing} yet; a run with network fetches it; without, {error.instead}"
             ) from error
+        prompt = encoder.templates[0].replace("{}", "dog")
+        text = TextEncoder(network, encoder.model)([prompt])
+        words = assumed(encoder.model, encoder.pretrained)
     blank = torch.zeros(1, 3, *_pair(network.visual.image_size))
     with torch.inference_mode():
-        dimension = network.encode_image(blank).shape[1]
-    parameters = sum(p.numel() for p in network.parameters())
-    text = f"its weights are here: {parameters / 1e6:.0f} M parameters, vectors of {dimension}"
-    return text, {"parameters": parameters, "dimension": dimension}
+        image = network.encode_image(blank).numpy()
+    if not (np.isfinite(image).all() and np.isfinite(text).all()):
+        raise UserError(
+            f"encoder {encoder.model}: its vectors are not finite; are these the right weights?"
+        )
+    parameters, dimension = sum(p.numel() for p in network.parameters()), image.shape[1]
+    found = f"its weights are here: {parameters / 1e6:.0f} M parameters, vectors of {dimension}"
+    return f"{found}; {words}" if words else found, {
+        "parameters": parameters,
+        "dimension": dimension,
+    }
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:
@@ -347,10 +358,9 @@ def _rate(shard: ShardImages, workers: int, encode: BatchedEncoder, seconds: flo
 
 def _training(training: Training) -> Result:
     with _offline():
+        fitting = fitting_args(training.model, ["a"], training.model_args, training.image_size)
         try:
-            network, _ = new_classifier(
-                training.model, ["a"], training.model_args, training.weights
-            )
+            network, _ = new_classifier(training.model, ["a"], fitting, training.weights)
         except UserError as error:
             if not isinstance(error.__cause__, LocalEntryNotFoundError):
                 raise
@@ -373,7 +383,9 @@ def _train_time(training: Training, images: int, config: Config, seconds: float)
     `images` are those of all label variants together.
     """
     target, _ = replace(_machine(config.runtime), workers=1).set_up(cpu_workers=1)
-    network, _ = new_classifier(training.model, ["a", "b"], training.model_args, None)
+    classes = ["a", "b"]
+    fitting = fitting_args(training.model, classes, training.model_args, training.image_size)
+    network, _ = new_classifier(training.model, classes, fitting, None)
     network = network.to(target).train()
     size = max(training.batch_size, 2)
     pixels = torch.rand(size, 3, training.image_size, training.image_size, device=target)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from cdul_steps.errors import UserError
 from cdul_steps.models.classifier import (
     Card,
+    fitting_args,
     load_classifier,
     new_classifier,
     save_classifier,
@@ -164,6 +165,77 @@ def test_round_trip(tmp_path, model):
         "model.json",
         "model.safetensors",
     ]
+
+
+# The smallest of each kind of network that wants images of its own size.
+OWN_SIZE = {
+    "vit_tiny_patch16_224": {"depth": 1},
+    "deit_tiny_patch16_224": {"depth": 1},
+    "deit3_small_patch16_224": {"depth": 1},
+    "beit_base_patch16_224": {"depth": 1, "embed_dim": 48, "num_heads": 2},
+    "eva02_tiny_patch14_224": {"depth": 1},
+    "swin_tiny_patch4_window7_224": {"depths": (1, 1), "num_heads": (1, 2), "embed_dim": 24},
+    "swinv2_tiny_window8_256": {"depths": (1, 1), "num_heads": (1, 2), "embed_dim": 24},
+    "mixer_s32_224": {},
+    "levit_128s": {},
+    "maxvit_pico_rw_256": {"depths": (1, 1, 1, 1)},
+}
+
+
+@pytest.mark.parametrize("model", OWN_SIZE)
+def test_networks_of_their_own_size_take_another(tmp_path, model):
+    size = 128
+    state = torch.get_rng_state()
+    fitting = fitting_args(model, CLASSES, OWN_SIZE[model], size)
+    assert torch.equal(state, torch.get_rng_state())
+    network, _ = new_classifier(model, CLASSES, fitting, None)
+    written = card(model=model, model_args=fitting, image_size=size)
+    save_classifier(network, written, tmp_path)
+    loaded, read = load_classifier(tmp_path, CPU)
+    images = read.normalize(torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8))
+    with torch.inference_mode():
+        assert torch.equal(loaded(images), network.eval()(images))
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_other_networks_and_their_own_size_need_nothing(size):
+    arguments = {"drop_rate": 0.1}
+    assert fitting_args("test_resnet", CLASSES, arguments, size) is arguments
+    assert fitting_args("levit_128s", CLASSES, arguments, 224) is arguments
+
+
+def test_pretrained_weights_at_another_size(tmp_path):
+    model = "vit_tiny_patch16_224"
+    file = backbone(tmp_path / "vit.safetensors", model=model)
+    fitting = fitting_args(model, CLASSES, {}, 96)
+    network, _ = new_classifier(model, CLASSES, fitting, str(file))
+    assert network(torch.zeros(1, 3, 96, 96)).shape == (1, 3)
+    weights = load_file(file)
+    assert torch.equal(network.blocks[0].attn.qkv.weight, weights["blocks.0.attn.qkv.weight"])
+
+
+def test_a_network_that_takes_no_other_size():
+    sized = {"img_size": 96, "depth": 1}
+    message = fails(fitting_args, "vit_tiny_patch16_224", CLASSES, sized, 64)
+    assert "takes no images of 64 x 64 pixels; its own are 96 x 96" in message
+    message = fails(fitting_args, "halonet26t", CLASSES, {}, 96)
+    assert "its own are 256 x 256: set image_size to 256" in message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"in_chans": 1},
+        {"features_only": True},
+        {"global_pool": ""},
+        {"block_sizes": 3},
+        {"num_classes": 5},
+        {"act_layer": "no such"},
+    ],
+)
+def test_arguments_that_make_no_classifier(arguments):
+    message = fails(fitting_args, MODEL, CLASSES, arguments, 64)
+    assert f"{MODEL!r} with {arguments} makes no classifier of RGB images of 64 x 64" in message
 
 
 def test_normalize():

@@ -1,9 +1,12 @@
 """Stage doctor: what it finds in order, what it calls a problem, and what it measures."""
 
 import json
+import sys
 from pathlib import Path
 
+import open_clip
 import pytest
+import tiny
 import yaml
 from messages import message_of
 from typer.testing import CliRunner
@@ -127,6 +130,72 @@ def test_every_problem_has_its_line(repository, tmp_path, monkeypatch):
     for name, words in parts.items():
         assert "\n" not in problems[name].text
         assert all(word in problems[name].text for word in words), problems[name].text
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_the_text_tower_is_tried(small, tmp_path, monkeypatch, installed):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    encoder = {"model": tiny.make_clip(tmp_path / "clip")}
+    file = tmp_path / "clip/open_clip_config.json"
+    values = json.loads(file.read_text())
+    values["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "example/tokenizer"
+    file.write_text(json.dumps(values))
+    if installed:
+        pytest.importorskip("transformers")
+        expected = (
+            f"its tokenizer needs tokenizer.json and tokenizer_config.json in {file.parent}; copy "
+            "them from the repository example/tokenizer"
+        )
+    else:
+        # As where it is not installed.
+        monkeypatch.setitem(sys.modules, "transformers", None)
+        expected = "its tokenizer needs the package transformers: pip install transformers"
+    options = {"run": {"encoders": ["other"]}, "encoders": {"other": encoder}}
+    finding = found(overlay(tmp_path, **options))["encoder other"]
+    assert not finding.ok and expected in finding.text
+
+
+def test_a_text_tower_that_gives_no_numbers(small, tmp_path):
+    def broken(network) -> None:
+        network.text_projection.data.fill_(float("nan"))
+
+    encoder = {"model": tiny.make_clip(tmp_path / "clip", broken)}
+    options = {"run": {"encoders": ["other"]}, "encoders": {"other": encoder}}
+    finding = found(overlay(tmp_path, **options))["encoder other"]
+    assert not finding.ok and "its vectors are not finite" in finding.text
+
+
+def test_weights_that_are_missing_and_those_of_a_file(small, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = Path(tiny.make_clip(tmp_path / "clip").removeprefix("local-dir:"))
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/doctors-clip.json").write_text(json.dumps(tiny.CLIP))
+    open_clip.add_model_config(tmp_path / "configs")
+    encoders = {
+        "missing": {"model": "ViT-B-32", "pretrained": "openai"},
+        "file": {"model": "doctors-clip", "pretrained": str(folder / tiny.WEIGHTS)},
+    }
+    options = {"run": {"encoders": list(encoders)}, "encoders": encoders}
+    findings = found(overlay(tmp_path, **options))
+    assert "(of the model ViT-B-32-quickgelu)" in findings["encoder missing"].text
+    assert findings["encoder file"].ok
+    assert "was taken with mean 0.4815" in findings["encoder file"].text
+
+
+@pytest.mark.parametrize(
+    ("training", "ok", "part"),
+    [
+        ({"model": "vit_tiny_patch16_224"}, True, "5.5 M parameters"),
+        ({"model": "halonet26t"}, False, "set image_size to 256"),
+        ({"model": "test_resnet", "model_args": {"in_chans": 1}}, False, "no classifier of RGB"),
+        ({"model": "test_resnet", "model_args": {"features_only": True}}, False, "no classifier"),
+    ],
+)
+def test_an_image_of_the_trainings_size_is_tried(small, tmp_path, training, ok, part):
+    training = {"image_size": 96, **training}
+    options = {"run": {"trainings": ["other"]}, "trainings": {"other": training}}
+    finding = found(overlay(tmp_path, **options))["training other"]
+    assert finding.ok == ok and part in finding.text
 
 
 def test_too_little_room(tmp_path):

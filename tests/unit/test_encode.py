@@ -311,6 +311,34 @@ def test_text(clip, tmp_path):
         np.testing.assert_allclose(found.as_py(), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("templates", [["{}"], ["a photo of a {}", "{}"]])
+def test_text_of_many_classes(clip, tmp_path, monkeypatch, capsys, templates):
+    """One tokenizer for all, and each class has its own names however they fall into batches."""
+    made, get_tokenizer = [], open_clip.get_tokenizer
+    monkeypatch.setattr(
+        open_clip, "get_tokenizer", lambda model: made.append(model) or get_tokenizer(model)
+    )
+    names = [[f"name {i} {j}" for j in range(1 + i % 3)] for i in range(300)]
+    entries = [f"- {{name: {of[0]}, aliases: [{', '.join(of)}]}}\n" for of in names]
+    (tmp_path / "classes.yaml").write_text("".join(entries))
+    encode_text(
+        classes=tmp_path / "classes.yaml",
+        encoder=Encoder(model=clip, templates=templates),
+        output=tmp_path / "text.parquet",
+    )
+    assert made == [clip]
+    prompts = len(templates) * sum(map(len, names))
+    assert f"encode: {prompts}/{prompts} prompts" in capsys.readouterr().err
+    found = np.array(pq.read_table(tmp_path / "text.parquet")["embedding"].to_pylist())
+    network, tokenizer = open_clip.create_model(clip).eval(), get_tokenizer(clip)
+    for index in (0, 1, 63, 64, 127, 128, 299):
+        texts = [t.replace("{}", name) for t in templates for name in names[index]]
+        with torch.no_grad():
+            vectors = network.encode_text(tokenizer(texts), normalize=True)
+        expected = torch.nn.functional.normalize(vectors.mean(dim=0), dim=0)
+        np.testing.assert_allclose(found[index], expected, atol=1e-6)
+
+
 def test_text_of_first_names(clip, tmp_path):
     found = []
     for aliases in ("a cat, kitten", "a cat"):

@@ -19,7 +19,7 @@ from cdul_steps.method.similarity import class_embedding, unit
 from cdul_steps.models.encoder import (
     ImageEncoder,
     Preprocess,
-    embed_prompts,
+    TextEncoder,
     load_clip,
     logit_scale,
 )
@@ -234,7 +234,7 @@ def test_class_embedding_averages_unit_vectors(folder):
     vectors = network.encode_text(tokens).double().numpy()
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     mean = vectors.mean(axis=0)
-    found = class_embedding(embed_prompts(network, model, prompts))
+    found = class_embedding(TextEncoder(network, model)(prompts))
     np.testing.assert_allclose(found, mean / np.linalg.norm(mean), atol=1e-6)
 
 

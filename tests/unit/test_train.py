@@ -23,7 +23,7 @@ from cdul_steps.data.corrections import UNKNOWN, apply_corrections, corrected_en
 from cdul_steps.data.tables import describe, read_facts, read_scores, score_table, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.loss_functions import EPSILON
-from cdul_steps.models.classifier import Card, new_classifier
+from cdul_steps.models.classifier import Card, load_classifier, new_classifier
 from cdul_steps.steps import train
 from cdul_steps.steps.manifest import make_manifest
 from cdul_steps.steps.train import train_classifier
@@ -498,6 +498,14 @@ def test_last_batch_of_one_joins_its_neighbour():
     assert [len(b) for b in batches(np.arange(3), 1)] == [1, 2]
     assert batches(np.array([4]), 3) == [[4]]
     assert batches(np.array([2, 0, 1]), 8) == [[2, 0, 1]]
+
+
+def test_a_network_of_its_own_size(data, tmp_path):
+    """The model folder alone makes the network again."""
+    network = {"model": "vit_tiny_patch16_224", "model_args": {"depth": 1}, "image_size": 48}
+    run(data, tmp_path, **network, epochs=1)
+    loaded, card = load_classifier(tmp_path / "model", torch.device("cpu"))
+    assert loaded(torch.zeros(1, 3, 48, 48)).shape == (1, len(card.classes))
 
 
 def test_one_class(tmp_path):
