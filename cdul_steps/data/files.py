@@ -8,7 +8,7 @@ import os
 import secrets
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from fnmatch import fnmatch
@@ -75,15 +75,31 @@ def check_dates(folder: Path) -> None:
                 )
 
 
-def as_utf8(name: str) -> str:
-    """The file name as it is; raises UserError if tables could not hold it."""
+_SHOWN_NAMES = 3
+
+
+def check_names(names: Iterable[str], folder: Path | None = None) -> None:
+    """Raise UserError where tables could not hold some of the file names, which are in `folder`."""
+    bad = [name for name in names if not _is_utf8(name)]
+    if not bad:
+        return
+    where = f"{folder}: " if folder else ""
+    shown = ", ".join(repr(os.fsencode(name)) for name in bad[:_SHOWN_NAMES])
+    if len(bad) == 1:
+        raise UserError(f"{where}the file name {shown} is not valid UTF-8; rename the file")
+    more = ", ..." if len(bad) > _SHOWN_NAMES else ""
+    raise UserError(
+        f"{where}{len(bad)} file names are not valid UTF-8: {shown}{more}; rename the files, for "
+        "example by: convmv -r -f latin1 -t utf8 --notest FOLDER"
+    )
+
+
+def _is_utf8(name: str) -> bool:
     try:
         name.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"the file name {os.fsencode(name)!r} is not valid UTF-8; rename the file"
-        ) from error
-    return name
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 LOCK = ".lock"

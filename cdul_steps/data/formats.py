@@ -37,7 +37,7 @@ _SIGNATURES = {
     "JPEG": rb"\xff\xd8\xff",
     "PNG": rb"\x89PNG\r\n\x1a\n",
     "WEBP": rb"RIFF....WEBP",
-    "BMP": rb"BM",
+    "BMP": rb"BM(?:.{12}[\x0c\x10(48@lx|]\0\0\0|.{0,15}\Z)",
     "TIFF": rb"II(?:[*+]\0|\0\*)|MM(?:\0[*+]|\*\0)",
     "GIF": rb"GIF8[79]a",
     "JXL": rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n",

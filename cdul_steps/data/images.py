@@ -117,6 +117,17 @@ def read_size(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> tup
         return _orientation_and_size(image)[1]
 
 
+def begins_as_image(path: Path) -> bool:
+    """Whether a file's first bytes are those of a format that is read; False where it has none."""
+    try:
+        if not path.is_file():  # opening a pipe would wait for ever
+            return False
+        with path.open("rb") as file:
+            return formats.format_of(file.read(formats.HEAD)) is not None
+    except OSError:
+        return False
+
+
 @contextmanager
 def _opened(
     path: str | PathLike[str], max_pixels: int

@@ -1,9 +1,10 @@
 """Parquet tables that say what they are."""
 
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,9 @@ import pyarrow.parquet as pq
 from cdul_steps.data.classes import RESERVED_NAMES
 from cdul_steps.data.files import SCHEMA_VERSION, check_version, replacing
 from cdul_steps.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 KEY = b"cdul"
 # Scores and names hardly repeat: trying a dictionary first takes three times as long.
@@ -38,6 +42,16 @@ def to_bytes(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, **PARQUET)
     return sink.getvalue().to_pybytes()
+
+
+def write_csv(frame: "pd.DataFrame", file: Path) -> None:
+    """Write a CSV with a header, and text in quotes where a carriage return would end a row.
+
+    Python's own writer, before 3.13, quotes what has another end of line in it, but not this.
+    """
+    texts = frame.select_dtypes(exclude="number").astype(str)
+    returns = any(texts[name].str.contains("\r", regex=False).any() for name in texts)
+    frame.to_csv(file, index=False, quoting=csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL)
 
 
 def write_table(table: pa.Table, path: Path) -> None:

@@ -89,6 +89,8 @@ def _data_section(run: Run) -> tuple[Section, Drawn]:
         ("classes", f"{len(facts['classes'])}: {', '.join(facts['classes'])}"),
         ("snippets", ", ".join(f"{rows} x {columns}" for rows, columns in layout["grid"])),
     ]
+    if facts.get("left_out"):
+        section.facts.append(("left out, or read otherwise", "; ".join(facts["left_out"])))
     header = ["split", "in the data set", "images", "with known truth"]
     section.parts = [
         Table("Images of each split, and how many of them have a known truth.", header, rows)

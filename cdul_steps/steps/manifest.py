@@ -14,7 +14,7 @@ from cdul_steps.data.classes import load_classes
 from cdul_steps.data.files import write_if_changed
 from cdul_steps.data.images import ImageError, read_size
 from cdul_steps.data.manifest import CORNERS, IMAGES_KIND, SHARD_KIND
-from cdul_steps.data.readers import ImageRecord, check_files, read_dataset
+from cdul_steps.data.readers import ImageRecord, check_files, check_headers, read_dataset
 from cdul_steps.data.tables import describe, read_facts, read_table, to_bytes, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.snippets import view_boxes
@@ -35,12 +35,12 @@ def _stat(path: str) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _size(path: str, max_pixels: int) -> tuple[int, int]:
+def _size(path: str, max_pixels: int) -> tuple[int, int, str]:
+    """Width, height and no error; or no size and why, as the encoder will meet it and record it."""
     try:
-        return read_size(Path(path), max_pixels=max_pixels)
-    except ImageError:
-        # The encoder meets the same error and records it.
-        return 0, 0
+        return *read_size(Path(path), max_pixels=max_pixels), ""
+    except ImageError as error:
+        return 0, 0, str(error)
 
 
 def assign_rows(image_ids: Sequence[str], earlier: dict[str, int], used: int) -> tuple[list, int]:
@@ -65,10 +65,12 @@ def make_manifest(*, dataset: Dataset, output: Path) -> None:
     and only shards whose rows changed are written. With `labelled_only`, images of which no class
     is known to be present are left out, and so are paths that a pattern of `exclude` names. What
     was left out is noted. Raises UserError for a data set that cannot be read, a
-    split without any image file, or more files that are not there than `max_failed_share` of it.
+    split without any image file, or where the files of more than `max_failed_share` of a split are
+    not there or are no images by their headers.
     """
     root, names = Path(dataset.root or ""), load_classes(Path(dataset.classes)).names
     splits, shard_size, max_pixels = dataset.splits, dataset.shard_size, dataset.max_pixels
+    told: list[str] = []
     records = read_dataset(
         dataset.reader,
         root,
@@ -76,8 +78,10 @@ def make_manifest(*, dataset: Dataset, output: Path) -> None:
         names,
         labelled_only=dataset.labelled_only,
         exclude=dataset.exclude,
-        tell=lambda line: note(f"manifest: {line}"),
+        tell=told.append,
     )
+    for line in told:
+        note(f"manifest: {line}")
     _note_unknown(records, names)
     layout = {
         "reader": dataset.reader,
@@ -97,19 +101,20 @@ def make_manifest(*, dataset: Dataset, output: Path) -> None:
         rows, used[split] = assign_rows(
             [r.image_id for r in members], known_rows, used.get(split, 0)
         )
-        table = _image_table(members, rows, shard_size, earlier.get(split, {}), max_pixels)
+        table, failed = _image_table(members, rows, shard_size, earlier.get(split, {}), max_pixels)
         absent = table.filter((pc.field("bytes") == 0) & (pc.field("modified") == 0))["path"]
         if problem := check_files(split, len(table), absent.to_pylist(), dataset.max_failed_share):
             note(f"manifest: {problem}; they get the status missing")
+        if problem := check_headers(split, len(table), failed, dataset.max_failed_share):
+            note(f"manifest: {problem}")
         tables.append(table)
         folder = output.parent / split
         written = _write_shards(table, folder, used[split], layout, bool(earlier))
         shards = -(-used[split] // shard_size)
         note(f"manifest: {split}: {len(members)} images, {shards} shards, {written} written")
     images = pa.concat_tables(tables)
-    write_table(
-        describe(images, IMAGES_KIND, classes=list(names), rows=used, layout=layout), output
-    )
+    facts = {"classes": list(names), "rows": used, "layout": layout, "left_out": told}
+    write_table(describe(images, IMAGES_KIND, **facts), output)
 
 
 def _note_unknown(records: list[ImageRecord], names: Sequence[str]) -> None:
@@ -147,25 +152,27 @@ def _image_table(
     shard_size: int,
     earlier: dict[str, dict],
     max_pixels: int,
-) -> pa.Table:
+) -> tuple[pa.Table, dict[str, str]]:
+    """The rows of a split, and the errors of images that cannot be read, by their paths."""
     with ThreadPoolExecutor() as pool, Progress("manifest", len(members), "images") as progress:
 
-        def measure(record: ImageRecord) -> tuple[int, int, int, int]:
+        def measure(record: ImageRecord) -> tuple[int, int, int, int, str]:
             stat = _stat(record.path)
             old = earlier.get(record.image_id)
             # One that had no size before may have become readable with nothing of this changed.
             same = old and (old["path"], old["bytes"], old["modified"]) == (record.path, *stat)
             if same and old["width"]:
-                return *stat, old["width"], old["height"]
+                return *stat, old["width"], old["height"], ""
             return *stat, *_size(record.path, max_pixels)
 
         measures = []
         for measured in pool.map(measure, members):
             measures.append(measured)
             progress.update()
-    size, modified, width, height = zip(*measures, strict=True)
+    size, modified, width, height, errors = zip(*measures, strict=True)
+    failed = {r.path: error for r, error in zip(members, errors, strict=True) if error}
     indices = pa.list_(pa.int32())
-    return pa.table(
+    table = pa.table(
         {
             "image_id": pa.array([r.image_id for r in members], pa.string()),
             "split": pa.array([r.split for r in members], pa.string()),
@@ -181,6 +188,7 @@ def _image_table(
             "modified": pa.array(modified, pa.int64()),
         }
     )
+    return table, failed
 
 
 def _view_table(images: list[dict[str, Any]], layout: dict[str, Any]) -> pa.Table:

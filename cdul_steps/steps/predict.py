@@ -1,5 +1,6 @@
 """Stage predict: the classifier alone, on any images."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from cdul_steps.data.files import as_utf8, digest, replacing
+from cdul_steps.data.files import check_names, digest, replacing
+from cdul_steps.data.foreign import listed
 from cdul_steps.data.images import ImageError, decode
 from cdul_steps.data.manifest import read_split
 from cdul_steps.data.readers.folder import read_folder
-from cdul_steps.data.tables import describe, score_table, write_table
+from cdul_steps.data.tables import describe, score_table, write_csv, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.models.classifier import WEIGHTS, Card, load_classifier
 from cdul_steps.models.device import InBatches, Machine
@@ -56,8 +58,7 @@ def _listed(inputs: Sequence[Path]) -> pa.Table:
             paths.append(item.as_posix())
         else:
             raise UserError(f"{item}: no such file or folder")
-    for path in paths:
-        as_utf8(path)
+    check_names(paths)
     return pa.table({"image_id": pa.array(paths), "path": pa.array(paths)})
 
 
@@ -117,8 +118,11 @@ def predict_images(
     result = result.append_column("labels", pa.array(named, pa.list_(pa.string())))
     result = result.append_column("status", pa.array(status))
     _write(result, output, card, threshold, digest(model / WEIGHTS))
-    failed = sum(s != "ok" for s in status)
-    note(f"predict: {len(table) - failed} images ok, {failed} failed; {output}")
+    failed = Counter(s for s in status if s != "ok")
+    why = f" ({listed(failed)})" if failed else ""
+    note(
+        f"predict: {len(table) - failed.total()} images ok, {failed.total()} failed{why}; {output}"
+    )
 
 
 def _joined(names: Sequence[str]) -> str:
@@ -144,6 +148,6 @@ def _write(result: pa.Table, output: Path, card: Card, threshold: float, weights
     with replacing(output) as part:
         if output.suffix == ".csv":
             frame["labels"] = frame["labels"].map(_joined)
-            frame.to_csv(part, index=False)
+            write_csv(frame, part)
         else:
             frame.to_json(part, orient="records", indent=1, force_ascii=False)

@@ -25,7 +25,7 @@ from cdul_steps.config import Config, Dataset, Encoder, Runtime, Training, load
 from cdul_steps.data.classes import check_choice, load_classes
 from cdul_steps.data.foreign import Tell, ignore
 from cdul_steps.data.images import ImageError, read_size
-from cdul_steps.data.readers import check_counts, check_files, read_dataset
+from cdul_steps.data.readers import check_counts, check_files, check_headers, read_dataset
 from cdul_steps.demo.scenes import write_scenes
 from cdul_steps.errors import UserError, first_line
 from cdul_steps.method.snippets import view_boxes
@@ -46,7 +46,7 @@ from cdul_steps.training.labels import new_labels
 DISTRIBUTION = "cdul-steps"
 BASE = Path("config/config.yaml")
 SAMPLE = 500
-"""Images at most that a measurement decodes."""
+"""Images at most that a measurement decodes, or whose headers are looked at in each split."""
 GIGABYTE = 1e9
 
 
@@ -212,10 +212,29 @@ def _data(dataset: Dataset) -> Result:
             images[split] = len(paths)
             absent = [path for path in paths if not Path(path).is_file()]
             check_files(split, len(paths), absent, dataset.max_failed_share)
+            if problem := _headers(split, paths, dataset):
+                told.append(problem)
     views = sum(images.values()) * _views(dataset)
     text = ", ".join(f"{count} images to {split}" for split, count in images.items())
     values = {"images": images, "views": views, "classes": len(names)}
     return "; ".join([text, f"{len(names)} classes", f"{views} views", *told]), values
+
+
+def _headers(split: str, paths: list[str], dataset: Dataset) -> str:
+    """What is wrong with the headers of some images of a split, from all over it."""
+    failed = {}
+    for path in (looked_at := _spread(paths)):
+        try:
+            read_size(path, max_pixels=dataset.max_pixels)
+        except ImageError as error:
+            failed[path] = str(error)
+    return check_headers(split, len(looked_at), failed, dataset.max_failed_share)
+
+
+def _spread(paths: list[str]) -> list[str]:
+    """At most SAMPLE of the paths, from all over them."""
+    chosen = np.unique(np.linspace(0, len(paths) - 1, min(SAMPLE, len(paths))).astype(int))
+    return [paths[i] for i in chosen]
 
 
 @contextmanager
@@ -278,8 +297,7 @@ def _sample(dataset: Dataset, scenes: Path, scratch: Path) -> list[str]:
             write_scenes(scratch, seed=0, train=64, test=1, size=dataset.scenes.size)
             scenes = scratch
         paths = [str(path) for path in sorted(scenes.glob("*/*.*"))]
-    chosen = np.unique(np.linspace(0, len(paths) - 1, min(SAMPLE, len(paths))).astype(int))
-    return [paths[i] for i in chosen]
+    return _spread(paths)
 
 
 def _encode_time(

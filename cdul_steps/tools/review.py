@@ -29,6 +29,7 @@ from cdul_steps.data.tables import (
     read_scores,
     read_table,
     score_table,
+    write_csv,
     write_table,
 )
 from cdul_steps.errors import UserError, first_line
@@ -264,7 +265,7 @@ def _write_csv(review: Review, output: Path) -> None:
     )
     frame["proposed"] = frame["proposed"].replace(f"{UNKNOWN:g}", "unknown")
     with replacing(output / "review.csv") as part:
-        frame.to_csv(part, index=False)
+        write_csv(frame, part)
 
 
 def _write_label_studio(review: Review, output: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
-from cdul_steps.data.files import as_utf8
+from cdul_steps.data.files import check_names
 from cdul_steps.data.foreign import Tell, ignore, listed
 from cdul_steps.data.readers.coco import read_coco
 from cdul_steps.data.readers.folder import read_folder
@@ -44,7 +44,7 @@ def read_dataset(
     Raises UserError where the data set is not as its reader expects it, a split has no images, or
     two images have one id.
     """
-    as_utf8(str(root))
+    check_names([str(root)])
     told: list[str] = []
     if reader == "folder":
         records = read_folder(root, splits, classes, told.append, exclude)
@@ -134,6 +134,27 @@ def check_files(split: str, images: int, absent: Sequence[str], max_failed_share
         raise UserError(
             f"{problem}; check 'root', fetch the others, or raise max_failed_share "
             f"({max_failed_share:g})"
+        )
+    return problem
+
+
+def check_headers(
+    split: str, looked_at: int, failed: Mapping[str, str], max_failed_share: float
+) -> str:
+    """Say how many of the images of a split that were looked at cannot be read; nothing for none.
+
+    failed: the error by the path. Raises UserError where they are more than `max_failed_share`
+    (0..1) of those looked at.
+    """
+    if not failed:
+        return ""
+    path, error = next(iter(failed.items()))
+    problem = (
+        f"{split}: {len(failed)} of {looked_at} images cannot be read, the first is {path}: {error}"
+    )
+    if len(failed) > max_failed_share * looked_at:
+        raise UserError(
+            f"{problem}; replace or remove them, or raise max_failed_share ({max_failed_share:g})"
         )
     return problem
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from cdul_steps.data.files import as_utf8
+from cdul_steps.data.files import check_names
 from cdul_steps.data.foreign import Tell, ignore, listed
+from cdul_steps.data.images import begins_as_image
 from cdul_steps.data.readers.record import IMAGE_SUFFIXES, ImageRecord, pattern_of
 from cdul_steps.errors import UserError
 
@@ -30,10 +31,11 @@ def read_folder(
     splits: the value is a sub-folder of `root`, "." for `root` itself. Where the folder of one
     split lies inside that of another, its images belong to the inner split only.
 
-    Images are the files with one of IMAGE_SUFFIXES in any case; the id is the path relative to
-    `root`, and the order is that of the ids. Left out, and told, are names with a leading dot,
-    SERVICE_FOLDERS, what a pattern of `exclude` names (see `pattern_of`) and files with another
-    suffix. Links are followed, but a link to a folder that is read anyway is not.
+    Images are the files with one of IMAGE_SUFFIXES in any case, and files without any suffix that
+    begin as an image does; the id is the path relative to `root`, and the order is that of the
+    ids. Left out, and told, are names with a leading dot, SERVICE_FOLDERS, what a pattern of
+    `exclude` names (see `pattern_of`) and files with another suffix. Links are followed, but a
+    link to a folder that is read anyway is not.
 
     Raises UserError.
     """
@@ -51,6 +53,7 @@ def read_folder(
     records = []
     for split, top in tops.items():
         ids = sorted(walk.images(top))
+        check_names(ids, root)
         records += [ImageRecord(i, split, (root / i).as_posix(), None) for i in ids]
     for why, names in walk.left_out.items():
         number = names.total()
@@ -77,7 +80,7 @@ class _Walk:
         return ids
 
     def _relative(self, path: Path) -> str:
-        return Path(as_utf8(path.as_posix())).relative_to(self.root).as_posix()
+        return path.relative_to(self.root).as_posix()
 
     def _leave(self, why: str, name: str) -> bool:
         self.left_out.setdefault(why, Counter())[name] += 1
@@ -102,8 +105,9 @@ class _Walk:
     def _is_image(self, file: Path) -> bool:
         if file.name.startswith("."):
             return self._leave("hidden file{s}", file.name)
-        if not file.name.lower().endswith(IMAGE_SUFFIXES):
-            return self._leave("file{s} without the name of an image", file.suffix or file.name)
+        suffix = file.suffix.lower()
+        if suffix not in IMAGE_SUFFIXES and (suffix or not begins_as_image(file)):
+            return self._leave("file{s} without the name of an image", suffix or "no suffix")
         if pattern := pattern_of(self._relative(file), self.exclude):
             return self._leave("image{s} by 'exclude'", pattern)
         return True

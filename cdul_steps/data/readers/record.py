@@ -8,7 +8,12 @@ from pathlib import Path
 from cdul_steps.data.foreign import on_disk, slashes
 from cdul_steps.errors import UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
+    *(".heic", ".heif", ".hif", ".avif", ".jxl"),
+)
+"""How the names of images end; JPEG XL's too where its plugin is not installed, so that no image
+comes or goes with the plugin."""
 
 
 @dataclass(frozen=True, slots=True)
