@@ -6,10 +6,12 @@ Nothing here opens a file: `images` does, and asks this module what the bytes ar
 import re
 import struct
 import zlib
+from collections.abc import Iterator
 from contextlib import suppress
 from io import BytesIO
 from typing import BinaryIO
 
+import numpy as np
 import pi_heif.options
 import simplejpeg
 from PIL import BmpImagePlugin, Image, ImageFile, ImageOps, ImagePalette, TiffImagePlugin
@@ -87,8 +89,8 @@ pi_heif.options.THUMBNAILS = pi_heif.options.DEPTH_IMAGES = pi_heif.options.AUX_
 
 # ---------------------------------------------------------------------------------------- JPEG
 
-JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
-_DAMAGE = ("Corrupt JPEG data", "Premature end")
+_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
+_END = b"\xff\xd9"
 _HARMLESS = re.compile("Corrupt JPEG data: bad ICC|(\\d+) extraneous bytes before marker 0xd9")
 _FEW = 2
 _HOLE = bytes(64)
@@ -109,22 +111,33 @@ def decode_jpeg(data: bytes, mode: str, size: tuple[int, int]) -> Image.Image | 
         return None
     colour, raw = _COLOURS[mode]
     try:
-        try:
-            pixels = simplejpeg.decode_jpeg(data, colour)
-        except ValueError as error:
-            if not str(error).startswith("Premature end of JPEG file"):
-                raise
-            end = b"\xd9" if data.endswith(b"\xff") else b"\xff\xd9"
-            pixels = simplejpeg.decode_jpeg(data + end, colour)
+        pixels, is_ended = simplejpeg.decode_jpeg(data, colour), True
     except ValueError as error:
-        if not str(error).startswith(_DAMAGE) or _is_harmless(str(error), data):
+        warning = str(error)
+        if not warning.startswith(("Premature end", "Corrupt JPEG data")):
             return None
-        raise
+        if is_ended := not warning.startswith("Premature end of JPEG file"):
+            if not _is_harmless(warning, data):
+                raise
+        else:
+            data += _END[data.endswith(b"\xff") :]
+        pixels = _decode_padded(data, colour)
     if _has_hole(data):
         raise ValueError("a piece of it was replaced by zeros")
+    if b"\xff\xc2" in data and _is_unfinished(data, is_ended):
+        raise ValueError("its last scans are missing")
     if pixels.shape[1::-1] != size:
         raise ValueError(f"its header says {size} pixels, its data {pixels.shape[1::-1]}")
     return Image.frombytes(mode, size, pixels, "raw", raw, 0, 1)
+
+
+def _decode_padded(data: bytes, colour: str) -> np.ndarray:
+    try:
+        return simplejpeg.decode_jpeg(data, colour)
+    except ValueError as error:
+        if not _is_harmless(str(error), data):
+            raise
+        return simplejpeg.decode_jpeg(data, colour, strict=False)
 
 
 def _is_harmless(warning: str, data: bytes) -> bool:
@@ -144,11 +157,32 @@ def _has_hole(data: bytes) -> bool:
     hole = data.find(_HOLE)
     if hole < 0 or _USUAL_CODE not in data:
         return False
+    start, _ = next(scans(data), (len(data), b""))
+    # Zeros up to the end marker are padding.
+    picture = data[start : data.find(b"\xff\xd9", start)].rstrip(b"\0")
+    return _HOLE in picture
+
+
+def scans(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Where the codes of each scan of a JPEG begin, and the scan's header."""
     place = 2
-    while (marker := JPEG_MARKER.search(data, place)) and marker[1] != b"\xda":
-        place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
-    start = marker.end() if marker else len(data)
-    return 0 <= data.find(_HOLE, start) < data.find(b"\xff\xd9", start)
+    while (marker := _MARKER.search(data, place)) and marker[1] != b"\xd9":
+        start = marker.end()
+        place = start + int.from_bytes(data[start : start + 2])
+        if marker[1] == b"\xda":
+            yield place, data[start + 2 : place]
+
+
+def _is_unfinished(data: bytes, is_ended: bool) -> bool:
+    """Whether scans of a progressive JPEG are missing: bits or, if it was not ended, numbers."""
+    lowest: dict[int, list[int | None]] = {}
+    for _, header in scans(data):
+        *components, first, last, bits = header[1:]
+        for component in components[::2]:
+            numbers = lowest.setdefault(component, [None] * 64)
+            numbers[first : last + 1] = [bits & 15] * (last + 1 - first)
+    found = {bits for numbers in lowest.values() for bits in numbers}
+    return bool(found - {0, None}) or (not is_ended and None in found)
 
 
 # ----------------------------------------------------------------------------------------- PNG
@@ -243,6 +277,27 @@ def mend_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
     colours = tags.get(_COLOUR_MAP)
     if image.mode == "P" and colours and max(colours) < 256:
         image.palette = ImagePalette.raw("RGB;L", bytes(colours))
+
+
+# --------------------------------------------------------------------------------- animations
+
+
+def first_frame(image: ImageFile.ImageFile, file: BinaryIO) -> tuple[int, ...] | None:
+    """The part of an opened image that its first frame covers, as a box; None for all of it."""
+    if image.format == "GIF":
+        return image.tile[0].extents
+    if image.format != "WEBP" or image.mode != "RGB":  # with alpha, the rest is transparent
+        return None
+    file.seek(12)
+    while len(start := file.read(8)) == 8:
+        kind, size = struct.unpack("<4sI", start)
+        if kind == b"ANMF":
+            x, y, width, height = (int.from_bytes(file.read(3), "little") for _ in range(4))
+            return 2 * x, 2 * y, 2 * x + width + 1, 2 * y + height + 1
+        if kind in (b"VP8 ", b"VP8L"):
+            return None
+        file.seek(size + size % 2, 1)
+    return None
 
 
 # ----------------------------------------------------------------------------------------- BMP

@@ -9,7 +9,7 @@ How it becomes RGB, so that the pixels are those that an image viewer shows:
   does one in XMP alone. HEIC, AVIF and JPEG XL have an orientation of their own, which counts.
 - Grey, palette, 1-bit, CMYK and YCbCr are converted, by the colour profile where it is not like
   sRGB's.
-- Transparency is composited on white; so is what the first frame of a GIF does not cover.
+- Transparency is composited on white; so is what the first frame of an animation does not cover.
 - 12-bit and 16-bit integers are scaled to 8 bits; 32-bit integers and floats, which have no agreed
   white, are stretched from their smallest to their largest finite value (a constant image is
   black). A TIFF whose smallest value is white is inverted.
@@ -47,7 +47,6 @@ with suppress(OSError, AttributeError):
     for _kind in ("Error", "Warning"):
         getattr(ctypes.CDLL(Image.core.__file__), f"TIFFSet{_kind}Handler")(None)
 
-_START_OF_SCAN, _END_OF_IMAGE = b"\xda", b"\xd9"
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -93,7 +92,7 @@ def decode(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Image.
     """
     with _opened(path, max_pixels) as (image, file):
         orientation, size = _orientation_and_size(image)
-        window = image.tile[0].extents if image.format == "GIF" else None
+        window = formats.first_frame(image, file)
         pixels = _load(image, file)
         rgb = to_rgb(pixels, image.info.get("icc_profile"), getattr(image, "tag_v2", {}))
         if window and window != (0, 0, *rgb.size):
@@ -244,16 +243,11 @@ def _orientation_and_size(image: ImageFile.ImageFile) -> tuple[int, tuple[int, i
 
 def _check_scans(data: bytes) -> None:
     """Raise ImageError for a JPEG of more than MAX_SCANS scans."""
-    if data.count(b"\xff" + _START_OF_SCAN) <= MAX_SCANS:  # as good as always, and fast
+    if data.count(b"\xff\xda") <= MAX_SCANS:  # as good as always, and fast
         return
-    scans, place = 0, 2
-    while marker := formats.JPEG_MARKER.search(data, place):
-        if marker[1] == _END_OF_IMAGE:
-            return
-        scans += marker[1] == _START_OF_SCAN
-        if scans > MAX_SCANS:
+    for number, _ in enumerate(formats.scans(data), 1):
+        if number > MAX_SCANS:
             raise ImageError(ImageStatus.TOO_LARGE, f"more than the limit of {MAX_SCANS} scans")
-        place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
 
 
 def _one_line(error: Exception) -> str:

@@ -177,6 +177,24 @@ def test_a_jpeg_that_lacks_only_its_end_marker_is_whole(tmp_path, mode, options,
     assert status_of(save(tmp_path, data[: -lost - 40])) == ImageStatus.TRUNCATED
 
 
+def scan_ends(data: bytes) -> list[int]:
+    """Where each scan of a progressive JPEG ends: at the next marker that is none inside it."""
+    starts = [start for start, _ in formats.scans(data)]
+    return [next(i for i in range(s, len(data)) if data[i] == 255 and data[i + 1]) for s in starts]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("end", [b"\xff\xd9", b""])
+def test_a_progressive_jpeg_cut_between_two_scans_is_refused(tmp_path, mode, end):
+    data = encoded(noise().convert(mode), "JPEG", progressive=True)
+    *ends, last = scan_ends(data)
+    assert len(ends) > 4 and last == len(data) - 2
+    for place in ends:
+        for more in range(5):
+            path = save(tmp_path, data[: place + more] + end)
+            assert status_of(path) == ImageStatus.TRUNCATED
+
+
 def test_a_jpeg_with_noise_inside_is_refused(tmp_path):
     data = encoded(noise(), "JPEG")
     middle = len(data) // 2
@@ -207,9 +225,10 @@ def test_zeros_in_a_healthy_jpeg_are_no_hole(tmp_path):
 
 
 @pytest.mark.parametrize("padding", [b"\0", b"\0" * 300, b"ab", b"\xff\xff"])
-def test_padding_before_the_end_of_a_jpeg_is_no_damage(tmp_path, padding):
+@pytest.mark.parametrize("end", [b"\xff\xd9", b"\xff", b""], ids=["ended", "half ended", "no end"])
+def test_padding_before_the_end_of_a_jpeg_is_no_damage(tmp_path, padding, end):
     data = encoded(noise(), "JPEG")
-    padded = save(tmp_path, data[:-2] + padding + data[-2:], "padded")
+    padded = save(tmp_path, data[:-2] + padding + end, "padded")
     assert np.array_equal(pixels(padded), pixels(save(tmp_path, data)))
 
 
@@ -377,6 +396,28 @@ def test_what_the_first_frame_of_a_gif_does_not_cover_is_white(tmp_path, transpa
     expected[3:7, 2:6] = RED
     expected[6, 5] = (0, 0, 255) if transparency is None else 255
     assert np.array_equal(pixels(save(tmp_path, bytes(data))), expected)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_what_the_first_frame_of_a_webp_does_not_cover_is_white(tmp_path, mode):
+    frame = encoded(Image.new(mode, (16, 12), RED), "WEBP", lossless=True)[12:]
+    if frame.startswith(b"VP8X"):
+        frame = frame[18:]
+    numbers = b"".join(n.to_bytes(3, "little") for n in (2, 3, 15, 11, 100))
+    canvas = b"".join(n.to_bytes(3, "little") for n in (39, 29))
+    chunks = [
+        (b"VP8X", bytes([2 + 16 * (mode == "RGBA"), 0, 0, 0]) + canvas),
+        (b"ICCP", b"odd"),
+        (b"ANIM", bytes(6)),
+        (b"ANMF", numbers + b"\0" + frame),
+    ]
+    body = b"WEBP" + b"".join(
+        kind + struct.pack("<I", len(data)) + data + bytes(len(data) % 2) for kind, data in chunks
+    )
+    path = save(tmp_path, b"RIFF" + struct.pack("<I", len(body)) + body)
+    expected = np.full((30, 40, 3), 255)
+    expected[6:18, 4:20] = RED
+    assert np.array_equal(pixels(path), expected)
 
 
 def bmp(bits: int, rows: bytes, width: int, height: int) -> bytes:
