@@ -101,6 +101,15 @@ Workers = Annotated[
 ]
 Threads = Annotated[int, Option(min=0, max=1024, help="CPU threads of the model; 0: all.")]
 Seed = Annotated[int, _key(Scenes, "seed", "Seed of all that is random.")]
+RunBy = Annotated[Engine, Option(help="What runs the network on a CPU; auto measures.")]
+NetworkSettings = Annotated[
+    str,
+    Option(
+        "--settings",
+        help="Keys `model`, `model_args`, `weights`, `image_size` of `trainings.NAME` "
+        "(config/README.md): JSON, or a YAML file.",
+    ),
+]
 Similarities = Annotated[list[str], Option(help="SPLIT=STORE of cosines; once a split.")]
 OfDifficult = Annotated[
     Difficult,
@@ -125,8 +134,8 @@ def _by_split(option: str, values: list[str]) -> dict[str, str]:
     return dict(pairs)
 
 
-def _stores(values: list[str]) -> dict[str, Path]:
-    return {split: Path(store) for split, store in _by_split("--similarity", values).items()}
+def _stores(option: str, values: list[str]) -> dict[str, Path]:
+    return {split: Path(store) for split, store in _by_split(option, values).items()}
 
 
 def _grid(option: str, text: str) -> tuple[int, int]:
@@ -205,7 +214,7 @@ def encode(
     max_pixels: MaxPixels = MAX_PIXELS,
     device: Device = "auto",
     gpus: Gpus = 1,
-    engine: Annotated[Engine, Option(help="What runs the tower on a CPU; auto measures.")] = "auto",
+    engine: RunBy = "auto",
     batch_size: Annotated[int, _key(Runtime, "batch_size", "Views a forward pass; 0 chooses.")] = 0,
     workers: Workers = -1,
     threads: Threads = 0,
@@ -331,7 +340,7 @@ def quality(
     from cdul_steps.steps.evaluate import evaluate_labels
 
     evaluate_labels(
-        similarity=_stores(similarity),
+        similarity=_stores("--similarity", similarity),
         images=images,
         labels=labels,
         difficult=difficult,
@@ -359,7 +368,7 @@ def sweep(
     from cdul_steps.steps.sweep import sweep_labels
 
     sweep_labels(
-        similarity=_stores(similarity),
+        similarity=_stores("--similarity", similarity),
         images=images,
         settings=read_sweep(settings),
         difficult=difficult,
@@ -371,10 +380,63 @@ def sweep(
 
 
 @app.command()
+def features(
+    manifest: Annotated[Path, Option(help="Manifest of the shard, SPLIT/SHARD.parquet.")],
+    store: Annotated[Path, Option(help="Zarr store of the features; gets this shard's object.")],
+    table: Annotated[
+        Path, Option(help="Parquet to write: image, status, error, seconds.", dir_okay=False)
+    ],
+    settings: NetworkSettings,
+    max_pixels: MaxPixels = MAX_PIXELS,
+    device: Device = "auto",
+    gpus: Gpus = 1,
+    engine: RunBy = "auto",
+    workers: Workers = -1,
+    threads: Threads = 0,
+) -> None:
+    """Compute what a network with a frozen trunk makes of each image of one shard."""
+    from cdul_steps.config import read_network
+    from cdul_steps.models.device import Machine
+    from cdul_steps.steps.features import make_features
+
+    make_features(
+        manifest=manifest,
+        store=store,
+        table=table,
+        settings=read_network(settings),
+        max_pixels=max_pixels,
+        machine=Machine(
+            device=device,
+            gpus=gpus,
+            workers=workers,
+            threads=threads,
+            engine=engine,
+        ),
+    )
+
+
+@app.command()
+def feature_store(
+    images: Images,
+    split: Split,
+    settings: NetworkSettings,
+    output: Annotated[Path, Option(help="Zarr store that gets its zarr.json.")],
+) -> None:
+    """Write the zarr.json of a split's features; the jobs of `features` write the shards."""
+    from cdul_steps.config import read_network
+    from cdul_steps.steps.features import write_feature_store
+
+    write_feature_store(images=images, split=split, settings=read_network(settings), store=output)
+
+
+@app.command()
 def train(
     labels: Annotated[Path, Option(help="pseudo_labels.parquet.")],
     images: Images,
     output: Annotated[Path, Option(help="Folder for model, history, refined labels.")],
+    features: Annotated[
+        list[str], Option(help="SPLIT=STORE of features, for `trunk: frozen`; once per split.")
+    ] = [],  # noqa: B006
     settings: Annotated[
         str, Option(help="Keys of `trainings.NAME` (config/README.md): JSON, or a YAML file.")
     ] = "{}",
@@ -404,6 +466,7 @@ def train(
         labels=labels,
         images=images,
         settings=read_training(settings),
+        features=_stores("--features", features),
         difficult=difficult,
         max_pixels=max_pixels,
         machine=Machine(device=device, gpus=min(devices, gpus), workers=workers, threads=threads),

@@ -1,5 +1,6 @@
 """The workflow's configuration: typed, documented, and checked before anything runs."""
 
+import hashlib
 import json
 import os
 import re
@@ -273,8 +274,8 @@ class Smoothing(Section):
     negative: float = Field(0.0, ge=0, lt=1, description="A label of 0 becomes this.")
 
 
-class Training(Section):
-    """The classifier and how it learns. `config/voc2012.yaml` has the paper's settings."""
+class Network(Section):
+    """A timm network and the images that it takes."""
 
     model: str = Field("resnet101", description="Any timm model name.")
     model_args: dict[str, Any] = Field({}, description="Further arguments of timm.create_model.")
@@ -284,6 +285,33 @@ class Training(Section):
         "safetensors or PyTorch file, or nothing for a random start.",
     )
     image_size: int = Field(448, ge=32, description="Width and height of the input in pixels.")
+
+    @property
+    def folder(self) -> str:
+        """Name of a folder for what this network makes: the model, the size, and a digest of
+        weights and arguments that are not timm's own."""
+        name = re.sub(r"[^\w.-]", "_", f"{self.model}-{self.image_size}")
+        if self.weights == "timm" and not self.model_args:
+            return name
+        text = json.dumps([self.weights, self.model_args], sort_keys=True)
+        return f"{name}-{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
+
+
+class Training(Network):
+    """The classifier and how it learns. `config/voc2012.yaml` has the paper's settings."""
+
+    @property
+    def network(self) -> Network:
+        """The keys that the features of a frozen trunk depend on."""
+        return Network.model_validate(self.model_dump(include=set(Network.model_fields)))
+
+    trunk: Literal["trained", "frozen"] = Field(
+        "trained",
+        description="`trained`: all layers learn, as in the paper. `frozen`: the network keeps its "
+        "weights, which must be given, and only its last layer learns, from features that are "
+        "computed once for all trainings of the same `model`, `model_args`, `weights` and "
+        "`image_size` (linear probing). Then `crop_scale`, `flip` and `precision` have no effect.",
+    )
     epochs: int = Field(20, ge=1, description="Passes over the train split.")
     batch_size: int = Field(8, ge=1, description="Images a step of the optimiser.")
     learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate.")
@@ -515,6 +543,10 @@ def load(values: dict[str, Any], *, check_run: bool = True) -> Config:
                     f"datasets.{dataset}.grid has only {', '.join(str(list(g)) for g in grids)}"
                 )
     for name, training in config.trainings.items():
+        if training.trunk == "frozen" and training.weights is None:
+            raise UserError(
+                f"config: trainings.{name}: a frozen trunk needs 'weights': 'timm' or a file"
+            )
         if LOSSES[training.loss].hard_labels:
             for wrong, change in (
                 (training.positives == "soft", "positives: top1"),
@@ -538,6 +570,11 @@ def read_labels(text: str) -> Labels:
     """Settings of labels from JSON, or from a YAML file. Raises UserError as `load` does."""
     values = {"run": {}, "labels": {"settings": _read_settings(text)}}
     return load(values, check_run=False).labels["settings"]
+
+
+def read_network(text: str) -> Network:
+    """Settings of a network from JSON, or from a YAML file. Raises UserError as `load` does."""
+    return read_training(text).network
 
 
 def read_sweep(text: str) -> Sweep:

@@ -94,6 +94,40 @@ def find_bias(labels: np.ndarray, positives: float, slope: float = 1.0) -> float
     return (low + high) / 2
 
 
+NAMED = 0.5
+"""A label, or a probability, from which a class counts as named."""
+SURPLUS = 1.05
+"""The probabilities' sum in `match_labels` is at least this times the number of names, as it is
+with no slope but an infinite one for labels that are 0 and 1."""
+
+
+def match_labels(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """`(slope, bias)` for which `sigmoid(slope * logits + bias)` says as much as the labels do.
+
+    Both are (N, C). As many probabilities as labels are at least NAMED, and the probabilities' sum
+    is that of the labels, or SURPLUS times the number of names where that is more. The order of
+    the images within a class stays, and no truth is needed. Labels that name nothing give
+    probabilities that name nothing.
+    """
+    named = int((labels >= NAMED).sum())
+    ordered = np.sort(logits, axis=None).astype(np.float64)
+    deviation = max(float(ordered.std()), 1e-12)
+    # Halfway between the last that is named and the first that is not.
+    above = ordered[len(ordered) - named] if named else ordered[-1] + 2 * deviation
+    below = ordered[len(ordered) - named - 1] if named < len(ordered) else above - 2 * deviation
+    threshold = (above + below) / 2
+    total = max(float(labels.sum(dtype=np.float64)), SURPLUS * named)
+    low, high = np.log(1e-3 / deviation), np.log(1e3 / deviation)
+    for _ in range(40):
+        middle = (low + high) / 2
+        z = np.exp(middle) * (ordered - threshold)
+        # The steeper, the nearer is the sum to the number of names.
+        steeper = (1 / (1 + np.exp(-z.clip(-500, 500)))).sum() > total
+        low, high = (middle, high) if steeper else (low, middle)
+    slope = float(np.exp((low + high) / 2))
+    return slope, -slope * threshold
+
+
 def pieces(array: np.ndarray, size: int = 1 << 20) -> Iterable[np.ndarray]:
     """Cut an array along its first axis into views of about `size` bytes, which fit into a cache.
 

@@ -30,7 +30,7 @@ from cdul_steps.errors import UserError, first_line
 from cdul_steps.method.snippets import view_boxes
 from cdul_steps.models.classifier import new_classifier
 from cdul_steps.models.device import DTYPES, Machine
-from cdul_steps.models.embedding import BatchedEncoder, ShardImages
+from cdul_steps.models.embedding import BatchedEncoder, ImageViews
 from cdul_steps.models.encoder import ImageEncoder, load_clip
 from cdul_steps.models.engine import choose_engine
 from cdul_steps.provenance import versions
@@ -298,7 +298,7 @@ def _encode_time(
             paths.append(path)
         if len(paths) < 2:
             raise UserError("fewer than two images can be read, too few to measure")
-        shard = ShardImages(
+        shard = ImageViews(
             pa.array(paths),
             np.stack(boxes),
             model.preprocess,
@@ -314,7 +314,7 @@ def _encode_time(
     return text, {"seconds": duration, "views_per_second": rate * views, "engine": choice.engine}
 
 
-def _rate(shard: ShardImages, workers: int, encode: BatchedEncoder, seconds: float) -> float:
+def _rate(shard: ImageViews, workers: int, encode: BatchedEncoder, seconds: float) -> float:
     """Images a second, from the first that is ready on."""
     loader = DataLoader(
         shard, batch_size=None, num_workers=workers, prefetch_factor=2 if workers else None
