@@ -96,35 +96,33 @@ def find_bias(labels: np.ndarray, positives: float, slope: float = 1.0) -> float
 
 NAMED = 0.5
 """A label, or a probability, from which a class counts as named."""
-SURPLUS = 1.05
-"""The probabilities' sum in `match_labels` is at least this times the number of names, as it is
-with no slope but an infinite one for labels that are 0 and 1."""
+STEEPEST = 10.0
+"""Largest slope of `match_labels` times the logits' deviation: labels of 0 and 1 ask for more."""
 
 
 def match_labels(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """`(slope, bias)` for which `sigmoid(slope * logits + bias)` says as much as the labels do.
+    """`(slope, bias)` for which `sigmoid(slope * logits + bias)` names as much as the labels do.
 
-    Both are (N, C). As many probabilities as labels are at least NAMED, and the probabilities' sum
-    is that of the labels, or SURPLUS times the number of names where that is more. The order of
-    the images within a class stays, and no truth is needed. Labels that name nothing give
-    probabilities that name nothing.
+    Both are (N, C), as is what they give. As many probabilities as labels are at least NAMED; with
+    that threshold kept, the slope is the one of the smallest cross-entropy against the labels. So
+    the order of the images within a class stays, and no truth is needed. Labels that name nothing
+    give probabilities that name nothing.
     """
     named = int((labels >= NAMED).sum())
-    ordered = np.sort(logits, axis=None).astype(np.float64)
-    deviation = max(float(ordered.std()), 1e-12)
+    logits = logits.astype(np.float64)
+    ordered, deviation = np.sort(logits, axis=None), max(float(logits.std()), 1e-12)
     # Halfway between the last that is named and the first that is not.
     above = ordered[len(ordered) - named] if named else ordered[-1] + 2 * deviation
     below = ordered[len(ordered) - named - 1] if named < len(ordered) else above - 2 * deviation
     threshold = (above + below) / 2
-    total = max(float(labels.sum(dtype=np.float64)), SURPLUS * named)
-    low, high = np.log(1e-3 / deviation), np.log(1e3 / deviation)
-    for _ in range(40):
-        middle = (low + high) / 2
-        z = np.exp(middle) * (ordered - threshold)
-        # The steeper, the nearer is the sum to the number of names.
-        steeper = (1 / (1 + np.exp(-z.clip(-500, 500)))).sum() > total
-        low, high = (middle, high) if steeper else (low, middle)
-    slope = float(np.exp((low + high) / 2))
+    distance = logits - threshold
+    low, high = 0.0, STEEPEST / deviation
+    for _ in range(50):
+        slope = (low + high) / 2
+        # The derivative of the cross-entropy, which is convex.
+        gradient = ((1 / (1 + np.exp(-slope * distance)) - labels) * distance).sum()
+        low, high = (low, slope) if gradient > 0 else (slope, high)
+    slope = max(slope, 1e-3 / deviation)
     return slope, -slope * threshold
 
 
