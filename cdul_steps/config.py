@@ -235,7 +235,7 @@ class Alignment(Section):
         0.4, gt=0, description="Deviation of psi: how far from 0.5 a label still moves."
     )
     step_size: float = Field(
-        0.8, gt=0, description="Size of a label step (no unit: logits); `loss: kl` wants about 0.2."
+        0.2, gt=0, description="Size of a label step (no unit: logits); `loss: bce` takes 0.8 too."
     )
     every: int = Field(1, ge=1, description="Epochs between label steps.")
     warmup: int = Field(
@@ -324,7 +324,7 @@ class Training(Network):
     )
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up of the learning rate.")
     loss: LossName = Field(
-        "bce",
+        "kl",
         description=" ".join(f"`{name}`: {loss.description}." for name, loss in LOSSES.items())
         + f" {', '.join(f'`{name}`' for name, loss in LOSSES.items() if loss.hard_labels)} are of "
         "single-positive learning: they need hard `positives` and no `alignment`.",

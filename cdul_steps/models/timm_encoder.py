@@ -11,6 +11,10 @@ from cdul_steps.errors import UserError
 from cdul_steps.models.classifier import INTERPOLATION, Card
 from cdul_steps.models.encoder import ImageEncoder, Preprocess
 
+TOGETHER = 8
+"""Images at most that a worker on a CPU takes together: more read the weights less often, and no
+longer fit into its cache."""
+
 
 class _Tower(torch.nn.Module):
     """A network that is called as an image tower is."""

@@ -15,13 +15,10 @@ from cdul_steps.models.classifier import Card, new_card, new_classifier
 from cdul_steps.models.device import InBatches, Machine
 from cdul_steps.models.embedding import encode_shard_images
 from cdul_steps.models.engine import choose_engine
-from cdul_steps.models.timm_encoder import TimmEncoder, pooled_features
+from cdul_steps.models.timm_encoder import TOGETHER, TimmEncoder, pooled_features
 from cdul_steps.progress import note
 from cdul_steps.provenance import versions
 
-TOGETHER = 8
-"""Images at most that a worker on a CPU takes together: more read the weights less often, and no
-longer fit into its cache."""
 SOFTWARE = ("torch", "onnxruntime", "timm", "zarr", "pillow")
 
 

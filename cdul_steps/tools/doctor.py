@@ -28,11 +28,12 @@ from cdul_steps.data.readers import check_counts, check_files, read_dataset
 from cdul_steps.demo.scenes import write_scenes
 from cdul_steps.errors import UserError, first_line
 from cdul_steps.method.snippets import view_boxes
-from cdul_steps.models.classifier import new_classifier
+from cdul_steps.models.classifier import new_card, new_classifier
 from cdul_steps.models.device import DTYPES, Machine
 from cdul_steps.models.embedding import BatchedEncoder, ImageViews
 from cdul_steps.models.encoder import ImageEncoder, load_clip
 from cdul_steps.models.engine import choose_engine
+from cdul_steps.models.timm_encoder import TOGETHER, TimmEncoder
 from cdul_steps.provenance import versions
 from cdul_steps.training.labels import new_labels
 
@@ -120,7 +121,10 @@ def examine(configfiles: Sequence[Path], *, seconds: float) -> Iterator[Finding]
         if found.ok:
             # The models, and a checkpoint while one trains.
             needed += found.values["parameters"] * (4 * variants * len(images) + 12)
-            if device.ok and seconds and learnt:
+            if device.ok and seconds and training.trunk == "frozen" and images:
+                work = (training, sum(images.values()), config, seconds)
+                yield check(f"features {name}", _features_time, *work)
+            elif device.ok and seconds and learnt:
                 work = (training, variants * learnt, config, seconds)
                 yield check(f"train {name}", _train_time, *work)
     yield check("disk", _disk, Path(config.results), needed, unknown)
@@ -391,6 +395,33 @@ def _train_time(training: Training, images: int, config: Config, seconds: float)
         f"({rate:.1f} images/s, without reading them)"
     )
     return text, {"seconds": duration, "images_per_second": rate}
+
+
+def _features_time(training: Training, images: int, config: Config, seconds: float) -> Result:
+    """Forward passes of the frozen trunk on noise for about `seconds`, which most of the time of
+    such a training is. It needs them once for all `images`, of every split."""
+    target, workers = _machine(config.runtime).set_up(cpu_workers=0)
+    network, data = new_classifier(training.model, ["a"], training.model_args, None)
+    encoder = TimmEncoder(network, new_card(training, data, ["a"]), target)
+    runtime = config.runtime
+    choice = choose_engine(
+        encoder, runtime.engine, 0, views=TOGETHER, work=images / max(1, workers)
+    )
+    pixels = torch.zeros((choice.batch_size, 3, *encoder.preprocess.size), dtype=torch.uint8)
+    in_workers = target.type == "cpu"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if in_workers else threads)
+    done, start = 0, time.monotonic()
+    while time.monotonic() - start < seconds or not done:
+        choice.encoder(pixels)
+        done += len(pixels)
+    rate = done / (time.monotonic() - start) * (max(1, workers) if in_workers else 1)
+    torch.set_num_threads(threads)
+    text = (
+        f"about {_duration(images / rate)} for the features of {images} images ({rate:.1f} "
+        f"images/s by {choice.engine}, without reading them); the head takes seconds to minutes"
+    )
+    return text, {"seconds": images / rate, "images_per_second": rate, "engine": choice.engine}
 
 
 def _duration(seconds: float) -> str:
