@@ -483,6 +483,9 @@ def predict(
     ] = None,
     images: Annotated[Path | None, Option(help="Instead: images.parquet, with --split.")] = None,
     split: Annotated[str | None, Option(help="Split of --images.")] = None,
+    features: Annotated[
+        Path | None, Option(help="Store of the split's features, for a classifier with that trunk.")
+    ] = None,
     threshold: Annotated[
         float | None,
         Option(min=0, max=1, help="Probability from which a label is named; default: the model's."),
@@ -490,13 +493,18 @@ def predict(
     max_pixels: MaxPixels = MAX_PIXELS,
     device: Device = "auto",
     gpus: Gpus = 1,
-    batch_size: Annotated[int, Option(min=1, max=1_000_000, help="Images a forward pass.")] = 32,
+    engine: RunBy = "auto",
+    batch_size: Annotated[
+        int, Option(min=0, max=1_000_000, help="Images per forward pass; 0 chooses.")
+    ] = 0,
     workers: Workers = -1,
     threads: Threads = 0,
 ) -> None:
     """Score images with a trained classifier; no CLIP."""
     if bool(inputs) == bool(images) or bool(images) != bool(split):
         raise UserError("predict: give images or folders, or else --images with --split")
+    if features and not images:
+        raise UserError("predict: --features are those of a split; give --images with --split")
     from cdul_steps.models.device import Machine
     from cdul_steps.steps.predict import predict_images
 
@@ -508,9 +516,8 @@ def predict(
         output=output,
         threshold=threshold,
         max_pixels=max_pixels,
-        machine=Machine(
-            device=device, gpus=gpus, workers=workers, threads=threads, batch_size=batch_size
-        ),
+        machine=Machine(device, gpus, workers, threads, engine, batch_size),
+        features=features,
     )
 
 

@@ -85,9 +85,11 @@ class ImageViews(Dataset):
             image = decode(Path(self.paths[index].as_py()), max_pixels=self.max_pixels)
         except ImageError as error:
             return index, None, str(error.status), error.detail, time.perf_counter() - start
-        whole = np.array([[0, 0, *image.size]])
-        boxes = whole if self.boxes is None else self.boxes[index]
-        if not np.array_equal(boxes[0], whole[0]):
+        if self.boxes is None:
+            views = self.preprocess.views(image, np.array([[0, 0, *image.size]]))
+            return index, views, "ok", "", time.perf_counter() - start
+        boxes = self.boxes[index]
+        if tuple(boxes[0]) != (0, 0, *image.size):
             text = f"is {image.width}x{image.height} pixels, the manifest says otherwise"
             return index, None, "changed", text, time.perf_counter() - start
         sides = boxes[:, 2:] - boxes[:, :2]

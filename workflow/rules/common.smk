@@ -296,25 +296,32 @@ def start_weights(wildcards):
     )
 
 
+def features_of(wildcards, split, pattern):
+    """Files of the features of a split, for a training on a frozen trunk; else none."""
+    settings = training(wildcards)
+    if settings.trunk == "trained":
+        return []
+    return expand(
+        pattern,
+        dataset=wildcards.dataset,
+        trunk=settings.folder,
+        split=split,
+        shard=shards_of(wildcards.dataset, split),
+    )
+
+
 def training_features(pattern):
     """Files of the features of all splits, for a training on a frozen trunk."""
+    return lambda wildcards: [
+        file
+        for split in CONFIG.datasets[wildcards.dataset].splits
+        for file in features_of(wildcards, split, pattern)
+    ]
 
-    def files(wildcards):
-        settings = training(wildcards)
-        if settings.trunk == "trained":
-            return []
-        return [
-            expand(
-                pattern,
-                dataset=wildcards.dataset,
-                trunk=settings.folder,
-                split=split,
-                shard=shards_of(wildcards.dataset, split),
-            )
-            for split in CONFIG.datasets[wildcards.dataset].splits
-        ]
 
-    return files
+def split_features(pattern):
+    """Files of the features of a job's split, for a training on a frozen trunk."""
+    return lambda wildcards: features_of(wildcards, wildcards.split, pattern)
 
 
 def feature_options(wildcards, input):
