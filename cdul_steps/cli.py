@@ -506,18 +506,15 @@ def predict(
     if features and not images:
         raise UserError("predict: --features are those of a split; give --images with --split")
     from cdul_steps.models.device import Machine
-    from cdul_steps.steps.predict import predict_images
+    from cdul_steps.steps.predict import SplitImages, predict_images
 
     predict_images(
         model=model,
-        inputs=inputs or [],
-        images=images,
-        split=split,
+        inputs=SplitImages(images, split, features) if images and split else inputs or [],
         output=output,
         threshold=threshold,
         max_pixels=max_pixels,
         machine=Machine(device, gpus, workers, threads, engine, batch_size),
-        features=features,
     )
 
 

@@ -1,6 +1,7 @@
 """Stage predict: the classifier alone, on any images."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,18 @@ FORMATS = (".parquet", ".csv", ".json")
 COLUMNS = ["image_id", "path", "row"]
 
 
+@dataclass(frozen=True)
+class SplitImages:
+    """The images of a split of the manifest `images`, and where they are, their `features`.
+
+    These are those of the classifier's own trunk, so that only its last layer is computed.
+    """
+
+    images: Path
+    split: str
+    features: Path | None = None
+
+
 def _listed(inputs: Sequence[Path]) -> pa.Table:
     """`image_id, path` of files, and of all images below folders."""
     paths: list[str] = []
@@ -47,30 +60,27 @@ def _listed(inputs: Sequence[Path]) -> pa.Table:
 def predict_images(
     *,
     model: Path,
-    inputs: Sequence[Path],
-    images: Path | None,
-    split: str | None,
+    inputs: Sequence[Path] | SplitImages,
     output: Path,
     threshold: float | None,
     max_pixels: int,
     machine: Machine,
-    features: Path | None = None,
 ) -> None:
-    """Score images: files and folders (`inputs`), or a split of the manifest `images`.
+    """Score images: files and folders, or a split of a manifest.
 
     Writes Parquet, CSV or JSON by the suffix of `output`: `image_id, path`, a float32 probability
     a class, `labels` (names of the classes at or above the threshold) and `status`. An unusable
-    image keeps its row, without scores. With a store of `features` of the split, those of the
-    classifier's own trunk, only its last layer is computed. Raises UserError for a model folder that is not one.
+    image keeps its row, without scores. Raises UserError for a model folder that is not one.
     """
     if output.suffix not in FORMATS:
         raise UserError(f"{output}: the name must end in {', '.join(FORMATS)}")
     target, workers = machine.set_up(cpu_workers=0)
     network, card = load_classifier(model, target)
-    table = read_split(images, split, COLUMNS) if images else _listed(inputs)
+    of_split = isinstance(inputs, SplitImages)
+    table = read_split(inputs.images, inputs.split, COLUMNS) if of_split else _listed(inputs)
     logits = np.full((len(table), len(card.classes)), np.nan, np.float32)
-    if features:
-        rows = read_features(features, table["row"].to_numpy())
+    if of_split and inputs.features:
+        rows = read_features(inputs.features, table["row"].to_numpy())
         with torch.inference_mode():
             logits[:] = network.cpu().get_classifier()(torch.from_numpy(rows)).numpy()
     # Without features, or to find out why an image has none.

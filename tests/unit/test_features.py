@@ -29,7 +29,7 @@ from cdul_steps.models.timm_encoder import pooled_features
 from cdul_steps.steps import train as steps_train
 from cdul_steps.steps.evaluate import evaluate_scores
 from cdul_steps.steps.features import make_features, write_feature_store
-from cdul_steps.steps.predict import predict_images
+from cdul_steps.steps.predict import SplitImages, predict_images
 from cdul_steps.steps.train import train_classifier
 from cdul_steps.training.features import FeatureLoader, Standardised, read_features
 
@@ -200,9 +200,7 @@ def test_only_the_last_layer_learns_and_the_model_is_an_ordinary_one(data, tmp_p
     assert history.epoch.tolist() == list(range(1, 13))
     predict_images(
         model=output / "model",
-        inputs=[],
-        images=data / "images.parquet",
-        split="test",
+        inputs=SplitImages(data / "images.parquet", "test"),
         output=tmp_path / "test.parquet",
         threshold=None,
         max_pixels=10_000,
@@ -219,9 +217,7 @@ def test_only_the_last_layer_learns_and_the_model_is_an_ordinary_one(data, tmp_p
     labels = read_scores(output / "refined_labels.parquet")[2]
     predict_images(
         model=output / "model",
-        inputs=[],
-        images=data / "images.parquet",
-        split="train",
+        inputs=SplitImages(data / "images.parquet", "train"),
         output=tmp_path / "train.parquet",
         threshold=None,
         max_pixels=10_000,
