@@ -101,6 +101,15 @@ Workers = Annotated[
 ]
 Threads = Annotated[int, Option(min=0, max=1024, help="CPU threads of the model; 0: all.")]
 Seed = Annotated[int, _key(Scenes, "seed", "Seed of all that is random.")]
+RunBy = Annotated[Engine, Option(help="What runs the network on a CPU; auto measures.")]
+NetworkSettings = Annotated[
+    str,
+    Option(
+        "--settings",
+        help="Keys `model`, `model_args`, `weights`, `image_size` of `trainings.NAME` "
+        "(config/README.md): JSON, or a YAML file.",
+    ),
+]
 Similarities = Annotated[list[str], Option(help="SPLIT=STORE of cosines; once a split.")]
 OfDifficult = Annotated[
     Difficult,
@@ -125,8 +134,8 @@ def _by_split(option: str, values: list[str]) -> dict[str, str]:
     return dict(pairs)
 
 
-def _stores(values: list[str]) -> dict[str, Path]:
-    return {split: Path(store) for split, store in _by_split("--similarity", values).items()}
+def _stores(option: str, values: list[str]) -> dict[str, Path]:
+    return {split: Path(store) for split, store in _by_split(option, values).items()}
 
 
 def _grid(option: str, text: str) -> tuple[int, int]:
@@ -209,7 +218,7 @@ def encode(
     max_pixels: MaxPixels = MAX_PIXELS,
     device: Device = "auto",
     gpus: Gpus = 1,
-    engine: Annotated[Engine, Option(help="What runs the tower on a CPU; auto measures.")] = "auto",
+    engine: RunBy = "auto",
     batch_size: Annotated[int, _key(Runtime, "batch_size", "Views a forward pass; 0 chooses.")] = 0,
     workers: Workers = -1,
     threads: Threads = 0,
@@ -335,7 +344,7 @@ def quality(
     from cdul_steps.steps.evaluate import evaluate_labels
 
     evaluate_labels(
-        similarity=_stores(similarity),
+        similarity=_stores("--similarity", similarity),
         images=images,
         labels=labels,
         difficult=difficult,
@@ -363,7 +372,7 @@ def sweep(
     from cdul_steps.steps.sweep import sweep_labels
 
     sweep_labels(
-        similarity=_stores(similarity),
+        similarity=_stores("--similarity", similarity),
         images=images,
         settings=read_sweep(settings),
         difficult=difficult,
@@ -375,10 +384,63 @@ def sweep(
 
 
 @app.command()
+def features(
+    manifest: Annotated[Path, Option(help="Manifest of the shard, SPLIT/SHARD.parquet.")],
+    store: Annotated[Path, Option(help="Zarr store of the features; gets this shard's object.")],
+    table: Annotated[
+        Path, Option(help="Parquet to write: image, status, error, seconds.", dir_okay=False)
+    ],
+    settings: NetworkSettings,
+    max_pixels: MaxPixels = MAX_PIXELS,
+    device: Device = "auto",
+    gpus: Gpus = 1,
+    engine: RunBy = "auto",
+    workers: Workers = -1,
+    threads: Threads = 0,
+) -> None:
+    """Compute what a network with a frozen trunk makes of each image of one shard."""
+    from cdul_steps.config import read_network
+    from cdul_steps.models.device import Machine
+    from cdul_steps.steps.features import make_features
+
+    make_features(
+        manifest=manifest,
+        store=store,
+        table=table,
+        settings=read_network(settings),
+        max_pixels=max_pixels,
+        machine=Machine(
+            device=device,
+            gpus=gpus,
+            workers=workers,
+            threads=threads,
+            engine=engine,
+        ),
+    )
+
+
+@app.command()
+def feature_store(
+    images: Images,
+    split: Split,
+    settings: NetworkSettings,
+    output: Annotated[Path, Option(help="Zarr store that gets its zarr.json.")],
+) -> None:
+    """Write the zarr.json of a split's features; the jobs of `features` write the shards."""
+    from cdul_steps.config import read_network
+    from cdul_steps.steps.features import write_feature_store
+
+    write_feature_store(images=images, split=split, settings=read_network(settings), store=output)
+
+
+@app.command()
 def train(
     labels: Annotated[Path, Option(help="pseudo_labels.parquet.")],
     images: Images,
     output: Annotated[Path, Option(help="Folder for model, history, refined labels.")],
+    features: Annotated[
+        list[str], Option(help="SPLIT=STORE of features, for `trunk: frozen`; once per split.")
+    ] = [],  # noqa: B006
     settings: Annotated[
         str, Option(help="Keys of `trainings.NAME` (config/README.md): JSON, or a YAML file.")
     ] = "{}",
@@ -408,6 +470,7 @@ def train(
         labels=labels,
         images=images,
         settings=read_training(settings),
+        features=_stores("--features", features),
         difficult=difficult,
         max_pixels=max_pixels,
         machine=Machine(device=device, gpus=min(devices, gpus), workers=workers, threads=threads),
@@ -424,6 +487,9 @@ def predict(
     ] = None,
     images: Annotated[Path | None, Option(help="Instead: images.parquet, with --split.")] = None,
     split: Annotated[str | None, Option(help="Split of --images.")] = None,
+    features: Annotated[
+        Path | None, Option(help="Store of the split's features, for a classifier with that trunk.")
+    ] = None,
     threshold: Annotated[
         float | None,
         Option(min=0, max=1, help="Probability from which a label is named; default: the model's."),
@@ -431,27 +497,28 @@ def predict(
     max_pixels: MaxPixels = MAX_PIXELS,
     device: Device = "auto",
     gpus: Gpus = 1,
-    batch_size: Annotated[int, Option(min=1, max=1_000_000, help="Images a forward pass.")] = 32,
+    engine: RunBy = "auto",
+    batch_size: Annotated[
+        int, Option(min=0, max=1_000_000, help="Images per forward pass; 0 chooses.")
+    ] = 0,
     workers: Workers = -1,
     threads: Threads = 0,
 ) -> None:
     """Score images with a trained classifier; no CLIP."""
     if bool(inputs) == bool(images) or bool(images) != bool(split):
         raise UserError("predict: give images or folders, or else --images with --split")
+    if features and not images:
+        raise UserError("predict: --features are those of a split; give --images with --split")
     from cdul_steps.models.device import Machine
-    from cdul_steps.steps.predict import predict_images
+    from cdul_steps.steps.predict import SplitImages, predict_images
 
     predict_images(
         model=model,
-        inputs=inputs or [],
-        images=images,
-        split=split,
+        inputs=SplitImages(images, split, features) if images and split else inputs or [],
         output=output,
         threshold=threshold,
         max_pixels=max_pixels,
-        machine=Machine(
-            device=device, gpus=gpus, workers=workers, threads=threads, batch_size=batch_size
-        ),
+        machine=Machine(device, gpus, workers, threads, engine, batch_size),
     )
 
 

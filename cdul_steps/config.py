@@ -1,5 +1,6 @@
 """The workflow's configuration: typed, documented, and checked before anything runs."""
 
+import hashlib
 import json
 import os
 import re
@@ -241,7 +242,7 @@ class Alignment(Section):
         0.4, gt=0, description="Deviation of psi: how far from 0.5 a label still moves."
     )
     step_size: float = Field(
-        0.8, gt=0, description="Size of a label step (no unit: logits); `loss: kl` wants about 0.2."
+        0.2, gt=0, description="Size of a label step (no unit: logits); `loss: bce` takes 0.8 too."
     )
     every: int = Field(1, ge=1, description="Epochs between label steps.")
     warmup: int = Field(
@@ -280,8 +281,8 @@ class Smoothing(Section):
     negative: float = Field(0.0, ge=0, lt=1, description="A label of 0 becomes this.")
 
 
-class Training(Section):
-    """The classifier and how it learns. `config/voc2012.yaml` has the paper's settings."""
+class Network(Section):
+    """A timm network and the images that it takes."""
 
     model: str = Field("resnet101", description="Any timm model name.")
     model_args: dict[str, Any] = Field({}, description="Further arguments of timm.create_model.")
@@ -291,6 +292,33 @@ class Training(Section):
         "safetensors or PyTorch file, or nothing for a random start.",
     )
     image_size: int = Field(448, ge=32, description="Width and height of the input in pixels.")
+
+    @property
+    def folder(self) -> str:
+        """Name of a folder for what this network makes: the model, the size, and a digest of
+        weights and arguments that are not timm's own."""
+        name = re.sub(r"[^\w.-]", "_", f"{self.model}-{self.image_size}")
+        if self.weights == "timm" and not self.model_args:
+            return name
+        text = json.dumps([self.weights, self.model_args], sort_keys=True)
+        return f"{name}-{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
+
+
+class Training(Network):
+    """The classifier and how it learns. `config/voc2012.yaml` has the paper's settings."""
+
+    @property
+    def network(self) -> Network:
+        """The keys that the features of a frozen trunk depend on."""
+        return Network.model_validate(self.model_dump(include=set(Network.model_fields)))
+
+    trunk: Literal["trained", "frozen"] = Field(
+        "trained",
+        description="`trained`: all layers learn, as in the paper. `frozen`: the network keeps its "
+        "weights, which must be given, and only its last layer learns, from features that are "
+        "computed once for all trainings of the same `model`, `model_args`, `weights` and "
+        "`image_size` (linear probing). Then `crop_scale`, `flip` and `precision` have no effect.",
+    )
     epochs: int = Field(20, ge=1, description="Passes over the train split.")
     batch_size: int = Field(8, ge=1, description="Images a step of the optimiser.")
     learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate.")
@@ -303,7 +331,7 @@ class Training(Section):
     )
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up of the learning rate.")
     loss: LossName = Field(
-        "bce",
+        "kl",
         description=" ".join(f"`{name}`: {loss.description}." for name, loss in LOSSES.items())
         + f" {', '.join(f'`{name}`' for name, loss in LOSSES.items() if loss.hard_labels)} are of "
         "single-positive learning: they need hard `positives` and no `alignment`.",
@@ -522,6 +550,10 @@ def load(values: dict[str, Any], *, check_run: bool = True) -> Config:
                     f"datasets.{dataset}.grid has only {', '.join(str(list(g)) for g in grids)}"
                 )
     for name, training in config.trainings.items():
+        if training.trunk == "frozen" and training.weights is None:
+            raise UserError(
+                f"config: trainings.{name}: a frozen trunk needs 'weights': 'timm' or a file"
+            )
         if LOSSES[training.loss].hard_labels:
             for wrong, change in (
                 (training.positives == "soft", "positives: top1"),
@@ -545,6 +577,11 @@ def read_labels(text: str) -> Labels:
     """Settings of labels from JSON, or from a YAML file. Raises UserError as `load` does."""
     values = {"run": {}, "labels": {"settings": _read_settings(text)}}
     return load(values, check_run=False).labels["settings"]
+
+
+def read_network(text: str) -> Network:
+    """Settings of a network from JSON, or from a YAML file. Raises UserError as `load` does."""
+    return read_training(text).network
 
 
 def read_sweep(text: str) -> Sweep:

@@ -1,6 +1,5 @@
 """Files that are either whole or absent, and say which version of their form they have."""
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -213,10 +212,10 @@ def write_if_changed(path: Path, data: bytes) -> bool:
 def digest(path: Path) -> str:
     """Content digest of a file, or of all files of a folder with their names: 32 hex digits.
 
-    Raises FileNotFoundError where there is neither.
+    Raises UserError where there is neither.
     """
     if not path.exists():
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        raise UserError(f"{path}: no such file or folder")
     result = hashlib.blake2b(digest_size=16)
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     for file in files:

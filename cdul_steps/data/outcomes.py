@@ -13,6 +13,23 @@ from cdul_steps.errors import UserError
 RETRIED = ("missing", "unreadable", "truncated", "not_an_image", "too_large", "changed")
 
 
+def outcome_table(images: pa.Table, outcome: Sequence[tuple[str, str, float]]) -> pa.Table:
+    """The table of a shard's job: `image_id, row, status, error, seconds`, one row per image.
+
+    `outcome` has `(status, error, seconds)` of each of the `images`.
+    """
+    status, error, seconds = zip(*outcome, strict=True) if outcome else ((), (), ())
+    return pa.table(
+        {
+            "image_id": images["image_id"],
+            "row": images["row"],
+            "status": pa.array(status, pa.string()),
+            "error": pa.array(error, pa.string()),
+            "seconds": pa.array(seconds, pa.float32()),
+        }
+    )
+
+
 def check_failures(
     images: Path, split: str, tables: Sequence[Path], max_failed_share: float
 ) -> pa.Table:

@@ -94,6 +94,38 @@ def find_bias(labels: np.ndarray, positives: float, slope: float = 1.0) -> float
     return (low + high) / 2
 
 
+NAMED = 0.5
+"""A label, or a probability, from which a class counts as named."""
+STEEPEST = 10.0
+"""Largest slope of `match_labels` times the logits' deviation: labels of 0 and 1 ask for more."""
+
+
+def match_labels(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """`(slope, bias)` for which `sigmoid(slope * logits + bias)` names as much as the labels do.
+
+    Both are (N, C), as is what they give. As many probabilities as labels are at least NAMED; with
+    that threshold kept, the slope is the one of the smallest cross-entropy against the labels. So
+    the order of the images within a class stays, and no truth is needed. Labels that name nothing
+    give probabilities that name nothing.
+    """
+    named = int((labels >= NAMED).sum())
+    logits = logits.astype(np.float64)
+    ordered, deviation = np.sort(logits, axis=None), max(float(logits.std()), 1e-12)
+    # Halfway between the last that is named and the first that is not.
+    above = ordered[len(ordered) - named] if named else ordered[-1] + 2 * deviation
+    below = ordered[len(ordered) - named - 1] if named < len(ordered) else above - 2 * deviation
+    threshold = (above + below) / 2
+    distance = logits - threshold
+    low, high = 0.0, STEEPEST / deviation
+    for _ in range(50):
+        slope = (low + high) / 2
+        # The derivative of the cross-entropy, which is convex.
+        gradient = ((1 / (1 + np.exp(-slope * distance)) - labels) * distance).sum()
+        low, high = (low, slope) if gradient > 0 else (slope, high)
+    slope = max(slope, 1e-3 / deviation)
+    return slope, -slope * threshold
+
+
 def pieces(array: np.ndarray, size: int = 1 << 20) -> Iterable[np.ndarray]:
     """Cut an array along its first axis into views of about `size` bytes, which fit into a cache.
 

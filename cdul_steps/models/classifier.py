@@ -16,6 +16,7 @@ from pydantic import Field, TypeAdapter
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from cdul_steps.config import Network
 from cdul_steps.data.files import SCHEMA_VERSION, check_version, replacing, write_text
 from cdul_steps.errors import UserError, first_line
 from cdul_steps.models.weights import cached_files, why_not_loaded
@@ -44,7 +45,7 @@ class Card:
     mean: Annotated[list[float], Field(min_length=3, max_length=3)]
     std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
     interpolation: Literal["bilinear", "bicubic"]
-    threshold: Annotated[float, Field(ge=0, le=1)]
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
     activation: Literal["sigmoid", "softmax"] = "sigmoid"
     model_args: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -162,6 +163,28 @@ def _why(error: Exception, model: str, weights: str | None) -> str:
     return why_not_loaded(error, cached_files(config.hf_hub_id or "", names), cached=True)
 
 
+def network_and_card(
+    settings: Network, classes: list[str], **further: Any
+) -> tuple[torch.nn.Module, Card]:
+    """A network of some `settings` with a head for `classes`, and its card.
+
+    Raises UserError as `fitting_args` and `new_classifier` do.
+    """
+    fitting = fitting_args(settings.model, classes, settings.model_args, settings.image_size)
+    network, data = new_classifier(settings.model, classes, fitting, settings.weights)
+    card = Card(
+        model=settings.model,
+        model_args=fitting,
+        classes=classes,
+        image_size=settings.image_size,
+        mean=list(data["mean"]),
+        std=list(data["std"]),
+        interpolation=data["interpolation"],
+        **further,
+    )
+    return network, card
+
+
 def _check_loaded(network: torch.nn.Module, fresh: torch.nn.Module) -> None:
     """Raise ValueError where a weight but the head's is still that of a `fresh` network.
 
@@ -183,7 +206,7 @@ def start_head(network: torch.nn.Module, labels: Tensor) -> None:
     to a common scale only. Otherwise the first steps unlearn a random head, and with it the
     weights below (Lin et al., 2017, section 3.3). Means are kept within 0.01..0.99.
     """
-    head = network.get_classifier()
+    head = network if isinstance(network, torch.nn.Linear) else network.get_classifier()
     if getattr(head, "bias", None) is not None:
         with torch.no_grad():
             head.weight.zero_()

@@ -1,20 +1,19 @@
 """Images of a shard to embeddings: decoded, cut into views, and encoded in batches."""
 
 import time
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_convert
 
 from cdul_steps.data.images import ImageError, decode
 from cdul_steps.method.similarity import unit
 from cdul_steps.models.device import InBatches
-from cdul_steps.models.encoder import (
-    ImageEncoder,
-    Preprocess,
-)
+from cdul_steps.models.encoder import ImageEncoder, Preprocess
 from cdul_steps.models.engine import Encoder
 from cdul_steps.progress import Progress
 
@@ -33,8 +32,14 @@ class BatchedEncoder(InBatches):
         return unit(super().__call__(views))
 
 
-class ShardImages(Dataset):
-    """The images of a shard, each decoded once and cut into its preprocessed views.
+Item = tuple[int, np.ndarray | None, str, str, float]
+"""`(index, array, status, error, seconds)` of an image. The array is float32 vectors (V, D) or
+uint8 views (V, 3, H, W), None for an unusable image; the seconds are those of decoding and cutting.
+"""
+
+
+class ImageViews(Dataset):
+    """Images, each decoded once and cut into its preprocessed views.
 
     With `encode`, the views are embedded here too: on a CPU every worker process runs the tower
     on one thread, which wastes less than many threads that wait for each other at every layer,
@@ -44,11 +49,12 @@ class ShardImages(Dataset):
     def __init__(
         self,
         paths: pa.Array,
-        boxes: np.ndarray,
+        boxes: np.ndarray | None,
         preprocess: Preprocess,
         max_pixels: int,
-        encode: BatchedEncoder | None,
+        encode: InBatches | None,
     ) -> None:
+        """`boxes` int (N, V, 4) are the views in pixels; without, one view is the whole image."""
         self.paths, self.boxes = paths, boxes
         self.preprocess, self.max_pixels = preprocess, max_pixels
         self.encode = encode
@@ -56,17 +62,32 @@ class ShardImages(Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[int, np.ndarray | None, str, str, float]:
-        """`(index, array, status, error, seconds)` of an image.
+    def __getitem__(self, index: int) -> Item:
+        """One image: its vectors with `encode`, else its views."""
+        return self.__getitems__([index])[0]
 
-        The array is float32 vectors (V, D) with `encode`, else uint8 views (V, 3, H, W), and None
-        for an unusable image; the seconds are those of decoding and cutting.
-        """
+    def __getitems__(self, indices: list[int]) -> list[Item]:
+        """Several images, whose views are embedded together."""
+        items = [self._views(index) for index in indices]
+        views = [array for _, array, *_ in items if array is not None]
+        if not (self.encode and views):
+            return items
+        vectors = self.encode(np.concatenate(views))
+        parts = iter(np.split(vectors, np.cumsum([len(array) for array in views])[:-1]))
+        return [
+            (index, None if array is None else next(parts), *outcome)
+            for index, array, *outcome in items
+        ]
+
+    def _views(self, index: int) -> Item:
         start = time.perf_counter()
         try:
             image = decode(Path(self.paths[index].as_py()), max_pixels=self.max_pixels)
         except ImageError as error:
             return index, None, str(error.status), error.detail, time.perf_counter() - start
+        if self.boxes is None:
+            views = self.preprocess.views(image, np.array([[0, 0, *image.size]]))
+            return index, views, "ok", "", time.perf_counter() - start
         boxes = self.boxes[index]
         if tuple(boxes[0]) != (0, 0, *image.size):
             text = f"is {image.width}x{image.height} pixels, the manifest says otherwise"
@@ -80,38 +101,36 @@ class ShardImages(Dataset):
         except MemoryError:
             text = "not enough memory to cut it into views"
             return index, None, "too_large", text, time.perf_counter() - start
-        seconds = time.perf_counter() - start
-        return index, self.encode(views) if self.encode else views, "ok", "", seconds
+        return index, views, "ok", "", time.perf_counter() - start
+
+
+Outcome = tuple[str, str, float]
+"""Of an image: its status, the error in words, and the seconds of decoding and cutting."""
 
 
 def encode_images(
-    encode: BatchedEncoder,
+    images: ImageViews,
+    encode: InBatches,
     encoder: ImageEncoder,
-    paths: pa.ChunkedArray,
-    boxes: np.ndarray,
+    rows: np.ndarray,
     places: np.ndarray,
-    shard_size: int,
     workers: int,
-    max_pixels: int,
-) -> tuple[np.ndarray, list[tuple[str, str, float]], float]:
-    """Rows of the shard, `(status, error, seconds)` an image, and the seconds it all took."""
-    in_workers = encoder.device.type == "cpu"
-    blank = encoder.preprocess.views(Image.new("RGB", (8, 8)), np.array([[0, 0, 8, 8]]))
-    dimension = encode(blank).shape[1]
+    together: int = 1,
+) -> tuple[list[Outcome], float]:
+    """Encode images into `rows` (N, V, D), image i at `places[i]`; rows of failed ones stay.
+
+    On a CPU `images` encode themselves, so many of them `together`. Returns what became of each,
+    and the seconds it all took.
+    """
+    in_workers, views = images.encode is not None, rows.shape[1]
     loader = DataLoader(
-        ShardImages(
-            paths.combine_chunks(),
-            boxes,
-            encoder.preprocess,
-            max_pixels,
-            encode if in_workers else None,
-        ),
-        batch_size=None,
+        images,
+        batch_size=together if in_workers else 1,
+        collate_fn=default_convert,
         num_workers=workers,
         prefetch_factor=8 if workers else None,
     )
-    rows = np.full((shard_size, boxes.shape[1], dimension), np.nan, np.float16)
-    outcome: list[tuple[str, str, float]] = [("", "", 0.0)] * len(paths)
+    outcome: list[Outcome] = [("", "", 0.0)] * len(images)
     waiting: dict[int, np.ndarray] = {}
     start = time.monotonic()
 
@@ -128,16 +147,45 @@ def encode_images(
             keep(index, of_image)
         waiting.clear()
 
-    with Progress("encode", len(paths), "images") as progress:
-        for index, array, status, error, seconds in loader:
+    with Progress(encode.stage, len(images), "images") as progress:
+        for index, array, status, error, seconds in chain.from_iterable(loader):
             outcome[index] = (status, error, seconds)
             if array is not None and in_workers:
                 keep(index, np.asarray(array))
             elif array is not None:
                 waiting[index] = np.asarray(array)
-                if (len(waiting) + 1) * boxes.shape[1] > encode.batch_size:
+                if (len(waiting) + 1) * views > encode.batch_size:
                     flush()
             progress.update()
         if waiting:
             flush()
-    return rows, outcome, time.monotonic() - start
+    return outcome, time.monotonic() - start
+
+
+def encode_shard_images(
+    manifest: tuple[dict[str, Any], pa.Table, np.ndarray],
+    encode: InBatches,
+    encoder: ImageEncoder,
+    dtype: type,
+    workers: int,
+    max_pixels: int,
+    together: int = 1,
+) -> tuple[np.ndarray, list[Outcome], float]:
+    """Rows (shard_size, V, D) of a shard as `read_shard` gives it, NaN for images that failed.
+
+    Further, what became of each image, and the seconds that it all took.
+    """
+    facts, images, boxes = manifest
+    blank = encoder.preprocess.views(Image.new("RGB", (8, 8)), np.array([[0, 0, 8, 8]]))
+    shape = (facts["shard_size"], boxes.shape[1], encode(blank).shape[1])
+    rows = np.full(shape, np.nan, dtype)
+    shard_images = ImageViews(
+        images["path"].combine_chunks(),
+        boxes,
+        encoder.preprocess,
+        max_pixels,
+        encode if encoder.device.type == "cpu" else None,
+    )
+    places = images["row"].to_numpy() - facts["shard"] * facts["shard_size"]
+    outcome, seconds = encode_images(shard_images, encode, encoder, rows, places, workers, together)
+    return rows, outcome, seconds

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from cdul_steps.data.tables import read_facts
 from cdul_steps.report.page import Table
 from cdul_steps.report.runs import Run, once
-from cdul_steps.results import BENCHMARKS, PSEUDO_LABELS
+from cdul_steps.results import BENCHMARKS, FEATURE_TABLE, PSEUDO_LABELS
 
 STAGES = {
     "scenes": 1,
@@ -21,6 +21,7 @@ STAGES = {
     "similarity": 2,
     "label": 3,
     "quality": 3,
+    "features": 1,
     "train": 4,
     "predict": 4,
     "evaluate": 4,
@@ -83,6 +84,10 @@ def _work(run: Run, stage: str) -> tuple[int, float | None]:
     measured itself, None where it does not."""
     if stage == "encode":
         tables = run.encode_tables()
+        images = sum(pq.read_metadata(table).num_rows for table in tables)
+        return images, sum(read_facts(table)["seconds"] for table in tables) or None
+    if stage == "features":
+        tables = [trunk.path(FEATURE_TABLE) for trunk in run.place.find(FEATURE_TABLE)]
         images = sum(pq.read_metadata(table).num_rows for table in tables)
         return images, sum(read_facts(table)["seconds"] for table in tables) or None
     if stage == "train":

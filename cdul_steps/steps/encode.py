@@ -11,12 +11,13 @@ from cdul_steps.config import Encoder
 from cdul_steps.data.classes import load_classes, same_prompts
 from cdul_steps.data.files import digest
 from cdul_steps.data.manifest import read_shard
+from cdul_steps.data.outcomes import outcome_table
 from cdul_steps.data.stores import shard_file, write_shard
 from cdul_steps.data.tables import describe, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.similarity import class_embedding
 from cdul_steps.models.device import Machine
-from cdul_steps.models.embedding import BatchedEncoder, encode_images
+from cdul_steps.models.embedding import BatchedEncoder, encode_shard_images
 from cdul_steps.models.encoder import (
     ImageEncoder,
     TextEncoder,
@@ -77,15 +78,14 @@ def encode_shard(
     )
     if words := assumed(encoder.model, encoder.pretrained):
         note(f"encode: {encoder.model}: {words}")
-    shard, shard_size = facts["shard"], facts["shard_size"]
-    places = images["row"].to_numpy() - shard * shard_size
-    rows, outcome, seconds = encode_images(
-        encode, tower, images["path"], boxes, places, shard_size, workers, max_pixels
+    shard = facts["shard"]
+    rows, outcome, seconds = encode_shard_images(
+        (facts, images, boxes), encode, tower, np.float16, workers, max_pixels
     )
-    write_shard(store, shard, rows, shard_size)
+    write_shard(store, shard, rows, facts["shard_size"])
     failed = sum(status != "ok" for status, _, _ in outcome)
     described = describe(
-        _outcome_table(images, outcome),
+        outcome_table(images, outcome),
         "encode",
         shard=shard,
         model=encoder.model,
@@ -106,18 +106,6 @@ def encode_shard(
     note(
         f"encode: {len(images) - failed} images ok, {failed} failed, "
         f"{(len(images) - failed) * views / seconds:.1f} views/s"
-    )
-
-
-def _outcome_table(images: pa.Table, outcome: list[tuple[str, str, float]]) -> pa.Table:
-    return pa.table(
-        {
-            "image_id": images["image_id"],
-            "row": images["row"],
-            "status": pa.array([status for status, _, _ in outcome], pa.string()),
-            "error": pa.array([error for _, error, _ in outcome], pa.string()),
-            "seconds": pa.array([seconds for _, _, seconds in outcome], pa.float32()),
-        }
     )
 
 

@@ -2,47 +2,43 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from cdul_steps.data.files import check_names, digest, replacing
 from cdul_steps.data.foreign import listed
-from cdul_steps.data.images import ImageError, decode
 from cdul_steps.data.manifest import read_split
 from cdul_steps.data.readers.folder import read_folder
 from cdul_steps.data.tables import describe, score_table, write_csv, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.models.classifier import WEIGHTS, Card, load_classifier
 from cdul_steps.models.device import InBatches, Machine
-from cdul_steps.progress import Progress, note
+from cdul_steps.models.embedding import ImageViews, encode_images
+from cdul_steps.models.engine import choose_engine
+from cdul_steps.models.timm_encoder import TOGETHER, TimmEncoder
+from cdul_steps.progress import note
 from cdul_steps.provenance import versions
+from cdul_steps.training.features import read_features
 
 FORMATS = (".parquet", ".csv", ".json")
-BATCH_SIZE = 32
-"""Images per forward pass, where the machine does not say."""
+COLUMNS = ["image_id", "path", "row"]
 
 
-class PredictImages(Dataset):
-    """Images as the classifier takes them."""
+@dataclass(frozen=True)
+class SplitImages:
+    """The images of a split of the manifest `images`, and where they are, their `features`.
 
-    def __init__(self, paths: pa.Array, card: Card, max_pixels: int) -> None:
-        self.paths, self.card, self.max_pixels = paths, card, max_pixels
+    These are those of the classifier's own trunk, so that only its last layer is computed.
+    """
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[int, np.ndarray | None, str]:
-        """`(index, uint8 (3, H, W) or None, status)`."""
-        try:
-            image = decode(Path(self.paths[index].as_py()), max_pixels=self.max_pixels)
-        except ImageError as error:
-            return index, None, str(error.status)
-        return index, self.card.resize(image), "ok"
+    images: Path
+    split: str
+    features: Path | None = None
 
 
 def _listed(inputs: Sequence[Path]) -> pa.Table:
@@ -65,15 +61,13 @@ def _listed(inputs: Sequence[Path]) -> pa.Table:
 def predict_images(
     *,
     model: Path,
-    inputs: Sequence[Path],
-    images: Path | None,
-    split: str | None,
+    inputs: Sequence[Path] | SplitImages,
     output: Path,
     threshold: float | None,
     max_pixels: int,
     machine: Machine,
 ) -> None:
-    """Score images: files and folders (`inputs`), or a split of the manifest `images`.
+    """Score images: files and folders, or a split of a manifest.
 
     Writes Parquet, CSV or JSON by the suffix of `output`: `image_id, path`, a float32 probability
     a class, `labels` (names of the classes at or above the threshold) and `status`. An unusable
@@ -81,37 +75,23 @@ def predict_images(
     """
     if output.suffix not in FORMATS:
         raise UserError(f"{output}: the name must end in {', '.join(FORMATS)}")
-    target, workers = machine.set_up(cpu_workers=1)
-    batch_size = machine.batch_size or BATCH_SIZE
+    target, workers = machine.set_up(cpu_workers=0)
     network, card = load_classifier(model, target)
-    table = read_split(images, split, ["image_id", "path"]) if images else _listed(inputs)
-    loader = DataLoader(
-        PredictImages(table["path"].combine_chunks(), card, max_pixels),
-        batch_size=batch_size,
-        num_workers=workers,
-        collate_fn=list,
-    )
-    score = InBatches(
-        lambda pixels: (
-            card.probabilities(network(card.normalize(pixels.to(target))).float()).cpu().numpy()
-        ),
-        batch_size,
-        "predict",
-    )
-    scores = np.full((len(table), len(card.classes)), np.nan, np.float32)
-    status = ["ok"] * len(table)
-    with Progress("predict", len(table), "images") as progress, torch.inference_mode():
-        for items in loader:
-            for index, _, outcome in items:
-                status[index] = outcome
-            usable = [(index, pixels) for index, pixels, _ in items if pixels is not None]
-            if usable:
-                index, pixels = zip(*usable, strict=True)
-                scores[list(index)] = score(np.stack(pixels))
-                for place in index:
-                    if not np.isfinite(scores[place]).all():
-                        scores[place], status[place] = np.nan, "not_finite"
-            progress.update(len(items))
+    of_split = isinstance(inputs, SplitImages)
+    table = read_split(inputs.images, inputs.split, COLUMNS) if of_split else _listed(inputs)
+    logits = np.full((len(table), len(card.classes)), np.nan, np.float32)
+    if of_split and inputs.features:
+        rows = read_features(inputs.features, table["row"].to_numpy())
+        with torch.inference_mode():
+            logits[:] = network.cpu().get_classifier()(torch.from_numpy(rows)).numpy()
+    # Without features, or to find out why an image has none.
+    left = np.flatnonzero(np.isnan(logits).any(axis=1))
+    status = np.full(len(table), "ok", object)
+    if len(left):
+        paths = table["path"].combine_chunks().take(pa.array(left))
+        encoder = TimmEncoder(network, card, target)
+        logits[left], status[left] = _score(encoder, paths, max_pixels, machine, workers)
+    scores = card.probabilities(torch.from_numpy(logits)).numpy()
     threshold = card.threshold if threshold is None else threshold
     result = score_table(table["image_id"], table["path"], card.classes, scores)
     named = [[card.classes[c] for c in np.flatnonzero(row >= threshold)] for row in scores]
@@ -129,6 +109,29 @@ def _joined(names: Sequence[str]) -> str:
     """Names with a semicolon between them; one that has a semicolon or a quote itself is quoted."""
     quoted = ('"' + n.replace('"', '""') + '"' if ";" in n or '"' in n else n for n in names)
     return "; ".join(quoted)
+
+
+def _score(
+    encoder: TimmEncoder, paths: pa.Array, max_pixels: int, machine: Machine, workers: int
+) -> tuple[np.ndarray, list[str]]:
+    """Logits float32 (N, C) of image files, NaN where a status is not "ok", and the statuses."""
+    workers = min(workers, len(paths) // TOGETHER)
+    choice = choose_engine(
+        encoder,
+        machine.engine,
+        machine.batch_size,
+        views=TOGETHER,
+        work=len(paths) / max(1, workers),
+    )
+    encode = InBatches(choice.encoder, choice.batch_size, "predict")
+    in_workers = encode if encoder.device.type == "cpu" else None
+    images = ImageViews(paths, None, encoder.preprocess, max_pixels, in_workers)
+    classes = encode(np.zeros((1, 3, *encoder.preprocess.size), np.uint8)).shape[1]
+    rows = np.full((len(paths), 1, classes), np.nan, np.float32)
+    outcome, _ = encode_images(
+        images, encode, encoder, rows, np.arange(len(paths)), workers, choice.batch_size
+    )
+    return rows[:, 0], [status for status, _, _ in outcome]
 
 
 def _write(result: pa.Table, output: Path, card: Card, threshold: float, weights: str) -> None:

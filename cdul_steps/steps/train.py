@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,12 @@ from cdul_steps.data.truth import Truth
 from cdul_steps.errors import UserError, first_line
 from cdul_steps.method.choices import Difficult
 from cdul_steps.method.losses import LOSSES
-from cdul_steps.models.classifier import (
-    Card,
-    fitting_args,
-    new_classifier,
-    save_classifier,
-    start_head,
-)
+from cdul_steps.models.classifier import Card, network_and_card, save_classifier, start_head
 from cdul_steps.models.device import Machine
 from cdul_steps.progress import note
 from cdul_steps.provenance import source_digest, versions
+from cdul_steps.training.features import FeatureLoader, read_features
+from cdul_steps.training.head import HeadTrainer
 from cdul_steps.training.labels import AlignedLabels, new_labels
 from cdul_steps.training.loader import Loader, TrainImages, batches
 from cdul_steps.training.ranks import Ranks, run_ranks
@@ -52,6 +48,7 @@ class _Task:
     max_pixels: int
     machine: Machine
     output: Path
+    features: Mapping[str, Path]
 
     @property
     def checkpoint(self) -> Path:
@@ -66,6 +63,7 @@ class _Task:
             digest(self.images),
             self.difficult,
             digest(weights) if weights.is_file() else "",
+            *(digest(store) for _, store in sorted(self.features.items())),
             str(self.max_pixels),
             source_digest(__name__, train_classifier.__name__),
         ]
@@ -102,6 +100,7 @@ def train_classifier(
     max_pixels: int,
     machine: Machine,
     output: Path,
+    features: Mapping[str, Path] | None = None,
 ) -> None:
     """Learn a classifier from pseudo-labels, and refine them as it learns.
 
@@ -114,9 +113,16 @@ def train_classifier(
     On several GPUs (or with the device cpu, processes) each takes its part of every batch, and the
     result is that of one, but for rounding and dropout. Batch norm is over the whole batch too, on
     GPUs; on a CPU, where it cannot be, UserError is raised.
+
+    With a frozen trunk, `features` are its stores by split, and the last layer learns on the CPU,
+    on one thread, which is the fastest for so small a thing.
     """
-    machines = machine.split()
-    task = _Task(labels, images, settings, difficult, max_pixels, machines[0], output)
+    frozen = settings.trunk == "frozen"
+    machines = [Machine("cpu", threads=1, workers=0)] if frozen else machine.split()
+    features = dict(features or {}) if frozen else {}
+    if frozen and "train" not in features:
+        raise UserError("training: a frozen trunk needs --features train=STORE of 'cdul features'")
+    task = _Task(labels, images, settings, difficult, max_pixels, machines[0], output, features)
     if len(machines) == 1:
         _train(Ranks(), machines[0].device, task)
     else:
@@ -130,25 +136,31 @@ def _train(ranks: Ranks, device: str, task: _Task) -> None:
     trainer = _new_trainer(task, table, classes, scores, target, ranks)
     card, identity = trainer.card, task.identity()
     history = _resume(trainer, task, identity)
-    pixels = TrainImages(table["path"].combine_chunks(), card.resize, settings, task.max_pixels)
-    loader = Loader(pixels, workers, target)
+    if isinstance(trainer, HeadTrainer):
+        loader: Loader | FeatureLoader = FeatureLoader(trainer.features)
+    else:
+        loader = _pixels(task, card, table, workers, target)
     truth = Truth.of(task.images, table["image_id"].to_pylist(), classes, task.difficult)
-    test = _test_set(task, card, workers, target, ranks)
+    test = _test_set(task, trainer, workers)
     steps = settings.epochs * len(batches(np.arange(len(table)), settings.batch_size))
+    epochs = settings.epochs * trainer.rounds
     _note_start(trainer, len(table))
-    for epoch in range(len(history), settings.epochs):
+    for epoch in range(len(history), epochs):
+        if epoch % settings.epochs == 0:
+            trainer.begin_round(epoch // settings.epochs)
         # Of its own for each rank, so that dropout does not repeat itself within a batch.
         torch.manual_seed(settings.seed * 1_000_003 + epoch + (ranks.rank << 40))
-        order = np.random.default_rng((settings.seed, epoch)).permutation(len(table))
+        shuffle = np.random.default_rng((settings.seed, epoch % settings.epochs))
+        order = shuffle.permutation(len(table))
         plan = ranks.part(batches(order, settings.batch_size))
         before = trainer.labels.labels
         start = time.monotonic()
         loss = trainer.train_epoch(
-            loader.epoch(epoch, plan), steps, f"train epoch {epoch + 1}/{settings.epochs}"
+            loader.epoch(epoch, plan), steps, f"train epoch {epoch + 1}/{epochs}"
         )
         seconds = time.monotonic() - start
         _check_epoch(task, trainer, table, epoch + 1, loss)
-        trainer.labels.end_epoch(epoch + 1, trainer.logits)
+        trainer.move_labels(epoch % settings.epochs + 1)
         now = trainer.labels.labels
         row = {
             "epoch": epoch + 1,
@@ -162,7 +174,7 @@ def _train(ranks: Ranks, device: str, task: _Task) -> None:
         }
         history.append(row)
         _note_epoch(row, trainer.unusable)
-        if epoch + 1 < settings.epochs and not ranks.rank:
+        if epoch + 1 < epochs and not ranks.rank:
             _save_checkpoint(trainer, task, identity, history)
     if not ranks.rank:
         _write_results(task.output, trainer, table, history)
@@ -183,16 +195,9 @@ def _new_trainer(
     if len(classes) == 1 and head == "softmax":
         raise UserError("training: a softmax over one class learns nothing; use the loss 'kl'")
     torch.manual_seed(settings.seed)
-    fitting = fitting_args(settings.model, classes, settings.model_args, settings.image_size)
-    network, data = new_classifier(settings.model, classes, fitting, settings.weights)
-    card = Card(
-        model=settings.model,
-        model_args=fitting,
-        classes=classes,
-        image_size=settings.image_size,
-        mean=list(data["mean"]),
-        std=list(data["std"]),
-        interpolation=data["interpolation"],
+    network, card = network_and_card(
+        settings,
+        classes,
         threshold=settings.threshold,
         activation=head,
         provenance={
@@ -203,6 +208,9 @@ def _new_trainer(
     )
     corrected = torch.from_numpy(corrected_entries(table, classes)).to(device)
     labels = new_labels(torch.from_numpy(scores).to(device), corrected, settings)
+    if task.features:
+        rows = _rows(task.images, "train", table["image_id"].to_pylist())
+        return HeadTrainer(task.features["train"], rows, card, settings, labels)
     start_head(network, labels.labels.cpu())
     return Trainer(network, card, settings, labels, device, ranks)
 
@@ -213,14 +221,16 @@ def _resume(trainer: Trainer, task: _Task, identity: str) -> list[dict[str, Any]
     if not state:
         return []
     try:
-        trainer.restore(state)
         history = json.loads(state["history"])
+        trainer.begin_round((len(history) - 1) // task.settings.epochs)
+        trainer.restore(state)
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise UserError(
             f"{task.checkpoint}: does not fit this training ({first_line(error)}); delete it and "
             "run again"
         ) from error
-    note(f"train: going on after epoch {len(history)} of {task.settings.epochs}")
+    epochs = task.settings.epochs * trainer.rounds
+    note(f"train: going on after epoch {len(history)} of {epochs}")
     return history
 
 
@@ -254,7 +264,7 @@ def _note_start(trainer: Trainer, images: int) -> None:
     note(
         f"train: {settings.model} ({parameters / 1e6:.1f} M parameters) on "
         f"{several}{trainer.device}, {images} images, {len(trainer.card.classes)} classes, "
-        f"{settings.epochs} epochs"
+        f"{settings.epochs * trainer.rounds} epochs"
     )
     if isinstance(trainer.labels, AlignedLabels) and alignment.warmup >= settings.epochs:
         note(
@@ -281,22 +291,40 @@ def _array(scores: Tensor) -> np.ndarray:
     return scores.cpu().numpy()
 
 
+def _rows(images: Path, split: str, image_ids: list[str]) -> np.ndarray:
+    """The rows of some images of a split. Raises UserError for one that it has not."""
+    table = read_split(images, split, ["image_id", "row"])
+    rows = dict(zip(table["image_id"].to_pylist(), table["row"].to_pylist(), strict=True))
+    if absent := [image_id for image_id in image_ids if image_id not in rows]:
+        raise UserError(f"{images}: has no image {absent[0]!r} in split {split!r}, the labels have")
+    return np.array([rows[image_id] for image_id in image_ids], int)
+
+
+def _pixels(task: _Task, card: Card, table: pa.Table, workers: int, device: torch.device) -> Loader:
+    paths = table["path"].combine_chunks()
+    return Loader(TrainImages(paths, card.resize, task.settings, task.max_pixels), workers, device)
+
+
 def _test_set(
-    task: _Task, card: Card, workers: int, device: torch.device, ranks: Ranks
+    task: _Task, trainer: Trainer, workers: int
 ) -> Callable[[Trainer], float | None] | None:
     """A function from a trainer to its mAP on the test split; None where nothing is known."""
     try:
         table = read_split(task.images, "test", ["image_id", "path"])
     except UserError:
         return None
-    truth = Truth.of(task.images, table["image_id"].to_pylist(), card.classes, task.difficult)
+    names, card = table["image_id"].to_pylist(), trainer.card
+    truth = Truth.of(task.images, names, card.classes, task.difficult)
     if not len(truth.places):
         return None
-    pixels = TrainImages(
-        table["path"].combine_chunks(), card.resize, task.settings, task.max_pixels
-    )
-    loader = Loader(pixels, workers, device)
-    plan = ranks.part(batches(np.arange(len(table)), max(task.settings.batch_size, 32)))
+    if isinstance(trainer, HeadTrainer):
+        if "test" not in task.features:
+            return None
+        features = read_features(task.features["test"], _rows(task.images, "test", names))
+        loader: Loader | FeatureLoader = FeatureLoader(trainer.standardise(features))
+    else:
+        loader = _pixels(task, card, table, workers, trainer.device)
+    plan = trainer.ranks.part(batches(np.arange(len(table)), max(task.settings.batch_size, 32)))
     return lambda trainer: truth.mean_average_precision(
         _array(trainer.predict(loader.epoch(-1, plan), len(table)))
     )
@@ -308,7 +336,7 @@ def _write_results(
     card = trainer.card
     refined = _array(trainer.labels.labels)
     facts = {"classes": card.classes, **card.provenance}
-    save_classifier(trainer.network, card, output / "model")
+    save_classifier(trainer.finished_network(), card, output / "model")
     scores = score_table(table["image_id"], table["path"], card.classes, refined)
     if COLUMN in table.column_names:
         scores = scores.append_column(COLUMN, table[COLUMN])

@@ -29,9 +29,9 @@ from cdul_steps.data.readers import check_counts, check_files, check_headers, re
 from cdul_steps.demo.scenes import write_scenes
 from cdul_steps.errors import UserError, first_line
 from cdul_steps.method.snippets import view_boxes
-from cdul_steps.models.classifier import fitting_args, new_classifier
+from cdul_steps.models.classifier import fitting_args, network_and_card, new_classifier
 from cdul_steps.models.device import DTYPES, Machine
-from cdul_steps.models.embedding import BatchedEncoder, ShardImages
+from cdul_steps.models.embedding import BatchedEncoder, ImageViews
 from cdul_steps.models.encoder import (
     ImageEncoder,
     MissingWeightsError,
@@ -40,6 +40,7 @@ from cdul_steps.models.encoder import (
 )
 from cdul_steps.models.engine import choose_engine
 from cdul_steps.models.recipe import assumed
+from cdul_steps.models.timm_encoder import TOGETHER, TimmEncoder
 from cdul_steps.provenance import versions
 from cdul_steps.training.labels import new_labels
 
@@ -127,7 +128,10 @@ def examine(configfiles: Sequence[Path], *, seconds: float) -> Iterator[Finding]
         if found.ok:
             # The models, and a checkpoint while one trains.
             needed += found.values["parameters"] * (4 * variants * len(images) + 12)
-            if device.ok and seconds and learnt:
+            if device.ok and seconds and training.trunk == "frozen" and images:
+                work = (training, sum(images.values()), config, seconds)
+                yield check(f"features {name}", _features_time, *work)
+            elif device.ok and seconds and learnt:
                 work = (training, variants * learnt, config, seconds)
                 yield check(f"train {name}", _train_time, *work)
     yield check("disk", _disk, Path(config.results), needed, unknown)
@@ -335,7 +339,7 @@ def _encode_time(
             paths.append(path)
         if len(paths) < 2:
             raise UserError("fewer than two images can be read, too few to measure")
-        shard = ShardImages(
+        shard = ImageViews(
             pa.array(paths),
             np.stack(boxes),
             model.preprocess,
@@ -351,7 +355,7 @@ def _encode_time(
     return text, {"seconds": duration, "views_per_second": rate * views, "engine": choice.engine}
 
 
-def _rate(shard: ShardImages, workers: int, encode: BatchedEncoder, seconds: float) -> float:
+def _rate(shard: ImageViews, workers: int, encode: BatchedEncoder, seconds: float) -> float:
     """Images a second, from the first that is ready on."""
     loader = DataLoader(
         shard, batch_size=None, num_workers=workers, prefetch_factor=2 if workers else None
@@ -429,6 +433,33 @@ def _train_time(training: Training, images: int, config: Config, seconds: float)
         f"({rate:.1f} images/s, without reading them)"
     )
     return text, {"seconds": duration, "images_per_second": rate}
+
+
+def _features_time(training: Training, images: int, config: Config, seconds: float) -> Result:
+    """Forward passes of the frozen trunk on noise for about `seconds`, which most of the time of
+    such a training is. It needs them once for all `images`, of every split."""
+    target, workers = _machine(config.runtime).set_up(cpu_workers=0)
+    random = training.network.model_copy(update={"weights": None})
+    encoder = TimmEncoder(*network_and_card(random, ["a"]), target)
+    runtime = config.runtime
+    choice = choose_engine(
+        encoder, runtime.engine, 0, views=TOGETHER, work=images / max(1, workers)
+    )
+    pixels = torch.zeros((choice.batch_size, 3, *encoder.preprocess.size), dtype=torch.uint8)
+    in_workers = target.type == "cpu"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if in_workers else threads)
+    done, start = 0, time.monotonic()
+    while time.monotonic() - start < seconds or not done:
+        choice.encoder(pixels)
+        done += len(pixels)
+    rate = done / (time.monotonic() - start) * (max(1, workers) if in_workers else 1)
+    torch.set_num_threads(threads)
+    text = (
+        f"about {_duration(images / rate)} for the features of {images} images ({rate:.1f} "
+        f"images/s by {choice.engine}, without reading them); the head takes seconds to minutes"
+    )
+    return text, {"seconds": images / rate, "images_per_second": rate, "engine": choice.engine}
 
 
 def _duration(seconds: float) -> str:

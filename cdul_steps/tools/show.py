@@ -123,7 +123,7 @@ def _encode(file: Path, facts: dict[str, Any], of_class: str | None, top: int) -
     return found
 
 
-KINDS = {"scores": _scores, "images": _images, "encode": _encode}
+KINDS = {"scores": _scores, "images": _images, "encode": _encode, "features": _encode}
 
 
 def _outcome(file: Path, top: int) -> dict[str, Any]:

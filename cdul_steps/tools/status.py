@@ -15,6 +15,7 @@ from cdul_steps.errors import UserError
 from cdul_steps.results import (
     CHECKPOINT,
     ENCODED,
+    FEATURE_TABLE,
     HISTORY,
     IMAGES,
     LOGS,
@@ -101,18 +102,23 @@ def _words(place: Place) -> str:
     return "/".join(place.names.values())
 
 
-def _encode(encoder: Place, split: str, sizes: dict[int, int]) -> dict[str, Any]:
-    """The row of a split's shards, `sizes` being the images of each."""
+def _shards(
+    place: Place, stage: str, pattern: str, split: str, sizes: dict[int, int]
+) -> dict[str, Any]:
+    """The row of a stage that is one job per shard of a split, `sizes` being the images of each.
+
+    `pattern` is that of the jobs' tables.
+    """
     images, failed, intervals = 0, 0, []
     left, running_rate, errors = 0, 0.0, []
-    shards = [int(place.names["shard"]) for place in encoder.find(SHARD, split=split)]
+    shards = [int(of.names["shard"]) for of in place.find(SHARD, split=split)]
     done = 0
     changed = []
     for shard in shards:
-        table = encoder.path(ENCODED, split=split, shard=shard)
-        log = _log(encoder, "encode", split, str(shard))
+        table = place.path(pattern, split=split, shard=shard)
+        log = _log(place, stage, split, str(shard))
         changed += [table, log]
-        listed = encoder.path(SHARD, split=split, shard=shard).stat().st_mtime
+        listed = place.path(SHARD, split=split, shard=shard).stat().st_mtime
         if table.exists() and table.stat().st_mtime >= listed:
             done += 1
             end, facts = table.stat().st_mtime, read_facts(table)
@@ -131,8 +137,8 @@ def _encode(encoder: Place, split: str, sizes: dict[int, int]) -> dict[str, Any]
     # Jobs may overlap, and there may be nights between them.
     rate = images / _busy(intervals) if intervals else running_rate
     return _row(
-        "encode",
-        f"{_words(encoder)} {split}",
+        stage,
+        f"{_words(place)} {split}",
         done=done,
         total=len(shards),
         unit="shards",
@@ -186,6 +192,10 @@ def _rows(results: Path) -> Iterator[dict[str, Any]]:
         counts = table.group_by(["split", "shard"]).aggregate([([], "count_all")])
         for count in counts.to_pylist():
             sizes[count["split"]][count["shard"]] = count["count_all"]
+        jobs = logs / "features" / dataset.names["dataset"]
+        for trunk in _names(dataset, "trunk", FEATURE_TABLE, jobs):
+            for split in sizes:
+                yield _shards(trunk, "features", FEATURE_TABLE, split, sizes[split])
         jobs = logs / "encode" / dataset.names["dataset"]
         for encoder in _names(dataset, "encoder", ENCODED, jobs):
             yield from _of_encoder(encoder, sizes)
@@ -196,7 +206,7 @@ def _of_encoder(encoder: Place, sizes: dict[str, dict[int, int]]) -> Iterator[di
     logs = encoder.path(LOGS)
     totals = {split: sum(images.values()) for split, images in sizes.items()}
     for split in sizes:
-        yield _encode(encoder, split, sizes[split])
+        yield _shards(encoder, "encode", ENCODED, split, sizes[split])
     for split, total in totals.items():
         log, output = _log(encoder, "similarity", split), encoder.path(SIMILARITY, split=split)
         yield _single("similarity", f"{_words(encoder)} {split}", log, output, total)

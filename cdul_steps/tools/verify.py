@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from cdul_steps.results import (
     CARD,
     EMBEDDINGS,
     ENCODED,
-    ENCODER,
+    FEATURE_TABLE,
+    FEATURES,
     HISTORY,
     IMAGES,
     METRICS,
@@ -116,11 +118,18 @@ def _check_dataset(dataset: Place, report: Report) -> None:
             table = read_table(text, ["class", "embedding"])
             classes = table["class"].to_pylist(), np.stack(table["embedding"].to_numpy())
         for split in splits:
-            _check_shards(encoder, split, manifests[split.name], report)
+            files = ShardFiles.of(encoder, split, EMBEDDINGS, ENCODED, split.views)
+            finished = encoder.path(SIMILARITY, split=split.name).exists()
+            _check_shards(files, split, manifests[split.name], finished, report)
             if classes and encoder.path(SIMILARITY, split=split.name).exists():
                 _check_similarity(encoder, split, *classes, report)
         for labels in encoder.find(PSEUDO_LABELS):
             _check_labels(labels, splits, report)
+    trunks = {trunk.names["trunk"] for trunk in dataset.find(FEATURE_TABLE)}
+    for trunk, split in product(sorted(trunks), splits):
+        place = Place(dataset.results, {**dataset.names, "trunk": trunk})
+        files = ShardFiles.of(place, split, FEATURES, FEATURE_TABLE, 1)
+        _check_shards(files, split, manifests[split.name], False, report)
 
 
 def _read_manifests(split: Split, dataset: Place, report: Report) -> dict[int, np.ndarray]:
@@ -140,26 +149,42 @@ def _read_manifests(split: Split, dataset: Place, report: Report) -> dict[int, n
     return found
 
 
+@dataclass(frozen=True)
+class ShardFiles:
+    """What the jobs of a split's shards wrote: their store, and a table per shard."""
+
+    store: Path
+    tables: list[Path]
+    views: int
+
+    @classmethod
+    def of(cls, place: Place, split: Split, store: str, table: str, views: int) -> "ShardFiles":
+        """By the patterns of store and tables at a place among the results."""
+        tables = [place.path(table, split=split.name, shard=shard) for shard in split.shards]
+        return cls(place.path(store, split=split.name), tables, views)
+
+
 def _check_shards(
-    encoder: Place, split: Split, manifests: dict[int, np.ndarray], report: Report
+    files: ShardFiles,
+    split: Split,
+    manifests: dict[int, np.ndarray],
+    finished: bool,
+    report: Report,
 ) -> None:
-    """Each shard of embeddings against its table, and the table against the manifest."""
-    store = encoder.path(EMBEDDINGS, split=split.name)
-    array = None
-    if any(encoder.find(ENCODED, split=split.name)):
+    """Each shard of a store against its table, and the table against the manifest.
+
+    Snakemake makes a missing shard by itself, but not once what follows is `finished`.
+    """
+    store, array = files.store, None
+    if any(table.exists() for table in files.tables):
         with report.reading(store / "zarr.json"):
             array = open_store(store)
             shape = (*array.shape[:2], shard_rows(array))
-            expected = (split.rows, split.views, split.shard_size)
+            expected = (split.rows, files.views, split.shard_size)
             if shape != expected:
                 raise ValueError(f"has {shape} images, views, images a shard, not {expected}")
-    # Snakemake makes a missing shard by itself, but not once its successor is there.
-    finished = encoder.path(SIMILARITY, split=split.name).exists()
-    with Progress(
-        f"verify {encoder.path(ENCODER)} {split.name}", len(split.shards), "shards"
-    ) as progress:
-        for shard in split.shards:
-            table = encoder.path(ENCODED, split=split.name, shard=shard)
+    with Progress(f"verify {store}", len(split.shards), "shards") as progress:
+        for shard, table in zip(split.shards, files.tables, strict=True):
             vectors = shard_file(store, shard)
             missing = [path for path in (vectors, table) if not path.exists()]
             if missing and finished:

@@ -25,7 +25,8 @@ def _learning_rate(settings: Training, step: int, steps: int) -> float:
     return settings.learning_rate * 0.5 * (1 + float(np.cos(np.pi * done)))
 
 
-def _optimizer(settings: Training, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def optimizer(settings: Training, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """The optimiser of some groups of parameters."""
     common = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, **common)
@@ -34,6 +35,9 @@ def _optimizer(settings: Training, groups: list[dict[str, Any]]) -> torch.optim.
 
 class Trainer:
     """The state of a training: network, labels, and the optimiser of both."""
+
+    rounds = 1
+    """How often all epochs are gone through."""
 
     def __init__(
         self,
@@ -48,21 +52,36 @@ class Trainer:
         self.card, self.settings, self.labels, self.device = card, settings, labels, device
         self.ranks, self._training_network = ranks, ranks.wrap(self.network)
         groups = [{"params": list(self.network.parameters())}, *labels.parameter_groups()]
-        self.optimizer = _optimizer(settings, groups)
+        self.optimizer = optimizer(settings, groups)
         self.dtype = DTYPES[settings.precision]
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
         self.logits = torch.full_like(labels.labels, torch.nan)
         self.step = 0
 
+    def begin_round(self, number: int) -> None:
+        """Get ready for a round of epochs, counted from 0."""
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """What the network takes, of images as the loader gives them."""
+        return self.card.normalize(images)
+
+    def move_labels(self, epoch: int) -> None:
+        """Let the labels move after `epoch`, counted from 1 in its round."""
+        self.labels.end_epoch(epoch, self.logits)
+
+    def finished_network(self) -> torch.nn.Module:
+        """The network as it is kept, after the last epoch."""
+        return self.network
+
     def _forward(self, network: torch.nn.Module, images: Tensor) -> Tensor:
-        images = self.card.normalize(images.to(self.device, non_blocking=True))
+        images = self.prepare(images.to(self.device, non_blocking=True))
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
             return network(images).float()
 
     def train_epoch(self, data: Iterator[tuple[Tensor, Tensor]], steps: int, label: str) -> float:
         """One pass over the images; the mean loss of an image.
 
-        `data` is this rank's part of every batch, `steps` are those of the whole training. Keeps
+        `data` is this rank's part of every batch, `steps` are those of the whole round. Keeps
         each image's logits for the labels.
         """
         self.network.train()
@@ -78,7 +97,7 @@ class Trainer:
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate * group.get("lr_scale", 1)
                 if len(index) == 1:  # batch norm needs two
-                    images = images.repeat(2, 1, 1, 1)
+                    images = torch.cat([images, images])
                 if not len(images):
                     # A rank that has none of the batch's images takes part with an earlier one,
                     # which only batch norm sees.

@@ -124,8 +124,6 @@ def scores(model, photo, tmp_path_factory) -> dict[str, float]:
     predict_images(
         model=model,
         inputs=[photo],
-        images=None,
-        split=None,
         output=output,
         threshold=None,
         max_pixels=tiny.MAX_PIXELS,

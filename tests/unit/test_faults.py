@@ -7,6 +7,7 @@ import signal
 import time
 from contextlib import redirect_stderr
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -28,7 +29,9 @@ from cdul_steps.data.stores import shard_file, write_metadata, write_shard
 from cdul_steps.data.tables import describe, write_table
 from cdul_steps.errors import UserError, explain
 from cdul_steps.models.classifier import Card, new_classifier, save_classifier
-from cdul_steps.steps import encode, predict
+from cdul_steps.models.encoder import Preprocess
+from cdul_steps.models.timm_encoder import TimmEncoder
+from cdul_steps.steps import predict
 from cdul_steps.steps.encode import encode_shard
 from cdul_steps.steps.label import make_labels
 from cdul_steps.steps.predict import predict_images
@@ -221,9 +224,9 @@ def classifier(tmp_path_factory) -> Path:
 
 def predict_from(classifier: Path, folder: Path, output: Path, **changes) -> dict:
     return {
-        **{"model": classifier, "inputs": [folder], "images": None, "split": None},
+        **{"model": classifier, "inputs": [folder]},
         **{"output": output / "scores.parquet", "threshold": None},
-        **tiny.on({"max_pixels": tiny.MAX_PIXELS, "batch_size": 4, **changes}),
+        **tiny.on({"max_pixels": tiny.MAX_PIXELS, "engine": "torch", "batch_size": 4, **changes}),
     }
 
 
@@ -247,37 +250,27 @@ def test_a_killed_worker_ends_in_one_line(shard, train_data, classifier, tmp_pat
     function(**options)  # and once more, now that nothing kills
 
 
-class SmallMemory:
-    """A function that has GPU memory for two rows."""
+class SmallMemory(TimmEncoder):
+    """A classifier on a device that has memory for two images."""
 
-    def __init__(self, function) -> None:
-        self.sizes = []
-        self.function = function
+    sizes: ClassVar[list[int]] = []
 
     def __call__(self, images):
         self.sizes.append(len(images))
         if len(images) > 2:
             raise torch.OutOfMemoryError
-        return self.function(images)
+        return super().__call__(images)
 
 
 def test_predict_goes_on_with_smaller_batches(shard, classifier, tmp_path, monkeypatch, capsys):
     folder = shard[0].parents[2] / "images"
     predict_images(**predict_from(classifier, folder, tmp_path))
     expected = pq.read_table(tmp_path / "scores.parquet").to_pandas()
-    networks = []
-
-    def small(place, device):
-        network, card = loaded(place, device)
-        networks.append(SmallMemory(network))
-        return networks[-1], card
-
-    loaded = predict.load_classifier
-    monkeypatch.setattr(predict, "load_classifier", small)
+    monkeypatch.setattr(predict, "TimmEncoder", SmallMemory)
     predict_images(**predict_from(classifier, folder, tmp_path))
     found = pq.read_table(tmp_path / "scores.parquet").to_pandas()
     np.testing.assert_allclose(found[PREDICTED], expected[PREDICTED], atol=1e-6)
-    assert [n for n in networks[0].sizes if n > 2] == [4]
+    assert [n for n in SmallMemory.sizes if n > 2] == [4]
     assert "going on with batches of 2" in capsys.readouterr().err
 
 
@@ -300,7 +293,7 @@ def test_what_a_machine_lacks_is_told_in_one_line(error, words):
 
 
 def test_no_memory_to_cut_an_image_is_its_status(shard, tmp_path, monkeypatch):
-    views = encode.Preprocess.views
+    views = Preprocess.views
 
     def greedy(self, image, boxes):
         if image.getpixel((0, 0)) == third.getpixel((0, 0)):
@@ -308,7 +301,7 @@ def test_no_memory_to_cut_an_image_is_its_status(shard, tmp_path, monkeypatch):
         return views(self, image, boxes)
 
     third = decode(shard[0].parents[2] / "images/3.png")
-    monkeypatch.setattr(encode.Preprocess, "views", greedy)
+    monkeypatch.setattr(Preprocess, "views", greedy)
     encode_shard(**encode_into(shard, tmp_path))
     rows = pq.read_table(tmp_path / "0.parquet").to_pylist()
     assert {r["image_id"]: r["status"] for r in rows if r["status"] != "ok"} == {

@@ -18,7 +18,7 @@ from cdul_steps.data.images import decode
 from cdul_steps.data.tables import read_facts
 from cdul_steps.errors import UserError
 from cdul_steps.models.classifier import Card, load_classifier, new_classifier, save_classifier
-from cdul_steps.steps.predict import predict_images
+from cdul_steps.steps.predict import SplitImages, predict_images
 
 CLASSES = ["cat", "dog", "potted plant"]
 
@@ -61,9 +61,9 @@ def images(tmp_path_factory) -> Path:
 
 
 def run(model: Path, output: Path, *inputs: Path, **changes) -> pd.DataFrame:
+    if "images" in changes:
+        inputs = SplitImages(changes.pop("images"), changes.pop("split"))
     values = {
-        "images": None,
-        "split": None,
         "threshold": None,
         "max_pixels": tiny.MAX_PIXELS,
         **changes,

@@ -35,7 +35,7 @@ from cdul_steps.steps.encode import encode_shard, encode_text
 from cdul_steps.steps.evaluate import evaluate_labels, evaluate_scores
 from cdul_steps.steps.label import make_labels
 from cdul_steps.steps.manifest import make_manifest
-from cdul_steps.steps.predict import predict_images
+from cdul_steps.steps.predict import SplitImages, predict_images
 from cdul_steps.steps.report import make_report
 from cdul_steps.steps.similarity import make_similarity, write_store
 from cdul_steps.steps.train import train_classifier
@@ -299,9 +299,7 @@ def run_stages(root: Path, known: bool) -> Path:
         predictions = training / f"predictions/{split}.parquet"
         predict_images(
             model=training / "model",
-            inputs=[],
-            images=images,
-            split=split,
+            inputs=SplitImages(images, split),
             output=predictions,
             threshold=None,
             **TINY,

@@ -55,6 +55,8 @@ LOGS = below(results.LOGS)
 BENCHMARKS = below(results.BENCHMARKS)
 IMAGES = below(results.IMAGES)
 SHARD = below(results.SHARD)
+FEATURES = below(results.FEATURES)
+FEATURE_TABLE = below(results.FEATURE_TABLE)
 TEXT = below(results.TEXT)
 EMBEDDINGS = below(results.EMBEDDINGS)
 ENCODED = below(results.ENCODED)
@@ -129,7 +131,9 @@ def gpus(wildcards):
 
 
 def train_gpus(wildcards):
-    """The GPUs of a training."""
+    """The GPUs of a training; a head on a frozen trunk learns on the CPU."""
+    if training(wildcards).trunk == "frozen":
+        return 0
     return gpus(wildcards) * RUNTIME.train_devices
 
 
@@ -187,11 +191,16 @@ def grid_options(wildcards):
     ]
 
 
-def shards(wildcards):
-    """The shards of a split, known once the manifest is made."""
-    images = checkpoints.manifest.get(dataset=wildcards.dataset).output[0]
+def shards_of(dataset, split):
+    """The shards of a data set's split, known once the manifest is made."""
+    images = checkpoints.manifest.get(dataset=dataset).output[0]
     facts = read_facts(Path(images))
-    return range(-(-facts["rows"][wildcards.split] // facts["layout"]["shard_size"]))
+    return range(-(-facts["rows"][split] // facts["layout"]["shard_size"]))
+
+
+def shards(wildcards):
+    """The shards of a split."""
+    return shards_of(wildcards.dataset, wildcards.split)
 
 
 @one_line
@@ -279,13 +288,51 @@ def training(wildcards):
     raise UserError(f"{CONFIG.ablation.table}: has no {wildcards.training!r}")
 
 
+def weights_content(weights, what):
+    """Digest of the file that a network starts from."""
+    return weights if weights in (None, "timm") else content(weights, what)
+
+
 @one_line
 def start_weights(wildcards):
     """Digest of the file that a training starts from."""
-    weights = training(wildcards).weights
-    if weights in (None, "timm"):
-        return weights
-    return content(weights, f"trainings.{wildcards.training}.weights")
+    return weights_content(
+        training(wildcards).weights, f"trainings.{wildcards.training}.weights"
+    )
+
+
+def features_of(wildcards, split, pattern):
+    """Files of the features of a split, for a training on a frozen trunk; else none."""
+    settings = training(wildcards)
+    if settings.trunk == "trained":
+        return []
+    return expand(
+        pattern,
+        dataset=wildcards.dataset,
+        trunk=settings.folder,
+        split=split,
+        shard=shards_of(wildcards.dataset, split),
+    )
+
+
+def training_features(pattern):
+    """Files of the features of all splits, for a training on a frozen trunk."""
+    return lambda wildcards: [
+        file
+        for split in CONFIG.datasets[wildcards.dataset].splits
+        for file in features_of(wildcards, split, pattern)
+    ]
+
+
+def split_features(pattern):
+    """Files of the features of a job's split, for a training on a frozen trunk."""
+    return lambda wildcards: features_of(wildcards, wildcards.split, pattern)
+
+
+def feature_options(wildcards, input):
+    """Command line words that say which store of features is which split's."""
+    stores = [Path(metadata).parent for metadata in input.features]
+    return [f"--features={store.stem}={store}" for store in stores]
 
 
 @one_line

@@ -1,0 +1,74 @@
+"""Training of the last layer alone, on standardised features of a frozen trunk."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cdul_steps.config import Training
+from cdul_steps.method.calibration import match_labels
+from cdul_steps.models.classifier import Card, network_and_card, start_head
+from cdul_steps.training.features import Standardised, read_features
+from cdul_steps.training.labels import AlignedLabels, FixedLabels
+from cdul_steps.training.ranks import Ranks
+from cdul_steps.training.trainer import Trainer, optimizer
+
+
+class HeadTrainer(Trainer):
+    """Learns a head, a linear layer on features; the images that it trains on are feature vectors.
+
+    Labels that move do so in a first round of epochs, with a head that starts at each class's mean
+    label and whose bias does not decay. The head that counts learns in the last round, from labels
+    that stay. It has no bias: its logits then stay where the sigmoid is almost linear, where noise
+    in the labels does least harm. How often a class occurs is put into its probabilities at the
+    end, by `match_labels`.
+    """
+
+    def __init__(
+        self, store: Path, rows: np.ndarray, card: Card, settings: Training, labels: FixedLabels
+    ) -> None:
+        """`rows` int (N,) are those of the labels' images in the store of features."""
+        features = read_features(store, rows)
+        both = settings.model_args.get("global_pool") == "catavgmax"
+        self.standardise = Standardised(features, poolings=2 if both else 1)
+        self.features = self.standardise(features)
+        head = torch.nn.Linear(self.features.shape[1], len(card.classes))
+        super().__init__(head, card, settings, labels, torch.device("cpu"), Ranks())
+        self.rounds = 2 if isinstance(labels, AlignedLabels) else 1
+
+    def begin_round(self, number: int) -> None:
+        """Start with a new head."""
+        self.step, self._last = 0, number == self.rounds - 1
+        head = self.network
+        torch.nn.init.zeros_(head.weight)
+        torch.nn.init.zeros_(head.bias)
+        head.bias.requires_grad_(not self._last)
+        groups = [{"params": [head.weight]}]
+        if not self._last:
+            start_head(head, self.labels.labels)
+            groups.append({"params": [head.bias], "weight_decay": 0.0})
+        self.optimizer = optimizer(self.settings, [*groups, *self.labels.parameter_groups()])
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """The features as they are."""
+        return images
+
+    def move_labels(self, epoch: int) -> None:
+        """As the labels do, in the first of two rounds."""
+        if self.rounds == 1 or not self._last:
+            super().move_labels(epoch)
+
+    def finished_network(self) -> torch.nn.Module:
+        """The whole network, with the head on its trunk."""
+        head = self.network
+        usable = self.features.isfinite().all(dim=1)
+        if self.card.activation == "sigmoid":
+            with torch.no_grad():
+                logits = head(self.features[usable]).numpy()
+                slope, bias = match_labels(logits, self.labels.labels[usable].numpy())
+                head.weight.mul_(slope)
+                head.bias.mul_(slope).add_(bias)
+        network, _ = network_and_card(self.settings, self.card.classes)
+        self.standardise.fold(head, network.get_classifier())
+        return network

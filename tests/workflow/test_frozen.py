@@ -1,0 +1,121 @@
+"""A training on a frozen trunk: what its features are made again for, and what not."""
+
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+import timm
+import zarr
+from copies import Project, copy_project
+from safetensors.torch import save_file
+
+SHARDS = 3 + 1
+AFTER_TRAIN = {"predict": 2, "evaluate": 1, "model_card": 1}
+MODEL = "test_byobnet"
+
+
+@pytest.fixture(scope="module")
+def frozen(tmp_path_factory) -> Project:
+    """A small cut of the demo with a frozen trunk, run whole; tests leave it as they found it."""
+    project = copy_project(tmp_path_factory.mktemp("frozen") / "project")
+    save_file(timm.create_model(MODEL).state_dict(), project.folder / "trunk.safetensors")
+    training = {
+        **{"model": MODEL, "weights": "trunk.safetensors", "image_size": 64, "trunk": "frozen"},
+        **{"epochs": 2, "batch_size": 16, "learning_rate": "1e-3", "weight_decay": 3},
+        **{"loss": "kl", "alignment": {"step_size": 0.2, "warmup": 0}},
+    }
+    project.config = {
+        "datasets": {"demo": {"shard_size": 20, "scenes": {"train": 50, "test": 20}}},
+        "run": {"labels": ["final"], "trainings": ["head"]},
+        "trainings": {"head": training},
+    }
+    project.snakemake()
+    return project
+
+
+def features(project: Project, jobs: dict[str, int]) -> dict[str, int]:
+    """Those of the jobs that are about features."""
+    return {rule: count for rule, count in jobs.items() if rule.startswith("feature")}
+
+
+def test_what_a_run_leaves_behind(frozen):
+    (folder,) = (frozen.results / "demo/features").iterdir()
+    assert folder.name.startswith(f"{MODEL}-64-")
+    store = zarr.open_array(folder / "train.zarr", mode="r")
+    assert store.shape[:2] == (50, 1) and store.dtype == "float32"
+    tables = sorted((folder / "train").glob("*.parquet"))
+    assert [len(pq.read_table(table)) for table in tables] == [20, 20, 10]
+    history = pq.read_table(frozen.results / "demo/tiny-clip/final/head/history.parquet")
+    assert history["epoch"].to_pylist() == [1, 2, 3, 4]
+    assert frozen.plan() == {}
+
+
+@pytest.mark.parametrize(
+    "path, value",
+    [
+        ("trainings.head.loss", "bce"),
+        ("trainings.head.seed", 7),
+        ("trainings.head.epochs", 3),
+        ("trainings.head.weight_decay", 1),
+        ("trainings.head.alignment.sigma", 0.2),
+        ("labels.final.zeta", 0.1),
+        ("evaluate.difficult", "negative"),
+        ("runtime.workers", 1),
+    ],
+)
+def test_what_makes_no_features_again(frozen, path, value):
+    jobs = frozen.set(path, value).plan()
+    assert features(frozen, jobs) == {}
+    assert path.startswith("runtime") or jobs
+
+
+def test_another_training_on_the_same_trunk_shares_its_features(frozen):
+    other = frozen.set("trainings.other", frozen.config["trainings"]["head"] | {"seed": 3})
+    assert other.set("run.trainings", ["other"]).plan() == {"train": 1, **AFTER_TRAIN}
+
+
+@pytest.mark.parametrize("path, value", [("image_size", 96), ("model_args", {"drop_rate": 0.1})])
+def test_another_network_has_features_of_its_own(frozen, path, value):
+    jobs = frozen.set(f"trainings.head.{path}", value).plan()
+    assert features(frozen, jobs) == {"features": SHARDS, "feature_store": 2}
+
+
+def test_other_weights_make_features_again(frozen):
+    file = frozen.folder / "trunk.safetensors"
+    kept = shutil.copy2(file, file.with_suffix(".kept"))
+    try:
+        save_file(timm.create_model(MODEL).state_dict(), file)
+        jobs = frozen.plan()
+    finally:
+        shutil.copy2(kept, file)
+    assert features(frozen, jobs) == {"features": SHARDS, "feature_store": 2}
+    assert jobs["train"] == 1
+
+
+def test_a_lost_shard_is_made_again_alone(frozen):
+    (folder,) = (frozen.results / "demo/features").iterdir()
+    shard = folder / "train.zarr/c/1/0/0"
+    kept = shutil.copy2(shard, folder / "kept")
+    shard.unlink()
+    try:
+        target = str(shard.relative_to(frozen.folder))
+        assert frozen.plan(target) == {"features": 1}
+    finally:
+        shutil.copy2(kept, shard)
+        kept = folder / "kept"
+        kept.unlink()
+
+
+def test_status_and_verify_know_features(frozen, cdul):
+    text = cdul("status", frozen.results).stdout
+    assert "features" in text and "3/3 shards" in text
+    assert cdul("verify", frozen.results).returncode == 0
+    (folder,) = (frozen.results / "demo/features").iterdir()
+    shard = folder / "test.zarr/c/0/0/0"
+    content = shard.read_bytes()
+    try:
+        shard.write_bytes(content[:-9] + b"corrupted")
+        done = cdul("verify", frozen.results)
+    finally:
+        shard.write_bytes(content)
+    assert done.returncode == 1 and "is not what its job wrote" in done.stdout
