@@ -5,13 +5,14 @@ BIN := .venv/bin
 # As in the command line itself: torch's threads sleep while they wait, and leave room for others.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install demo report test lint format docs rulegraph lock audit
+.PHONY: help install demo report test test-fast lint format docs rulegraph lock audit
 
 help:
 	@echo "make demo   run the whole workflow on the embedded demo and print its metrics"
 	@echo "make install  set up everything in .venv; all others do it where it is not"
 	@echo "make report write results/report/report.html: the demo's tables and figures on one page"
 	@echo "make test   run all tests (CDUL_TEST_DATA names the folder of further test data)"
+	@echo "make test-fast  run the tests that answer within minutes"
 	@echo "make lint   check style of the code and of the workflow"
 	@echo "make docs   write config/README.md and the config's JSON schema anew"
 	@echo "make rulegraph  draw the README's picture of the rules anew"
@@ -36,6 +37,11 @@ report: install
 
 test: install
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# What takes long or starts a browser or a cluster is left out: for before each commit.
+test-fast: install
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder \
+		-m "not slow and not browser and not slurm and not gpu and not root"
 
 lint: install
 	$(BIN)/ruff check .

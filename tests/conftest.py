@@ -14,11 +14,6 @@ settings.register_profile("cdul", deadline=None, max_examples=30)
 settings.load_profile("cdul")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "gpu: needs a CUDA device")
-    config.addinivalue_line("markers", "slurm: needs or starts a SLURM cluster")
-
-
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the repository."""

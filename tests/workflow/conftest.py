@@ -1,5 +1,7 @@
 """Real runs of the workflow on copies of the project."""
 
+import fcntl
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,14 +14,27 @@ def project(tmp_path: Path) -> Project:
     return copy_project(tmp_path / "project")
 
 
+CONFIG = {
+    "datasets": {"demo": {"shard_size": 20, "scenes": {"train": 50, "test": 20}}},
+    "run": {"labels": ["final"], "trainings": ["small"]},
+    "trainings": {"small": SMALL_TRAINING},
+}
+
+
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A small cut of the demo, run whole; tests leave it as they found it."""
-    project = copy_project(tmp_path_factory.mktemp("demo") / "project")
-    project.config = {
-        "datasets": {"demo": {"shard_size": 20, "scenes": {"train": 50, "test": 20}}},
-        "run": {"labels": ["final"], "trainings": ["small"]},
-        "trainings": {"small": SMALL_TRAINING},
-    }
-    project.snakemake()
-    return project
+def demo(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Project:
+    """A small cut of the demo, run whole; tests leave it as they found it.
+
+    It is run once, and each of pytest's worker processes has a copy.
+    """
+    own = tmp_path_factory.getbasetemp()
+    shared = own if worker_id == "master" else own.parent
+    with (shared / "demo.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "demo").exists():
+            project = copy_project(shared / "unfinished")
+            project.config = CONFIG
+            project.snakemake()
+            project.folder.rename(shared / "demo")
+    shutil.copytree(shared / "demo", own / "project", symlinks=True)
+    return Project(own / "project", CONFIG)
