@@ -1,18 +1,28 @@
 """Stage encode: the views of a shard to embeddings, and the class table to its own."""
 
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from cdul_steps.config import Encoder
-from cdul_steps.data.classes import load_classes
+from cdul_steps.data.classes import (
+    ClassTable,
+    ContextList,
+    check_choice,
+    load_names,
+)
 from cdul_steps.data.files import digest
 from cdul_steps.data.manifest import read_shard
 from cdul_steps.data.stores import shard_file, write_shard
 from cdul_steps.data.tables import describe, write_table
 from cdul_steps.errors import UserError
+from cdul_steps.method.context import REFERENCE, Near, centred_cosine, find_near
 from cdul_steps.method.similarity import class_embedding
 from cdul_steps.models.device import Machine
 from cdul_steps.models.embedding import BatchedEncoder, encode_images
@@ -115,26 +125,37 @@ def _outcome_table(images: pa.Table, outcome: list[tuple[str, str, float]]) -> p
     )
 
 
-def encode_text(*, classes: Path, encoder: Encoder, output: Path) -> None:
+def encode_text(
+    *, classes: Path, encoder: Encoder, output: Path, context: ContextList | None = None
+) -> None:
     """Embed the class table: `output` gets a row a class, `class`, the `aliases` that its prompts
     used, and `embedding` (float32, D).
 
-    Always fp32 and on the CPU:
-    it is a few hundred prompts. The model's `logit_scale` goes into the table's facts.
+    With `context`, its names have rows behind the classes, which the column `context` marks; those
+    that mean a class are left out. Always fp32 and on the CPU: it is a few hundred prompts. The
+    model's `logit_scale` goes into the table's facts, and so does what was left out. Raises
+    UserError for weights that give no finite vectors, for lists that cannot be read, and where one
+    class is left alone.
     """
-    table = load_classes(classes)
-    prompted = table.aliases if encoder.aliases else [names[:1] for names in table.aliases]
+    table, listed = load_names(classes, *((context.path, context.keep) if context else (None,)))
+    names = list(table.names)
+    prompted = [list(of if encoder.aliases else of[:1]) for of in table.aliases]
     network = load_clip(encoder.model, encoder.pretrained)
-    vectors = [
-        class_embedding(
-            embed_prompts(
-                network,
-                encoder.model,
-                [t.replace("{}", name) for t in encoder.templates for name in names],
-            )
-        )
-        for names in prompted
-    ]
+    embed = partial(_embed_names, network, encoder)
+    vectors = embed(prompted)
+    further: dict[str, pa.Array] = {}
+    facts: dict[str, Any] = {}
+    if context:
+        of_context = embed(listed.aliases)
+        near = _find_near(table, listed, of_context, context, embed)
+        stays = np.flatnonzero(~np.isin(listed.names, [n.name for n in near]))
+        check_choice(names, stays, context.path)
+        names += [listed.names[i] for i in stays]
+        prompted += [list(listed.aliases[i]) for i in stays]
+        vectors = np.concatenate([vectors, of_context[stays]])
+        further = {"context": pa.array(np.arange(len(names)) >= len(table.names))}
+        facts = {"context": len(stays), "nearness": context.nearness}
+        facts["left_out"] = [n._asdict() for n in near]
     scale = logit_scale(network)
     if not np.isfinite(vectors).all() or not 0 < scale < np.inf:
         raise UserError(
@@ -143,9 +164,10 @@ def encode_text(*, classes: Path, encoder: Encoder, output: Path) -> None:
         )
     result = pa.table(
         {
-            "class": pa.array(table.names),
-            "aliases": pa.array([list(names) for names in prompted]),
+            "class": pa.array(names),
+            "aliases": pa.array(prompted),
             "embedding": pa.array([v.tolist() for v in vectors], pa.list_(pa.float32())),
+            **further,
         }
     )
     described = describe(
@@ -155,7 +177,53 @@ def encode_text(*, classes: Path, encoder: Encoder, output: Path) -> None:
         pretrained=encoder.pretrained,
         templates=encoder.templates,
         logit_scale=scale,
+        **facts,
         software=versions(*SOFTWARE),
     )
     write_table(described, output)
     note(f"encode: {len(table.names)} classes x {len(encoder.templates)} templates")
+
+
+def _embed_names(
+    network: torch.nn.Module, encoder: Encoder, names: Sequence[Sequence[str]]
+) -> np.ndarray:
+    """Embeddings of classes by all their names in all templates: float32 (len(names), D)."""
+    prompts = [[t.replace("{}", name) for t in encoder.templates for name in of] for of in names]
+    vectors = embed_prompts(network, encoder.model, [prompt for of in prompts for prompt in of])
+    ends = np.cumsum([len(of) for of in prompts])
+    return np.stack([class_embedding(part) for part in np.split(vectors, ends[:-1])])
+
+
+def _find_near(
+    classes: ClassTable,
+    listed: ClassTable,
+    vectors: np.ndarray,
+    context: ContextList,
+    embed: Callable[[Sequence[Sequence[str]]], np.ndarray],
+) -> list[Near]:
+    """The context names that mean a class, which are left out; told in one line.
+
+    `vectors` are those of the list's names. Whatever names of a class its prompts use, each of
+    them means the class.
+    """
+    centre = embed([[word] for word in REFERENCE]).mean(axis=0)
+    cosines = centred_cosine(vectors, embed([[n] for of in classes.aliases for n in of]), centre)
+    first = np.cumsum([0, *(len(of) for of in classes.aliases)])[:-1]
+    near = find_near(
+        [(name, *of) for name, of in zip(listed.names, listed.aliases, strict=True)],
+        [(name, *of) for name, of in zip(classes.names, classes.aliases, strict=True)],
+        np.maximum.reduceat(cosines, first, axis=1),
+        context.nearness,
+    )
+    near = [n for n in near if n.name not in context.keep]
+    by_class: dict[str, list[str]] = {}
+    for n in near:
+        text = n.name if n.nearness is None else f"{n.name} {n.nearness:.2f}"
+        by_class.setdefault(n.of, []).append(text)
+    told = "; ".join(f"to {name}: {', '.join(which)}" for name, which in by_class.items())
+    stay = len(listed.names) - len(near)
+    note(
+        f"context: {stay} of the {len(listed.names)} names of {context.path} stay; "
+        + (f"left out, too near {told}" if told else "none is too near to a class")
+    )
+    return near

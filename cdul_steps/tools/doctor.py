@@ -22,7 +22,7 @@ from snakemake.utils import update_config
 from torch.utils.data import DataLoader
 
 from cdul_steps.config import Config, Dataset, Encoder, Runtime, Training, load
-from cdul_steps.data.classes import check_choice, load_classes
+from cdul_steps.data.classes import check_choice, load_names
 from cdul_steps.data.images import ImageError, read_size
 from cdul_steps.data.readers import check_counts, check_files, read_dataset
 from cdul_steps.demo.scenes import write_scenes
@@ -176,9 +176,16 @@ def _views(dataset: Dataset) -> int:
     return len(view_boxes(1, 1, dataset.grid))
 
 
+def _names(dataset: Dataset) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of the classes, and those of the context list."""
+    context = Path(dataset.context) if dataset.context else None
+    classes, listed = load_names(Path(dataset.classes), context, dataset.context_keep)
+    return classes.names, listed.names
+
+
 def _paths(dataset: Dataset) -> dict[str, list[str]]:
     """The paths of each split's images."""
-    names = load_classes(Path(dataset.classes)).names
+    names, _ = _names(dataset)
     root = Path(dataset.root or "")
     records = read_dataset(
         dataset.reader, root, dataset.splits, names, labelled_only=dataset.labelled_only
@@ -188,8 +195,8 @@ def _paths(dataset: Dataset) -> dict[str, list[str]]:
 
 
 def _data(dataset: Dataset) -> Result:
-    names = load_classes(Path(dataset.classes)).names
-    check_choice(names, dataset.classes)
+    classes, context = _names(dataset)
+    check_choice(classes, context, dataset.classes)
     if dataset.reader == "demo":
         images = {split: getattr(dataset.scenes, split) for split in dataset.splits}
     else:
@@ -200,8 +207,9 @@ def _data(dataset: Dataset) -> Result:
             check_files(split, len(paths), absent, dataset.max_failed_share)
     views = sum(images.values()) * _views(dataset)
     text = ", ".join(f"{count} images to {split}" for split, count in images.items())
-    values = {"images": images, "views": views, "classes": len(names)}
-    return f"{text}; {len(names)} classes; {views} views", values
+    values = {"images": images, "views": views, "classes": len(classes), "context": len(context)}
+    names = f"{len(classes)} classes" + (f", {len(context)} context names" if context else "")
+    return f"{text}; {names}; {views} views", values
 
 
 @contextmanager
@@ -241,9 +249,9 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
 
 def _image_bytes(dataset: Dataset, dimension: int) -> int:
     """What an image leaves among the results: float16 embeddings, float32 cosines."""
-    classes = len(load_classes(Path(dataset.classes)).names)
+    names = sum(map(len, _names(dataset)))
     drawn = 3 * dataset.scenes.size**2 if dataset.reader == "demo" else 0
-    return _views(dataset) * (2 * dimension + 4 * classes) + drawn
+    return _views(dataset) * (2 * dimension + 4 * names) + drawn
 
 
 def _scenes(config: Config, name: str) -> Path:
