@@ -97,3 +97,25 @@ def find_near(
         elif row[best] > limit:
             found.append(Near(names[0], classes[best][0], float(row[best])))
     return found
+
+
+class Largest(NamedTuple):
+    """What context takes of images: its `share` of all scores, float32 (N,), and its largest names.
+
+    `names` int (N, K) are columns of the scores, the largest first, `scores` float32 (N, K) theirs.
+    """
+
+    share: np.ndarray
+    names: np.ndarray
+    scores: np.ndarray
+
+
+def largest_context(scores: np.ndarray, classes: int, count: int) -> Largest:
+    """What goes to context of scores (N, C+M), `classes` of which come first; `count` names.
+
+    Without context the share is 0 and there are no names.
+    """
+    context = scores[:, classes:]
+    order = np.argsort(-context, axis=1, kind="stable")[:, :count]
+    values = np.take_along_axis(context, order, axis=1)
+    return Largest(context.sum(axis=1), order + classes, values)

@@ -16,6 +16,7 @@ from cdul_steps.method.context import (
     centred_cosine,
     context_bias,
     find_near,
+    largest_context,
     plain_name,
 )
 from cdul_steps.method.similarity import scores
@@ -188,3 +189,13 @@ def test_each_name_is_judged_by_itself(nearness, limit, data):
 
 def test_the_reference_is_a_list_of_plain_names():
     assert len(set(map(plain_name, REFERENCE))) == len(REFERENCE) > 40
+
+
+@given(arrays(np.float32, (4, 6), elements=st.floats(0, 1, width=32)), st.integers(0, 6))
+def test_what_goes_to_context(s, classes):
+    found = largest_context(s, classes, 3)
+    for i, row in enumerate(s):
+        names = sorted(range(classes, 6), key=lambda c: -row[c])[:3]
+        assert found.names[i].tolist() == names
+        assert found.scores[i].tolist() == row[names].tolist()
+        assert found.share[i] == pytest.approx(sum(row[classes:].tolist()), abs=1e-5)
