@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 from calibrations import read_vectors
 
+from cdul_steps.config import Encoder
 from cdul_steps.data.classes import ClassTable, ContextList, load_classes
 from cdul_steps.data.manifest import read_split, read_truth
 from cdul_steps.data.stores import open_store
@@ -43,28 +44,14 @@ ALL = float("inf")
 """A weight that lets every context name count as one."""
 
 
-@dataclass(frozen=True)
-class Words:
-    """Embeds names as a data set's encoder does."""
-
-    model: str
-    pretrained: str | None
-    templates: list[str]
-
-    def embed(self, names: Sequence[Sequence[str]]) -> np.ndarray:
-        """Unit embeddings of names, each by all its aliases: float32 (len(names), D)."""
-        entries = [{"name": str(i), "aliases": list(of)} for i, of in enumerate(names)]
-        with TemporaryDirectory() as folder:
-            classes, output = Path(folder, "classes.yaml"), Path(folder, "text.parquet")
-            classes.write_text(yaml.safe_dump(entries, allow_unicode=True), encoding="utf-8")
-            encode_text(
-                classes=classes,
-                output=output,
-                model=self.model,
-                pretrained=self.pretrained,
-                templates=self.templates,
-            )
-            return read_text(output)[-1]
+def embed(encoder: Encoder, names: Sequence[Sequence[str]]) -> np.ndarray:
+    """Unit embeddings of names, each by all its aliases: float32 (len(names), D)."""
+    entries = [{"name": str(i), "aliases": list(of)} for i, of in enumerate(names)]
+    with TemporaryDirectory() as folder:
+        classes, output = Path(folder, "classes.yaml"), Path(folder, "text.parquet")
+        classes.write_text(yaml.safe_dump(entries, allow_unicode=True), encoding="utf-8")
+        encode_text(classes=classes, encoder=encoder, output=output)
+        return read_text(output)[-1]
 
 
 @dataclass(frozen=True)
@@ -84,13 +71,13 @@ class Images:
     tau: float
 
 
-def read_images(encoder: Path, names: ClassTable, words: Words, tau: float) -> Images:
+def read_images(folder: Path, names: ClassTable, encoder: Encoder, tau: float) -> Images:
     """All images with known truth of an encoder's results, whatever their split."""
-    images = encoder.parent / "manifest/images.parquet"
+    images = folder.parent / "manifest/images.parquet"
     facts = read_facts(images)
     classes = load_classes(Path("config/classes/voc.yaml"))
     if list(classes.names) != facts["classes"]:
-        sys.exit(f"{encoder}: its classes are not those of config/classes/voc.yaml")
+        sys.exit(f"{folder}: its classes are not those of config/classes/voc.yaml")
     vectors, known = [], []
     for split in facts["rows"]:
         table = read_split(images, split, ["image_id", "row"])
@@ -98,15 +85,15 @@ def read_images(encoder: Path, names: ClassTable, words: Words, tau: float) -> I
         truth = read_truth(images, list(classes.names)).to_pylist()
         known += [t for t in truth if t["image_id"] in rows]
         chosen = [rows[t["image_id"]] for t in truth if t["image_id"] in rows]
-        vectors.append(open_store(encoder / f"embeddings/{split}.zarr")[:][chosen])
+        vectors.append(open_store(folder / f"embeddings/{split}.zarr")[:][chosen])
     embeddings = np.concatenate(vectors)
     lists = [[t[key] or [] for t in known] for key in ("positive", "difficult")]
     truth, counted = truth_table(*lists, len(classes.names), "ignore")
-    near, same = near_names(classes, names, words)
+    near, same = near_names(classes, names, encoder)
     return Images(
         # As the results' encoder does, by their first names.
-        cosine(embeddings, words.embed([of[:1] for of in classes.aliases])),
-        cosine(embeddings, words.embed(names.aliases)),
+        cosine(embeddings, embed(encoder, [of[:1] for of in classes.aliases])),
+        cosine(embeddings, embed(encoder, names.aliases)),
         near,
         same,
         truth,
@@ -116,14 +103,14 @@ def read_images(encoder: Path, names: ClassTable, words: Words, tau: float) -> I
 
 
 def near_names(
-    classes: ClassTable, names: ClassTable, words: Words
+    classes: ClassTable, names: ClassTable, encoder: Encoder
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which context names mean which class, and which have its name: bool (M, C) twice."""
-    vectors = words.embed(names.aliases)
-    centre = words.embed([[word] for word in REFERENCE]).mean(axis=0)
+    vectors = embed(encoder, names.aliases)
+    centre = embed(encoder, [[word] for word in REFERENCE]).mean(axis=0)
     found = np.zeros((2, len(names.names), len(classes.names)), bool)
     for c, (name, of) in enumerate(zip(classes.names, classes.aliases, strict=True)):
-        cosines = centred_cosine(vectors, words.embed([[alias] for alias in of]), centre)
+        cosines = centred_cosine(vectors, embed(encoder, [[alias] for alias in of]), centre)
         near = find_near(
             [(n, *a) for n, a in zip(names.names, names.aliases, strict=True)],
             [(name, *of)],
@@ -308,21 +295,14 @@ def mostly_empty(images: Images, number: int, share: float = 0.9) -> None:
     show(f"Three classes, {share:.0%} of the images show none: percent", header, rows)
 
 
-def left_out(names: ClassTable, words: Words, path: Path) -> None:
+def left_out(names: ClassTable, encoder: Encoder, path: Path) -> None:
     """What the rule leaves out of the list for the class tables of the paper's data sets."""
     rows = []
     for data in ("voc", "coco", "nuswide"):
         classes = Path(f"config/classes/{data}.yaml")
         with TemporaryDirectory() as folder:
             output = Path(folder, "text.parquet")
-            encode_text(
-                classes=classes,
-                output=output,
-                model=words.model,
-                pretrained=words.pretrained,
-                templates=words.templates,
-                context=ContextList(path),
-            )
+            encode_text(classes=classes, encoder=encoder, output=output, context=ContextList(path))
             near = read_facts(output)["left_out"]
         told = sorted((n for n in near if n["nearness"] is not None), key=lambda n: -n["nearness"])
         rows.append(
@@ -385,14 +365,14 @@ def main() -> None:
     if not options.encoder:
         return
     facts = read_facts(options.encoder / "text.parquet")
-    words = Words(facts["model"], facts["pretrained"], facts["templates"])
+    encoder = Encoder(**{key: facts[key] for key in ("model", "pretrained", "templates")})
     names = load_classes(options.context)
-    images = read_images(options.encoder, names, words, temperature(facts["logit_scale"]))
+    images = read_images(options.encoder, names, encoder, temperature(facts["logit_scale"]))
     by_count(images, options.draws)
     by_size(images, options.draws)
     mostly_empty(images, max(options.draws, 30))
     by_class(images)
-    left_out(names, words, options.context)
+    left_out(names, encoder, options.context)
 
 
 if __name__ == "__main__":

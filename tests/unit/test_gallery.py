@@ -127,7 +127,7 @@ def test_what_went_to_context_is_that_of_the_store(tmp_path):
     assert data["index"]["names"] == ["boat", "car", "cat", *CONTEXT]
     assert data["index"]["thresholds"] == [500, 500, 300]
     cosines = zarr.open_array(training.parents[1] / "similarity/train.zarr", mode="r")[:]
-    powers = np.exp(cosines.astype(float) / made.SETTINGS["tau"])
+    powers = np.exp(cosines.astype(float) / made.SETTINGS.tau)
     scores = powers / powers.sum(axis=2, keepdims=True)
     rows = {
         r["image_id"]: r["row"]
