@@ -18,6 +18,7 @@ from cdul_steps.steps.manifest import make_manifest
 
 LOGIT_SCALE = 18.0
 SETTINGS = Labels(tau=3 / LOGIT_SCALE, zeta=0.05, positives=1.5)
+MACHINE = {"precision": "fp32", "resize_mode": None, "device": "cpu", "seconds": 1.0}
 DIMENSION = 16
 SHARD_SIZE = 50
 
@@ -123,7 +124,8 @@ def _write_encode(folder: Path, images: Path, split: str) -> None:
     for first in range(0, len(table), SHARD_SIZE):
         shard = table.slice(first, SHARD_SIZE)
         write_table(
-            describe(shard, "encode", shard=first), folder / f"{first // SHARD_SIZE}.parquet"
+            describe(shard, "encode", shard=first, **MACHINE),
+            folder / f"{first // SHARD_SIZE}.parquet",
         )
 
 
