@@ -31,6 +31,7 @@ from cdul_steps.config import (
 from cdul_steps.errors import UserError, explain
 from cdul_steps.limits import MAX_PIXELS
 from cdul_steps.method.choices import AveragePrecision, Difficult
+from cdul_steps.method.context import NEARNESS
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -260,14 +261,26 @@ def encode_text(
         list[str], Option(help="Prompt, {} being the class name; several are averaged.")
     ] = ["a photo of a {}"],  # noqa: B006
     aliases: Annotated[bool, Option(help="Use all names of a class, or only its first.")] = True,
+    context: Annotated[
+        Path | None, Option(help="Context names: what else images show; the form of --classes.")
+    ] = None,
+    nearness: Annotated[
+        float,
+        _key(Dataset, "context_nearness", "Centred cosine from which context means a class."),
+    ] = NEARNESS,
+    keep: Annotated[
+        list[str], Option(help="Context name that stays though it is near to a class; repeatable.")
+    ] = [],  # noqa: B006
 ) -> None:
-    """Embed the class names with the model's text tower."""
+    """Embed the class names, and context names behind them, with the model's text tower."""
+    from cdul_steps.data.classes import ContextList
     from cdul_steps.steps.encode import encode_text
 
     encoder = _section(
         Encoder, model=model, pretrained=pretrained, templates=template, aliases=aliases
     )
-    encode_text(classes=classes, encoder=encoder, output=output)
+    listed = ContextList(context, tuple(keep), nearness) if context else None
+    encode_text(classes=classes, encoder=encoder, output=output, context=listed)
 
 
 @app.command()

@@ -15,6 +15,7 @@ from cdul_steps import results
 from cdul_steps.errors import UserError, first_line, nearest
 from cdul_steps.limits import MAX_PIXELS, MAX_SEED
 from cdul_steps.method.choices import AveragePrecision, Construction, Difficult, Positives
+from cdul_steps.method.context import NEARNESS, WEIGHT
 from cdul_steps.method.losses import LOSSES, LossName
 
 
@@ -93,6 +94,23 @@ class Dataset(Section):
     classes: Place = Field(
         description="File with the class names in order: a YAML list (entries are names, or "
         "`{name: ..., aliases: [...]}`), or text with a name a line."
+    )
+    context: Place | None = Field(
+        None,
+        description="File with context names, in the form of `classes`: what else the images may "
+        "show. They take part in the comparison with the classes and get no label, so that an "
+        "image may show none of the classes. docs/method.md says when they matter.",
+    )
+    context_nearness: float = Field(
+        NEARNESS,
+        gt=0,
+        le=1,
+        description="A context name is left out where its text embedding is nearer than this to "
+        "that of a class (a cosine around the mean of everyday names); 1 leaves out only names "
+        "that are those of a class but for case and plural.",
+    )
+    context_keep: list[str] = Field(
+        [], description="Context names that stay, however near to a class they are."
     )
     splits: dict[Split, str] = Field(
         {"train": "train"},
@@ -225,6 +243,12 @@ class Labels(Section):
         description="What the labels of an image are made to sum to, on the mean over the train "
         "split: about as many objects as images show. They get the sharpness of the model's own "
         "temperature, whatever `tau` is. Default: as they come.",
+    )
+    context_weight: float = Field(
+        WEIGHT,
+        gt=0,
+        description="As how many names the data set's context names count together, at most. More "
+        "weight makes fewer labels, of which more are right.",
     )
     harden: Harden = Field(Harden(), description="Hard labels.")
     corrections: Place | None = Field(
@@ -536,6 +560,8 @@ def load(values: dict[str, Any], *, check_run: bool = True) -> Config:
         if (dataset.root is None) != (dataset.reader == "demo"):
             problem = "needs a 'root'" if dataset.root is None else "has no use for 'root'"
             raise UserError(f"config: datasets.{name}: reader {dataset.reader!r} {problem}")
+        if dataset.context_keep and not dataset.context:
+            raise UserError(f"config: datasets.{name}: 'context_keep' has no use without 'context'")
         if "train" not in dataset.splits:
             raise UserError(f"config: datasets.{name}.splits: 'train' is missing")
     for name, labels in config.labels.items():

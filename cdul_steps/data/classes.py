@@ -3,7 +3,7 @@
 import re
 import reprlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import yaml
 
 from cdul_steps.data.foreign import read_text, same, unseen
 from cdul_steps.errors import UserError
+from cdul_steps.method.context import NEARNESS
 
 # Columns that stand beside one column a class in the tables we read and write.
 RESERVED_NAMES = ("image_id", "path", "split", "labels", "status", "corrected")
@@ -32,6 +33,19 @@ class ClassTable:
     aliases: tuple[tuple[str, ...], ...]
 
 
+@dataclass(frozen=True)
+class ContextList:
+    """Where the context names are, and what overrules the rule that leaves out near ones.
+
+    keep: names that stay though they are near to a class. nearness: centred cosine from which a
+    name is too near (see `find_near`); 1 leaves out only a class's own names.
+    """
+
+    path: Path
+    keep: tuple[str, ...] = ()
+    nearness: float = NEARNESS
+
+
 def load_classes(path: Path) -> ClassTable:
     """Read a class table from YAML (`.yaml`, `.yml`) or from text (any other suffix).
 
@@ -42,36 +56,64 @@ def load_classes(path: Path) -> ClassTable:
     empty, not a string, reserved, listed twice (compared by `same`), that has a character that
     cannot be seen, or that is written as in a list of another kind.
     """
+    table = _load(path, "class table")
+    for number, name in enumerate(table.names, 1):
+        if same(name) in RESERVED_NAMES:
+            raise UserError(
+                f"class table {path}, entry {number}: '{name}' is the name of a table column; "
+                "rename the class"
+            )
+    return table
+
+
+def load_names(
+    classes: Path, context: Path | None, keep: Sequence[str] = ()
+) -> tuple[ClassTable, ClassTable]:
+    """Read the class table, and the context list, which has its form: empty where there is none.
+
+    `keep` are context names that stay though they are near to a class. Raises UserError as
+    `load_classes` does, and for a name to keep that is not in the list or is a class. No context
+    name is reserved, since none becomes a column.
+    """
+    table = load_classes(classes)
+    listed = _load(context, "context list") if context else ClassTable((), ())
+    taken = {same(name) for name in table.names}
+    for name in keep:
+        if name not in listed.names:
+            raise UserError(f"context_keep: {name!r} is not in {context}; write it as it is there")
+        if same(name) in taken:
+            raise UserError(f"context_keep: {name!r} is a class and cannot be context; remove it")
+    return table, listed
+
+
+def _load(path: Path, what: str) -> ClassTable:
     try:
         text = read_text(path)
     except (OSError, UnicodeError) as error:
         raise UserError(
-            f"class table {path}: cannot be read ({getattr(error, 'strerror', 'not UTF-8 text')}); "
+            f"{what} {path}: cannot be read ({getattr(error, 'strerror', 'not UTF-8 text')}); "
             "give a YAML list, or a UTF-8 text file with one name a line"
         ) from error
     if path.suffix.lower() in (".yaml", ".yml"):
-        entries = _yaml_entries(text, path)
+        entries = _yaml_entries(text, f"{what} {path}")
     else:
         lines = (line.strip() for line in text.split("\n"))
         entries = [line for line in lines if line and not line.startswith("#")]
-        _check_lines(entries, path)
+        _check_lines(entries, f"{what} {path}")
     if not entries:
-        raise UserError(f"class table {path}: no classes; list at least one name")
+        noun = "classes" if what == "class table" else "names"
+        raise UserError(f"{what} {path}: no {noun}; list at least one name")
 
     names: list[str] = []
     aliases: list[tuple[str, ...]] = []
     seen: dict[str, str] = {}
     for number, entry in enumerate(entries, 1):
-        name, others = _entry(entry, f"class table {path}, entry {number}")
+        name, others = _entry(entry, f"{what} {path}, entry {number}")
         key = same(name)
-        if key in RESERVED_NAMES:
-            raise UserError(
-                f"class table {path}, entry {number}: '{name}' is the name of a table column; "
-                "rename the class"
-            )
         if key in seen:
+            noun = "class " if what == "class table" else ""
             raise UserError(
-                f"class table {path}, entry {number}: class '{name}' is listed twice"
+                f"{what} {path}, entry {number}: {noun}'{name}' is listed twice"
                 + f" (as '{seen[key]}', which differs in case or form only)" * (seen[key] != name)
                 + "; remove one"
             )
@@ -81,12 +123,12 @@ def load_classes(path: Path) -> ClassTable:
     return ClassTable(tuple(names), tuple(aliases))
 
 
-def check_choice(names: Sequence[str], where: object) -> None:
-    """Raise UserError for a single class: whatever an image shows, its softmax is 1."""
-    if len(names) < 2:
+def check_choice(names: Sequence[str], context: Sized, where: object) -> None:
+    """Raise UserError for a single name: whatever an image shows, its softmax is 1."""
+    if len(names) + len(context) < 2:
         raise UserError(
-            f"{where}: has one class, {names[0]!r}, whose softmax is 1 for every image; give at "
-            "least two, what else the images show being the other"
+            f"{where}: has one class, {names[0]!r}, whose softmax is 1 for every image; give a "
+            "list of what else the images show as the data set's 'context', or a second class"
         )
 
 
@@ -106,38 +148,35 @@ _OTHER_LISTS = (
 """What lines of other kinds of lists look like, and what to say of them."""
 
 
-def _check_lines(lines: Sequence[str], path: Path) -> None:
+def _check_lines(lines: Sequence[str], where: str) -> None:
     """Raise UserError where lines of text are those of another kind of list."""
     advice = "write a name a line and nothing else, or give a YAML list the suffix .yaml"
     for number, line in enumerate(lines, 1):
         for pattern, what in _OTHER_LISTS:
             if re.fullmatch(pattern, line):
-                raise UserError(
-                    f"class table {path}, entry {number}: {SHORT.repr(line)} {what}; {advice}"
-                )
+                raise UserError(f"{where}, entry {number}: {SHORT.repr(line)} {what}; {advice}")
     if len(lines) == 1 and "," in lines[0]:
-        raise UserError(f"class table {path}: all names are in one line; {advice}")
+        raise UserError(f"{where}: all names are in one line; {advice}")
     numbers = [re.match(r"(\d+)\s*[.):,;]?\s", line) for line in lines]
     first = int(numbers[0][1]) if numbers and numbers[0] else 0
     counted = [str(first + place) for place in range(len(lines))]
     if len(lines) > 1 and [match and match[1] for match in numbers] == counted:
-        raise UserError(f"class table {path}: its lines are numbered; {advice}")
+        raise UserError(f"{where}: its lines are numbered; {advice}")
 
 
-def _yaml_entries(text: str, path: Path) -> list[object]:
+def _yaml_entries(text: str, where: str) -> list[object]:
     try:
         entries = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
+        line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
-        raise UserError(f"class table {path}{where}: not valid YAML: {problem}") from error
+        raise UserError(f"{where}{line}: not valid YAML: {problem}") from error
     if entries is None:
         return []
     if not isinstance(entries, list):
         raise UserError(
-            f"class table {path}: expected a list of classes ('- cat'), "
-            f"found {_kind(entries)} at the top level"
+            f"{where}: expected a list of names ('- cat'), found {_kind(entries)} at the top level"
         )
     return entries
 

@@ -10,11 +10,12 @@ import pyarrow as pa
 import zarr
 from pydantic import TypeAdapter, ValidationError
 
-from cdul_steps.data.stores import read_blocks
+from cdul_steps.data.stores import context_of, read_blocks
 from cdul_steps.data.tables import describe, read_facts, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.aggregation import build_labels, finish
 from cdul_steps.method.calibration import ClassStatistics, class_statistics
+from cdul_steps.method.context import WEIGHT
 from cdul_steps.method.snippets import Grid, as_grids, grid_views
 from cdul_steps.progress import Progress
 
@@ -25,7 +26,8 @@ class LabelFacts:
 
     `classes` are in the table's order; `statistics` are those by which cosines were standardised;
     labels with `positives` were rescaled by `slope` and `bias`; `corrections` counts the entries
-    that people gave; `similarity` says which model the cosines are of. What a table does not say,
+    that people gave; `similarity` says which model the cosines are of, and which context names took
+    part, as `context_weight` names at most. What a table does not say,
     since other software or an older release wrote it, is as the defaults here, and `whole` is false
     where it does not say all that is needed to make such labels again.
     """
@@ -36,6 +38,7 @@ class LabelFacts:
     tau: float | None = None
     zeta: float | None = None
     lambda_: float | None = None
+    context_weight: float = WEIGHT
     grid: Grid | None = None
     statistics: dict[str, list[list[float]]] | None = None
     positives: float | None = None
@@ -60,6 +63,11 @@ class LabelFacts:
         if self.statistics is None:
             return None
         return ClassStatistics(*(np.array(self.statistics[key]) for key in ClassStatistics._fields))
+
+    @property
+    def context(self) -> list[str]:
+        """The context names that took part."""
+        return self.similarity.get("context", [])
 
     @classmethod
     def of(cls, facts: Mapping[str, Any], source: Path) -> Self:
@@ -90,6 +98,8 @@ class LabelFacts:
         del values["whole"]
         if not self.corrections:
             del values["corrections"]
+        if not self.context:
+            del values["context_weight"]
         write_table(describe(table, "scores", **values), path)
 
 
@@ -153,7 +163,8 @@ def build_rows(
 ) -> dict[str, np.ndarray]:
     """Labels (len(rows), C) of some rows of a store by each construction; see `build_labels`."""
     blocks = read_views(similarity, array, views_of(images, grid)) if len(rows) else ()
-    shape = (array.shape[0] if len(rows) else 0, array.shape[2])
+    classes = array.shape[2] - len(context_of(array))
+    shape = (array.shape[0] if len(rows) else 0, classes)
     built = build_labels(blocks, shape, constructions, **settings)
     return {name: values[rows] for name, values in built.items()}
 
@@ -164,7 +175,13 @@ def labels_like(
     """Labels (len(rows), C) of some rows of a store, made as the table with these `facts` was.
 
     With that table's statistics, bias and slope, so another split is judged by the same measure.
+    Raises UserError where other context names took part.
     """
+    if facts.context != context_of(array):
+        raise UserError(
+            f"{similarity}: its context names are not those of the labels; run snakemake, or "
+            "'cdul label', again"
+        )
     labels = build_rows(
         similarity,
         array,
@@ -176,6 +193,7 @@ def labels_like(
         zeta=facts.zeta,
         lam=facts.lambda_,
         statistics=facts.class_statistics,
+        context_weight=facts.context_weight,
     )[facts.construction]
     finish(
         labels,

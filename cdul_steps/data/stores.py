@@ -132,22 +132,26 @@ def shard_rows(array: zarr.Array) -> int:
 def open_similarity(
     path: Path, tau: float | None, hint: str = "give --tau"
 ) -> tuple[zarr.Array, list[str], float]:
-    """Open a similarity store: `(array (N, 1+S, C), class names, logit scale)`.
+    """Open a similarity store: `(array (N, 1+S, C+M), class names, logit scale)`.
 
-    The scale is needed, and read, where no `tau` is given; else it is NaN. Raises UserError where
-    an attribute is missing or does not fit the array, or `tau` is not above 0; where it is the
-    scale, `hint` says what to do.
+    Behind the C classes are M context names, of which `context_of` has the names. The scale is
+    needed, and read, where no `tau` is given; else it is NaN. Raises UserError where an attribute
+    is missing or does not fit the array, or `tau` is not above 0; where it is the scale, `hint`
+    says what to do.
     """
     if tau is not None and not tau > 0:
         raise UserError(f"tau is {tau:g}; it must be above 0")
     array = open_store(path)
     classes = array.attrs.get("classes")
-    names = {c for c in classes if isinstance(c, str)} if isinstance(classes, list) else ()
-    if not array.shape[2] == len(names) == len(classes):
+    context = context_of(array)
+    named = [*classes, *context] if isinstance(classes, list) else []
+    names = {name for name in named if isinstance(name, str)}
+    if not (classes and array.shape[2] == len(names) == len(named)):
         raise UserError(
-            f"{path}: its attribute 'classes' must name its {array.shape[2]} classes in order"
+            f"{path}: its attribute 'classes' must name its {array.shape[2] - len(context)} "
+            "classes in order"
         )
-    check_choice(classes, path)
+    check_choice(classes, context, path)
     scale = array.attrs.get("logit_scale")
     if tau is None and scale is None:
         raise UserError(f"{path}: has no attribute 'logit_scale'; {hint}")
@@ -156,6 +160,12 @@ def open_similarity(
     if array.shape[1] < 2:
         raise UserError(f"{path}: has no snippets, only the whole image")
     return array, classes, float(scale) if tau is None else math.nan
+
+
+def context_of(similarity: zarr.Array) -> list[str]:
+    """Names of the context columns behind the classes of a similarity store."""
+    context = similarity.attrs.get("context", [])
+    return context if isinstance(context, list) else []
 
 
 def _block_rows(array: zarr.Array) -> int:

@@ -3,7 +3,9 @@
 const PER_PAGE = 60;
 const ROWS_OF_A_CARD = 3;
 const MEANING = {
-  Snippets: "Pointing at an image, or focusing it, shows its snippets, each with the class that CLIP scores highest in it and that score, at the temperature of the labels. Enter opens the image with the scores of all classes.",
+  Snippets: "Pointing at an image, or focusing it, shows its snippets, each with the name that CLIP scores highest in it and that score, at the temperature of the labels. Enter opens the image with the scores of all classes.",
+  Context: "The share of CLIP's score of the whole image that went to context names, which are what else images may show, and the names that got most of it. They get no label. If a label is missing, the name that took its place is here.",
+  "Nothing found": "No class has a score of at least 0.5, or for the classifier of at least its threshold.",
   CLIP: "CLIP's label: the pseudo-label that the classifier began to learn from. Of test images, the label that the same settings give them.",
   refined: "The pseudo-label after the training's refinement.",
   classifier: "The trained classifier's probability.",
@@ -135,7 +137,7 @@ function turn(step) {
 function picture(image) {
   const grid = element("span", { className: "grid" });
   image.boxes.forEach(([left, top, width, height], i) => {
-    const name = element("b", {}, index.classes[image.top[i + 1]]);
+    const name = element("b", {}, index.names[image.top[i + 1]]);
     const score = element("span", {}, ` ${shown(image.top_scores[i + 1])}`);
     const cell = element("span", { className: "snippet" }, name, score);
     Object.assign(cell.style, {
@@ -168,6 +170,29 @@ function truthText(image) {
   return `truth: ${[...names, ...hard].join(", ") || "none of the classes"}`;
 }
 
+/** Whether no class of an image reaches the threshold, by any kind of score. */
+const isEmpty = (image) =>
+  image.scores.every((kind, k) => kind.every((score) => score < index.thresholds[k]));
+
+/** How much of an image went to context, and to which names. */
+function contextText(image, count) {
+  if (index.names.length === index.classes.length || image.context < 0) return "";
+  const names = image.context_top
+    .slice(0, count)
+    .map((name, i) => `${index.names[name]} ${shown(image.context_scores[i])}`);
+  return `context ${shown(image.context)}: ${names.join(", ")}`;
+}
+
+/** Lines on what an image shows besides its scores, by the names of their styles. */
+function remarks(image, count) {
+  const lines = {
+    empty: isEmpty(image) ? "nothing found" : "",
+    context: contextText(image, count),
+    truth: truthText(image),
+  };
+  return Object.entries(lines).filter(([, line]) => line);
+}
+
 /** Classes of an image by their largest score. */
 function ranked(image) {
   const best = index.classes.map((_, c) => Math.max(...image.scores.map((kind) => kind[c])));
@@ -188,7 +213,7 @@ function card(image, place) {
     table.append(label, ...values.map((value) => element("span", {}, value)));
     words.push(`${name} ${values.map((value, k) => `${index.kinds[k]} ${value}`).join(", ")}`);
   }
-  const truth = truthText(image);
+  const lines = remarks(image, 1);
   const whole = picture(image);
   whole.querySelector(".grid").setAttribute("aria-hidden", "true");
   const button = element(
@@ -197,9 +222,10 @@ function card(image, place) {
     element("span", { className: "box" }, whole),
     element("span", { className: "name", title: image.id }, image.id),
     table,
-    ...(truth ? [element("span", { className: "truth" }, truth)] : []),
+    ...lines.map(([name, line]) => element("span", { className: `remark ${name}` }, line)),
   );
-  button.setAttribute("aria-label", [image.id, ...words, ...(truth ? [truth] : [])].join("; "));
+  const spoken = lines.map(([, line]) => line);
+  button.setAttribute("aria-label", [image.id, ...words, ...spoken].join("; "));
   button.onclick = () => view(place).catch(failed);
   return element("li", {}, button);
 }
@@ -223,15 +249,14 @@ async function view(place) {
   });
   const caption = element("caption", {}, "Scores");
   const table = element("table", {}, caption, element("thead", {}, head), element("tbody", {}, ...rows));
-  const truth = truthText(image);
   const [width, height] = image.size;
   find("viewer-body").replaceChildren(
     element(
       "div",
       {},
       element("span", { className: "box" }, picture(image)),
-      element("p", {}, image.top.length ? `CLIP of the whole image: ${index.classes[image.top[0]]} ${shown(image.top_scores[0])}` : ""),
-      ...(truth ? [element("p", { className: "truth" }, truth)] : []),
+      element("p", {}, image.top.length ? `CLIP of the whole image: ${index.names[image.top[0]]} ${shown(image.top_scores[0])}` : ""),
+      ...remarks(image).map(([name, line]) => element("p", { className: `remark ${name}` }, line)),
       element("p", {}, element("a", { href: image.link }, "Original"), ` ${width} × ${height} pixels`),
     ),
     table,
@@ -277,6 +302,7 @@ async function start() {
   const made = Object.entries(index.labels).map(([name, value]) => `${name} ${value}`);
   for (const [term, text] of Object.entries(MEANING)) {
     if (["CLIP", "refined", "classifier"].includes(term) && !has(term)) continue;
+    if (term === "Context" && index.names.length === index.classes.length) continue;
     const more = term === "CLIP" ? ` Made with: ${made.join("; ")}.` : "";
     find("meaning").append(element("dt", {}, term), element("dd", {}, text + more));
   }

@@ -6,6 +6,7 @@ import numpy as np
 
 from cdul_steps.method.calibration import ClassStatistics, pieces, rescale, standardise
 from cdul_steps.method.choices import Construction
+from cdul_steps.method.context import WEIGHT, context_bias
 from cdul_steps.method.metrics import top_k as top_k_of
 from cdul_steps.method.similarity import scores as scores_of
 
@@ -65,17 +66,22 @@ def build_labels(
     zeta: float,
     lam: float,
     statistics: ClassStatistics | None = None,
+    context_weight: float = WEIGHT,
 ) -> dict[str, np.ndarray]:
     """Labels by each of the named constructions, float32 of `shape` (N, C), column by column.
 
-    `blocks` gives `(first image, cosines (n, 1+S, C))`, so that a whole data set need not be in
-    memory. With `statistics` the cosines are standardised first. Images whose cosines are NaN get
-    NaN.
+    `blocks` gives `(first image, cosines (n, 1+S, C+M))`, so that a whole data set need not be in
+    memory. The M columns behind the classes are context: they take part in the softmax, as at most
+    `context_weight` names, and get no label. With `statistics` the cosines are standardised first.
+    Images whose cosines are NaN get NaN.
     """
+    classes = shape[1]
     labels = {name: np.full(shape[::-1], np.nan, np.float32).T for name in constructions}
     for first, cosines in blocks:
         for piece in pieces(cosines):
-            scores = scores_of(standardise(piece, statistics) if statistics else piece, tau)
+            bias = context_bias(piece.shape[2] - classes, context_weight)
+            logits = standardise(piece, statistics) if statistics else piece
+            scores = scores_of(logits, tau, classes, bias)[..., :classes]
             for name, table in labels.items():
                 table[first : first + len(scores)] = CONSTRUCTIONS[name](scores, zeta, lam)
             first += len(scores)

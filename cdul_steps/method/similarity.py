@@ -35,9 +35,17 @@ def temperature(logit_scale: float) -> float:
     return 1.0 / logit_scale
 
 
-def scores(cosines: np.ndarray, tau: float) -> np.ndarray:
-    """`S[i,v,:] = softmax_c(p[i,v,:] / tau)` (CDUL, section 3.1), float32, shape unchanged."""
+def scores(
+    cosines: np.ndarray, tau: float, classes: int | None = None, bias: float = 0.0
+) -> np.ndarray:
+    """`S[i,v,:] = softmax_c(p[i,v,:] / tau + b_c)` (CDUL, section 3.1), float32, shape unchanged.
+
+    `b_c` is 0 for the first `classes` columns, and for all by default; it is `bias` for the
+    context behind them (see `context_bias`).
+    """
     logits = np.asarray(cosines, dtype=np.float32) / np.float32(tau)
+    if classes is not None and bias:
+        logits[..., classes:] += np.float32(bias)
     logits -= logits.max(axis=-1, keepdims=True)
     np.exp(logits, out=logits)
     logits /= logits.sum(axis=-1, keepdims=True)

@@ -14,10 +14,11 @@ from PIL import Image
 from cdul_steps.data.images import ImageError, decode
 from cdul_steps.data.labels import build_rows, labels_like
 from cdul_steps.data.manifest import read_split
-from cdul_steps.data.stores import open_similarity, read_blocks
+from cdul_steps.data.stores import context_of, open_similarity, read_blocks
 from cdul_steps.data.tables import read_facts, read_scores, read_table
 from cdul_steps.data.truth import THRESHOLD
 from cdul_steps.method.aggregation import global_scores, local_scores
+from cdul_steps.method.context import context_bias
 from cdul_steps.method.losses import LOSSES, Loss
 from cdul_steps.method.similarity import scores as scores_of
 from cdul_steps.progress import note
@@ -28,6 +29,7 @@ from cdul_steps.report.words import labels_in_words
 from cdul_steps.results import MODEL, PSEUDO_LABELS, TEXT
 
 SHOWN_FAILURES = 200
+SHOWN_CONTEXT = 20
 MAP_IMAGES, MAP_LABELS, MAP_SIDE = 4, 3, 256
 MEASURES = ("CP", "CR", "CF1", "OP", "OR", "OF1")
 MEASURES_CAPTION = (
@@ -108,6 +110,9 @@ def _encoder_section(run: Run) -> tuple[Section, Drawn]:
             ("prompts", ", ".join(facts["templates"])),
             ("logit scale", f"{facts['logit_scale']:.3f}"),
         ]
+        if facts.get("left_out"):
+            names = ", ".join(f"{near['name']} ({near['of']})" for near in facts["left_out"])
+            section.facts.append(("context names left out, since they mean a class", names))
     if tables:
         facts = read_facts(tables[0])
         section.facts += [
@@ -155,6 +160,9 @@ def _labels_section(run: Run) -> tuple[Section, Drawn]:
         section.parts.append(_measures_table(what, rows, run.quality["definition"]))
     if not run.similarity("train").is_dir():
         return section, {}
+    if facts.context:
+        section.notes += _nothing_found(run)
+        section.parts.append(_context_table(run))
     zeta = None if facts.statistics else facts.zeta
     return section, {"scores.svg": figures.draw_scores(score_panels(run), zeta)}
 
@@ -164,6 +172,42 @@ def _label_name(run: Run, name: str) -> str:
         return "CLIP, pseudo-labels"
     used = " (the pseudo-labels)" if name == run.labels_name else ""
     return f"CLIP, {name.replace('_', ' ')}{used}"
+
+
+def _nothing_found(run: Run) -> list[str]:
+    """How many images have no label, where images may show none of the classes."""
+    _, _, labels = read_scores(run.place.path(PSEUDO_LABELS))
+    empty = int((labels < THRESHOLD).all(axis=1).sum())
+    return [
+        f"Nothing found: {empty} of {len(labels)} images have no label of {THRESHOLD:g} or more."
+    ]
+
+
+def _context_table(run: Run) -> Table:
+    """Which context names the whole images of the train split went to."""
+    store, facts = run.similarity("train"), run.label_facts
+    array, classes, _ = open_similarity(store, facts.tau)
+    context = context_of(array)
+    bias = context_bias(len(context), facts.context_weight)
+    shares, best, images = np.zeros(len(context)), np.zeros(len(context), int), 0
+    for _, cosines in read_blocks(store, array):
+        scores = scores_of(cosines[:, 0], facts.tau, len(classes), bias)
+        scores = scores[np.isfinite(scores).all(axis=1)]
+        shares += scores[:, len(classes) :].sum(axis=0)
+        # Among all names: an image whose best name is a class is nobody's here.
+        best += np.bincount(scores.argmax(axis=1), minlength=scores.shape[1])[len(classes) :]
+        images += len(scores)
+    shares *= 100 / max(1, images)
+    order = np.lexsort((-shares, -best))[:SHOWN_CONTEXT]
+    rows = [[context[i], int(best[i]), float(shares[i])] for i in order]
+    caption = (
+        f"Where whole images of the train split went that show none of the classes: "
+        f"{shares.sum():.0f}% of CLIP's scores went to context names, on the mean, and "
+        f"{int(best.sum())} of {images} images fit one of them best. If labels are missing, the "
+        "name that took their place is here; delete it from the list. The first "
+        f"{len(rows)} of {len(context)} names."
+    )
+    return Table(caption, ["context name", "images it fits best", "share of the scores (%)"], rows)
 
 
 def score_panels(run: Run) -> dict[str, dict[str, np.ndarray]]:
@@ -177,9 +221,10 @@ def score_panels(run: Run) -> dict[str, dict[str, np.ndarray]]:
         pairs = {"All pairs of image and class": np.ones_like(counted)}
     by_row = np.zeros((len(pairs), array.shape[0], len(classes)), dtype=bool)
     by_row[:, table["row"].to_numpy()] = list(pairs.values())
+    bias = context_bias(len(context_of(array)), run.label_facts.context_weight)
     panels: dict[str, dict[str, Any]] = {t: {"whole images": 0, "snippets": 0} for t in pairs}
     for first, cosines in read_blocks(store, array):
-        scores = scores_of(cosines, tau)
+        scores = scores_of(cosines, tau, len(classes), bias)[..., : len(classes)]
         for counts, of_rows in zip(panels.values(), by_row, strict=True):
             chosen = of_rows[first : first + len(scores)]
             counts["whole images"] += figures.count_scores(global_scores(scores), chosen)
@@ -280,6 +325,7 @@ def _clip_scores(run: Run, scored: Scored) -> dict[str, np.ndarray]:
     row = dict(zip(table["image_id"].to_pylist(), table["row"].to_pylist(), strict=True))
     rows = np.array([row[name] for name in scored.images["image_id"].to_pylist()])
     settings = {"tau": facts.tau, "zeta": facts.zeta, "lam": facts.lambda_}
+    settings["context_weight"] = facts.context_weight
     labels = build_rows(store, array, run.images, rows, ["global"], facts.grid, **settings)
     labels[run.labels_name] = labels_like(facts, store, array, run.images, rows)
     # In an image that its encoder refused, CLIP found nothing.

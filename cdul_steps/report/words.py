@@ -18,6 +18,10 @@ def labels_in_words(facts: LabelFacts) -> dict[str, str]:
         "zeta": _number(facts.zeta),
         "lambda": _number(facts.lambda_),
     }
+    if facts.context:
+        names = len(facts.context)
+        counted = f", which count as {facts.context_weight:g}" * (names > facts.context_weight)
+        found["context"] = f"{names} names{counted}"
     if facts.grid:
         found["snippets"] = "those of the {} x {} grid".format(*facts.grid)
     if facts.statistics:

@@ -1,20 +1,30 @@
 """Stage encode: the views of a shard to embeddings, and the class table to its own."""
 
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from cdul_steps.config import Encoder
-from cdul_steps.data.classes import load_classes, same_prompts
+from cdul_steps.data.classes import (
+    ClassTable,
+    ContextList,
+    check_choice,
+    load_names,
+    same_prompts,
+)
 from cdul_steps.data.files import digest
 from cdul_steps.data.manifest import read_shard
 from cdul_steps.data.outcomes import outcome_table
 from cdul_steps.data.stores import shard_file, write_shard
 from cdul_steps.data.tables import describe, write_table
 from cdul_steps.errors import UserError
+from cdul_steps.method.context import REFERENCE, Near, centred_cosine, find_near
 from cdul_steps.method.similarity import class_embedding
 from cdul_steps.models.device import Machine
 from cdul_steps.models.embedding import BatchedEncoder, encode_shard_images
@@ -109,14 +119,21 @@ def encode_shard(
     )
 
 
-def encode_text(*, classes: Path, encoder: Encoder, output: Path) -> None:
+def encode_text(
+    *, classes: Path, encoder: Encoder, output: Path, context: ContextList | None = None
+) -> None:
     """Embed the class table: `output` gets a row a class, `class`, the `aliases` that its prompts
     used, and `embedding` (float32, D).
 
-    Always fp32 and on the CPU. The model's `logit_scale` goes into the table's facts.
+    With `context`, its names have rows behind the classes, which the column `context` marks; those
+    that mean a class are left out. Always fp32 and on the CPU. The
+    model's `logit_scale` goes into the table's facts, and so does what was left out. Raises
+    UserError for weights that give no finite vectors, for lists that cannot be read, and where one
+    class is left alone.
     """
-    table = load_classes(classes)
-    prompted = table.aliases if encoder.aliases else [names[:1] for names in table.aliases]
+    table, listed = load_names(classes, *((context.path, context.keep) if context else (None,)))
+    names = list(table.names)
+    prompted = [list(of if encoder.aliases else of[:1]) for of in table.aliases]
     for group in same_prompts(table.names, prompted):
         note(
             f"encode: {', '.join(group)} have the same prompts, so nothing tells these classes "
@@ -125,12 +142,21 @@ def encode_text(*, classes: Path, encoder: Encoder, output: Path) -> None:
     network = load_clip(encoder.model, encoder.pretrained)
     if words := assumed(encoder.model, encoder.pretrained):
         note(f"encode: {encoder.model}: {words}")
-    prompts = [
-        [template.replace("{}", name) for template in encoder.templates for name in names]
-        for names in prompted
-    ]
-    at_once = max(1, PROMPTS // len(encoder.templates))
-    vectors = _embed_classes(TextEncoder(network, encoder.model), prompts, at_once)
+    embed = partial(_embed_names, TextEncoder(network, encoder.model), encoder.templates)
+    vectors = embed(prompted)
+    further: dict[str, pa.Array] = {}
+    facts: dict[str, Any] = {}
+    if context:
+        of_context = embed(listed.aliases)
+        near = _find_near(table, listed, of_context, context, embed)
+        stays = np.flatnonzero(~np.isin(listed.names, [n.name for n in near]))
+        check_choice(names, stays, context.path)
+        names += [listed.names[i] for i in stays]
+        prompted += [list(listed.aliases[i]) for i in stays]
+        vectors = np.concatenate([vectors, of_context[stays]])
+        further = {"context": pa.array(np.arange(len(names)) >= len(table.names))}
+        facts = {"context": len(stays), "nearness": context.nearness}
+        facts["left_out"] = [n._asdict() for n in near]
     scale = logit_scale(network)
     if not np.isfinite(vectors).all() or not 0 < scale < np.inf:
         raise UserError(
@@ -139,9 +165,10 @@ def encode_text(*, classes: Path, encoder: Encoder, output: Path) -> None:
         )
     result = pa.table(
         {
-            "class": pa.array(table.names),
-            "aliases": pa.array([list(names) for names in prompted]),
+            "class": pa.array(names),
+            "aliases": pa.array(prompted),
             "embedding": pa.array([v.tolist() for v in vectors], pa.list_(pa.float32())),
+            **further,
         }
     )
     described = describe(
@@ -151,22 +178,60 @@ def encode_text(*, classes: Path, encoder: Encoder, output: Path) -> None:
         pretrained=encoder.pretrained,
         templates=encoder.templates,
         logit_scale=scale,
+        **facts,
         software=versions(*SOFTWARE),
     )
     write_table(described, output)
     note(f"encode: {len(table.names)} classes x {len(encoder.templates)} templates")
 
 
-def _embed_classes(
-    embed: TextEncoder, prompts: list[list[str]], classes_at_once: int
-) -> list[np.ndarray]:
-    """The embedding of each class, a unit vector (D,), from its own prompts."""
+def _embed_names(
+    embed: TextEncoder, templates: Sequence[str], names: Sequence[Sequence[str]]
+) -> np.ndarray:
+    """Embeddings of classes by all their names in all templates: unit vectors (len(names), D)."""
+    prompts = [[t.replace("{}", name) for t in templates for name in of] for of in names]
+    at_once = max(1, PROMPTS // len(templates))
     vectors: list[np.ndarray] = []
     with Progress("encode", sum(map(len, prompts)), "prompts") as progress:
-        for start in range(0, len(prompts), classes_at_once):
-            some = prompts[start : start + classes_at_once]
+        for start in range(0, len(prompts), at_once):
+            some = prompts[start : start + at_once]
             embedded = embed(list(chain.from_iterable(some)))
             ends = np.cumsum([len(of_class) for of_class in some])[:-1]
             vectors += map(class_embedding, np.split(embedded, ends))
             progress.update(len(embedded))
-    return vectors
+    return np.stack(vectors)
+
+
+def _find_near(
+    classes: ClassTable,
+    listed: ClassTable,
+    vectors: np.ndarray,
+    context: ContextList,
+    embed: Callable[[Sequence[Sequence[str]]], np.ndarray],
+) -> list[Near]:
+    """The context names that mean a class, which are left out; told in one line.
+
+    `vectors` are those of the list's names. Whatever names of a class its prompts use, each of
+    them means the class.
+    """
+    centre = embed([[word] for word in REFERENCE]).mean(axis=0)
+    cosines = centred_cosine(vectors, embed([[n] for of in classes.aliases for n in of]), centre)
+    first = np.cumsum([0, *(len(of) for of in classes.aliases)])[:-1]
+    near = find_near(
+        [(name, *of) for name, of in zip(listed.names, listed.aliases, strict=True)],
+        [(name, *of) for name, of in zip(classes.names, classes.aliases, strict=True)],
+        np.maximum.reduceat(cosines, first, axis=1),
+        context.nearness,
+    )
+    near = [n for n in near if n.name not in context.keep]
+    by_class: dict[str, list[str]] = {}
+    for n in near:
+        text = n.name if n.nearness is None else f"{n.name} {n.nearness:.2f}"
+        by_class.setdefault(n.of, []).append(text)
+    told = "; ".join(f"to {name}: {', '.join(which)}" for name, which in by_class.items())
+    stay = len(listed.names) - len(near)
+    note(
+        f"context: {stay} of the {len(listed.names)} names of {context.path} stay; "
+        + (f"left out, too near {told}" if told else "none is too near to a class")
+    )
+    return near

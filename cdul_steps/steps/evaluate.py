@@ -124,6 +124,7 @@ def evaluate_labels(
             *(store, array, images, rows, list(CONSTRUCTIONS), facts.grid),
             **settings,
             lam=facts.lambda_,
+            context_weight=facts.context_weight,
         )
         usable = seen_whole(found)
         if facts.changed:

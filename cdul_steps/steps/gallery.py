@@ -5,7 +5,7 @@ import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
@@ -16,9 +16,11 @@ from cdul_steps.data.files import check_replaceable, replacing
 from cdul_steps.data.images import ImageError, decode
 from cdul_steps.data.labels import labels_like
 from cdul_steps.data.manifest import read_shard, read_split, read_truth
-from cdul_steps.data.stores import open_similarity, read_blocks
+from cdul_steps.data.stores import context_of, open_similarity, read_blocks
 from cdul_steps.data.tables import read_facts, read_scores
+from cdul_steps.data.truth import THRESHOLD
 from cdul_steps.errors import UserError
+from cdul_steps.method.context import context_bias, largest_context
 from cdul_steps.method.similarity import scores as scores_of
 from cdul_steps.method.similarity import temperature
 from cdul_steps.progress import Progress, note
@@ -35,6 +37,8 @@ THUMBNAIL = 256
 PAGE_SIZE = 50
 """Images a data file: sorted by a score, a screenful comes from about as many files."""
 CLIP, REFINED, CLASSIFIER = "CLIP", "refined", "classifier"
+SHOWN_CONTEXT = 3
+"""Context names of an image that are told."""
 
 
 def make_gallery(*, folder: Path, split: str, output: Path) -> None:
@@ -58,7 +62,7 @@ def make_gallery(*, folder: Path, split: str, output: Path) -> None:
     columns = ["image_id", "path", "width", "height", "shard", "row"]
     table = read_split(run.images, split, columns)
     classes, kinds = _read_kinds(run, table, split)
-    views, boxes = _read_views(run, classes, table, split), _read_boxes(run.place, split)
+    seen_by_clip, boxes = _read_views(run, classes, table, split), _read_boxes(run.place, split)
     some = np.isfinite(np.stack(list(kinds.values()))).all(axis=2).any(axis=0)
     if not some.any():
         raise UserError(f"{folder}: no image of split {split!r} has a score")
@@ -66,7 +70,7 @@ def make_gallery(*, folder: Path, split: str, output: Path) -> None:
         note(f"gallery: images without any score, left out: {np.count_nonzero(~some)}")
     table = table.filter(pa.array(some))
     scores = np.stack([kind[some] for kind in kinds.values()])
-    tops, top_scores = (values[some] for values in views)
+    views = _Views(seen_by_clip.names, *(values[some] for values in seen_by_clip[1:]))
     truth = {i["image_id"]: i for i in read_truth(run.images, classes).to_pylist()}
     max_pixels = read_facts(run.images)["layout"]["max_pixels"]
 
@@ -76,7 +80,7 @@ def make_gallery(*, folder: Path, split: str, output: Path) -> None:
         images = []
         for i, image in enumerate(table.to_pylist()):
             known = truth.get(image["image_id"], {})
-            seen = bool(np.isfinite(top_scores[i]).all())
+            seen = bool(np.isfinite(views.top_scores[i]).all())
             images.append(
                 {
                     "id": image["image_id"],
@@ -87,8 +91,11 @@ def make_gallery(*, folder: Path, split: str, output: Path) -> None:
                     "difficult": known.get("difficult") or [],
                     "scores": _thousandths(scores[:, i]),
                     # The whole image first, then its snippets.
-                    "top": tops[i].tolist() if seen else [],
-                    "top_scores": _thousandths(top_scores[i]) if seen else [],
+                    "top": views.tops[i].tolist() if seen else [],
+                    "top_scores": _thousandths(views.top_scores[i]) if seen else [],
+                    "context": _thousandths(views.share[i]) if seen else -1,
+                    "context_top": views.context[i].tolist() if seen else [],
+                    "context_scores": _thousandths(views.context_scores[i]) if seen else [],
                     "boxes": boxes.get(image["image_id"], []) if seen else [],
                 }
             )
@@ -96,7 +103,9 @@ def make_gallery(*, folder: Path, split: str, output: Path) -> None:
             "title": " / ".join(run.names),
             "split": split,
             "classes": classes,
+            "names": views.names,
             "kinds": list(kinds),
+            "thresholds": [_thousandths(_threshold(run, split, kind)) for kind in kinds],
             "labels": labels_in_words(run.label_facts),
             "truth": any(image["positive"] is not None for image in images),
         }
@@ -152,23 +161,46 @@ def _match(file: Path, image_ids: list[str]) -> tuple[list[str], np.ndarray]:
     return classes, np.concatenate([values, absent])[rows]
 
 
-def _read_views(
-    run: Run, classes: list[str], table: pa.Table, split: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """CLIP's top class of every view and its score: int (images, 1+S) and float32 (images, 1+S)."""
+def _threshold(run: Run, split: str, kind: str) -> float:
+    """The score from which an image counts as showing a class."""
+    predictions = run.place.path(PREDICTIONS, split=split) if kind == CLASSIFIER else None
+    return read_facts(predictions).get("threshold", THRESHOLD) if predictions else THRESHOLD
+
+
+class _Views(NamedTuple):
+    """What CLIP sees in the views of images, by places in `names`: the classes, then the context.
+
+    tops, top_scores: of every view the best name and its score, int and float32 (images, 1+S).
+    share: what of the whole image goes to context, float32 (images,). context, context_scores: the
+    names that get most of it, int and float32 (images, up to SHOWN_CONTEXT).
+    """
+
+    names: list[str]
+    tops: np.ndarray
+    top_scores: np.ndarray
+    share: np.ndarray
+    context: np.ndarray
+    context_scores: np.ndarray
+
+
+def _read_views(run: Run, classes: list[str], table: pa.Table, split: str) -> _Views:
+    """What CLIP sees in the images of `table`, at the temperature of the labels."""
     similarity, tau = run.similarity(split), run.label_facts.tau
     array, names, scale = open_similarity(similarity, tau)
     if names != classes:
         raise UserError(f"{similarity}: its classes are not those of the scores; run snakemake")
     tau = temperature(scale) if tau is None else tau
-    tops, top_scores = [], []
+    context = context_of(array)
+    bias = context_bias(len(context), run.label_facts.context_weight)
+    found = []
     with Progress("gallery, snippets", array.shape[0], "images") as progress:
         for _, cosines in progress.watch(read_blocks(similarity, array)):
-            scores = scores_of(cosines, tau)
-            tops.append(scores.argmax(axis=2))
-            top_scores.append(scores.max(axis=2))
+            scores = scores_of(cosines, tau, len(classes), bias)
+            largest = largest_context(scores[:, 0], len(classes), SHOWN_CONTEXT)
+            found.append((scores.argmax(axis=2), scores.max(axis=2), *largest))
     rows = table["row"].to_numpy()
-    return np.concatenate(tops)[rows], np.concatenate(top_scores)[rows]
+    columns = (np.concatenate(column)[rows] for column in zip(*found, strict=True))
+    return _Views([*classes, *context], *columns)
 
 
 def _read_boxes(dataset: Place, split: str) -> dict[str, list[list[int]]]:

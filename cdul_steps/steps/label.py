@@ -53,6 +53,7 @@ def make_labels(
             zeta=settings.zeta,
             lam=settings.lambda_,
             statistics=statistics,
+            context_weight=settings.context_weight,
         )[settings.construction]
     usable = np.isfinite(labels).all(axis=1)[rows]
     if not usable.any():
@@ -70,6 +71,7 @@ def make_labels(
         tau=tau,
         zeta=settings.zeta,
         lambda_=settings.lambda_,
+        context_weight=settings.context_weight,
         grid=settings.grid,
         statistics=statistics and {k: v.tolist() for k, v in statistics._asdict().items()},
         positives=settings.positives,

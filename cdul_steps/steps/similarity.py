@@ -31,7 +31,7 @@ def write_store(*, images: Path, split: str, text: Path, store: Path) -> None:
     """Write the `zarr.json` of a split's embeddings: float16 (N, 1+S, D), its shards being
     the encode jobs' business."""
     facts = read_facts(images)
-    dimension = read_text(text)[1].shape[1]
+    dimension = read_text(text)[2].shape[1]
     try:
         layout, rows = facts["layout"], facts["rows"][split]
         views = layout["views"]
@@ -71,20 +71,23 @@ def check_shards(store: Path, text: Path, tables: Sequence[Path]) -> None:
             )
 
 
-def read_text(text: Path) -> tuple[list[str], np.ndarray]:
-    """Class names and unit class embeddings, float32 (C, D).
+def read_text(text: Path) -> tuple[list[str], list[str], np.ndarray]:
+    """Names of the classes, of the context behind them, and unit embeddings, float32 (C+M, D).
 
     Raises UserError where one is not a finite vector as long as the others.
     """
-    table = read_table(text, ["class", "embedding"])
+    table = read_table(text, ["class", "embedding"], ["context"])
     names, vectors = table["class"].to_pylist(), table["embedding"].to_pylist()
+    classes = len(names)
+    if "context" in table.column_names:
+        classes -= table["context"].to_pylist().count(True)
     for name, vector in zip(names, vectors, strict=True):
         if len(vector) != len(vectors[0]) or not np.isfinite(unit(np.array(vector, "f4"))).all():
             raise UserError(
                 f"{text}: the embedding of class {name!r} is not a finite vector of "
                 f"{len(vectors[0])} values; run 'cdul encode-text' again, with the right weights"
             )
-    return names, unit(np.array(vectors, np.float32))
+    return names[:classes], names[classes:], unit(np.array(vectors, np.float32))
 
 
 def make_similarity(
@@ -97,40 +100,42 @@ def make_similarity(
     max_failed_share: float,
     output: Path,
 ) -> None:
-    """Write float32 cosines (N, 1+S, C) with attributes `classes` and `logit_scale`.
+    """Write float32 cosines (N, 1+S, C+M) with attributes `classes` and `logit_scale`.
 
-    Rows without an embedding stay NaN. Raises UserError where too many images failed, and where
-    store, class embeddings, manifest and the encode jobs' tables do not belong together.
+    The M columns behind the classes are the context's, which the attribute `context` names. Rows
+    without an embedding stay NaN. Raises UserError where too many images failed, and where store,
+    class embeddings, manifest and the encode jobs' tables do not belong together.
     """
     facts = require(text, read_facts(text), "logit_scale", "model", "pretrained", "templates")
-    names, classes = read_text(text)
+    names, context, embeddings = read_text(text)
     check_classes(images, names, text)
     failed = check_failures(images, split, tables, max_failed_share)
     if len(failed):
         note(f"similarity: {split}: {len(failed)} images cannot be used and are left out")
     array = open_store(store)
     check_rows(images, split, store, array.shape[0])
-    if classes.shape[1] != array.shape[2]:
+    if embeddings.shape[1] != array.shape[2]:
         raise UserError(
-            f"{store} holds vectors of {array.shape[2]} values and {text} of {classes.shape[1]}; "
-            "they are of different encoders"
+            f"{store} holds vectors of {array.shape[2]} values and {text} of "
+            f"{embeddings.shape[1]}; they are of different encoders"
         )
     check_shards(store, text, tables)
     attributes = {
         "kind": "similarity",
         "classes": names,
+        **({"context": context} if context else {}),
         "logit_scale": facts["logit_scale"],
         "model": facts["model"],
         "pretrained": facts["pretrained"],
         "templates": facts["templates"],
         "software": versions("numpy", "zarr"),
     }
-    shape = (*array.shape[:2], len(classes))
+    shape = (*array.shape[:2], len(embeddings))
     size = shard_rows(array)
     with (
         new_store(output, shape, size, "float32", attributes) as similarity,
         Progress("similarity", shape[0], "images") as progress,
     ):
         for first, rows in read_blocks(store, array):
-            similarity[first : first + len(rows)] = cosine(rows, classes)
+            similarity[first : first + len(rows)] = cosine(rows, embeddings)
             progress.update(len(rows))

@@ -22,7 +22,7 @@ from snakemake.utils import update_config
 from torch.utils.data import DataLoader
 
 from cdul_steps.config import Config, Dataset, Encoder, Runtime, Training, load
-from cdul_steps.data.classes import check_choice, load_classes
+from cdul_steps.data.classes import check_choice, load_names
 from cdul_steps.data.foreign import Tell, ignore
 from cdul_steps.data.images import ImageError, read_size
 from cdul_steps.data.readers import check_counts, check_files, check_headers, read_dataset
@@ -187,9 +187,16 @@ def _views(dataset: Dataset) -> int:
     return len(view_boxes(1, 1, dataset.grid))
 
 
+def _names(dataset: Dataset) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of the classes, and those of the context list."""
+    context = Path(dataset.context) if dataset.context else None
+    classes, listed = load_names(Path(dataset.classes), context, dataset.context_keep)
+    return classes.names, listed.names
+
+
 def _paths(dataset: Dataset, tell: Tell = ignore) -> dict[str, list[str]]:
     """The paths of each split's images; `tell` takes lines of what was left out."""
-    names = load_classes(Path(dataset.classes)).names
+    names, _ = _names(dataset)
     root = Path(dataset.root or "")
     records = read_dataset(
         dataset.reader,
@@ -205,8 +212,8 @@ def _paths(dataset: Dataset, tell: Tell = ignore) -> dict[str, list[str]]:
 
 
 def _data(dataset: Dataset) -> Result:
-    names = load_classes(Path(dataset.classes)).names
-    check_choice(names, dataset.classes)
+    classes, context = _names(dataset)
+    check_choice(classes, context, dataset.classes)
     told: list[str] = []
     if dataset.reader == "demo":
         images = {split: getattr(dataset.scenes, split) for split in dataset.splits}
@@ -220,8 +227,9 @@ def _data(dataset: Dataset) -> Result:
                 told.append(problem)
     views = sum(images.values()) * _views(dataset)
     text = ", ".join(f"{count} images to {split}" for split, count in images.items())
-    values = {"images": images, "views": views, "classes": len(names)}
-    return "; ".join([text, f"{len(names)} classes", f"{views} views", *told]), values
+    values = {"images": images, "views": views, "classes": len(classes), "context": len(context)}
+    names = f"{len(classes)} classes" + (f", {len(context)} context names" if context else "")
+    return "; ".join([text, names, f"{views} views", *told]), values
 
 
 def _headers(split: str, paths: list[str], dataset: Dataset) -> str:
@@ -283,9 +291,9 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
 
 def _image_bytes(dataset: Dataset, dimension: int) -> int:
     """What an image leaves among the results: float16 embeddings, float32 cosines."""
-    classes = len(load_classes(Path(dataset.classes)).names)
+    names = sum(map(len, _names(dataset)))
     drawn = 3 * dataset.scenes.size**2 if dataset.reader == "demo" else 0
-    return _views(dataset) * (2 * dimension + 4 * classes) + drawn
+    return _views(dataset) * (2 * dimension + 4 * names) + drawn
 
 
 def _scenes(config: Config, name: str) -> Path:

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from cdul_steps.data.files import digest, read_json
 from cdul_steps.data.manifest import read_shard, read_split
-from cdul_steps.data.stores import open_store, read_blocks, shard_file, shard_rows
+from cdul_steps.data.stores import context_of, open_store, read_blocks, shard_file, shard_rows
 from cdul_steps.data.tables import read_facts, read_scores, read_table
 from cdul_steps.errors import UserError, first_line
 from cdul_steps.method.similarity import cosine
@@ -232,8 +232,8 @@ def _check_similarity(
     broken = {path for path, *_ in report.broken}
     with report.reading(store):
         array = open_store(store)
-        if array.attrs.get("classes") != names:
-            raise ValueError("its classes are not those of text.parquet")
+        if [*array.attrs.get("classes", []), *context_of(array)] != names:
+            raise ValueError("its classes and context are not those of text.parquet")
         if array.shape[:2] != (split.rows, split.views):
             raise ValueError(
                 f"has {array.shape[:2]} images and views, not {(split.rows, split.views)}"

@@ -18,6 +18,7 @@ from cdul_steps.steps.manifest import make_manifest
 
 LOGIT_SCALE = 18.0
 SETTINGS = Labels(tau=3 / LOGIT_SCALE, zeta=0.05, positives=1.5)
+MACHINE = {"precision": "fp32", "resize_mode": None, "device": "cpu", "seconds": 1.0}
 DIMENSION = 16
 SHARD_SIZE = 50
 
@@ -28,6 +29,7 @@ def make_results(
     classes: Sequence[str] = ("boat", "car", "cat"),
     size: tuple[int, int] = (48, 36),
     seed: int = 0,
+    context: Sequence[str] = (),
 ) -> Path:
     """Write `results/demo/tiny-clip/calibrated/aligned` and all above it; that folder.
 
@@ -39,16 +41,24 @@ def make_results(
     encoder, training = dataset / "tiny-clip", dataset / "tiny-clip/calibrated/aligned"
     images = _make_manifest(dataset, files, classes, size, random)
     text = unit(random.normal(size=(len(classes), DIMENSION)))
-    columns = {"class": list(classes), "aliases": [[c] for c in classes], "embedding": list(text)}
+    further = np.random.default_rng(seed + 1).normal(size=(len(context), DIMENSION))
+    text = np.concatenate([text, unit(further)])
+    both = [*classes, *context]
+    columns = {"class": both, "aliases": [[c] for c in both], "embedding": list(text)}
     facts = {"model": "made", "pretrained": None, "templates": ["{}"], "logit_scale": LOGIT_SCALE}
+    attributes = {"kind": "similarity", "classes": list(classes), **facts}
+    if context:
+        columns["context"] = [False] * len(classes) + [True] * len(context)
+        attributes["context"] = list(context)
+        near = [{"name": "Boats", "of": "boat", "nearness": None}]
+        facts |= {"context": len(context), "nearness": 0.6, "left_out": near}
     write_table(describe(pa.table(columns), "text", **facts), encoder / "text.parquet")
     for split, names in files.items():
         # A view shows one class, and some noise.
-        shown = text[random.integers(0, len(classes), (len(names), 10))]
+        shown = text[random.integers(0, len(text), (len(names), 10))]
         embeddings = unit(shown + random.normal(scale=0.3, size=shown.shape))
         embeddings[0] = np.nan
         _write_store(encoder / f"embeddings/{split}.zarr", embeddings.astype(np.float16), {})
-        attributes = {"kind": "similarity", "classes": list(classes), **facts}
         store = encoder / f"similarity/{split}.zarr"
         _write_store(store, cosine(embeddings, text), attributes)
         _write_encode(encoder / f"encode/{split}", images, split)
@@ -114,7 +124,8 @@ def _write_encode(folder: Path, images: Path, split: str) -> None:
     for first in range(0, len(table), SHARD_SIZE):
         shard = table.slice(first, SHARD_SIZE)
         write_table(
-            describe(shard, "encode", shard=first), folder / f"{first // SHARD_SIZE}.parquet"
+            describe(shard, "encode", shard=first, **MACHINE),
+            folder / f"{first // SHARD_SIZE}.parquet",
         )
 
 

@@ -1,10 +1,18 @@
 from pathlib import Path
 
 import pytest
+from messages import message_of
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-from cdul_steps.data.classes import ClassTable, load_classes, same_prompts
+from cdul_steps.data.classes import (
+    ClassTable,
+    check_choice,
+    load_classes,
+    load_names,
+    same_prompts,
+)
 from cdul_steps.errors import UserError
+from cdul_steps.method.context import REFERENCE, plain_name
 
 CLASSES = Path(__file__).parents[2] / "config" / "classes"
 WORDS = {
@@ -164,3 +172,45 @@ def test_missing_file_and_binary_file(tmp_path):
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="UTF-8"):
         load_classes(path)
+
+
+def test_context_names_are_read_as_classes_are(tmp_path):
+    classes = write(tmp_path, "c.txt", "cat\n")
+    context = write(tmp_path, "x.txt", "# else\ntree\npath\n")
+    table, listed = load_names(classes, context, ["tree"])
+    assert (table.names, listed.names) == (("cat",), ("tree", "path"))
+    assert load_names(classes, None)[1] == ClassTable((), ())
+
+
+def test_the_everyday_list_is_plain():
+    listed = load_names(CLASSES / "voc.yaml", CLASSES.parent / "context/everyday.txt")[1]
+    assert 150 <= len(listed.names) <= 400
+    assert set(map(plain_name, REFERENCE)) <= set(map(plain_name, listed.names))
+    assert len(set(map(plain_name, listed.names))) == len(listed.names)
+
+
+@pytest.mark.parametrize(
+    ("text", "keep", "parts"),
+    [
+        ("", [], ["context list", "no names; list at least one"]),
+        ("tree\nTree\n", [], ["context list", "entry 2", "'Tree' is listed twice"]),
+        ("tree\n", ["bush"], ["context_keep", "'bush' is not in"]),
+        ("tree\nCat\n", ["Cat"], ["context_keep", "'Cat' is a class"]),
+    ],
+)
+def test_mistakes_of_the_context_are_told_in_one_line(tmp_path, text, keep, parts):
+    classes, context = write(tmp_path, "c.txt", "cat\n"), write(tmp_path, "x.txt", text)
+    message = message_of(load_names, classes, context, keep)
+    for part in parts:
+        assert part in message
+
+
+def test_a_context_list_that_is_missing(tmp_path):
+    classes = write(tmp_path, "c.txt", "cat\n")
+    message = message_of(load_names, classes, tmp_path / "none.txt")
+    assert f"context list {tmp_path / 'none.txt'}: cannot be read (No such file" in message
+
+
+def test_one_class_needs_context():
+    check_choice(["cat"], ["tree"], "c.txt")
+    assert "one class, 'cat'" in message_of(check_choice, ["cat"], [], "c.txt")

@@ -64,6 +64,7 @@ def test_all_is_well(small, tmp_path):
         "images": {"train": 30, "test": 10},
         "views": 400,
         "classes": 12,
+        "context": 0,
     }
     dimension = values["encoder tiny-clip"]["dimension"]
     parameters = values["training small"]["parameters"]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import open_clip
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from cdul_steps.config import Encoder
+from cdul_steps.data.classes import ContextList
 from cdul_steps.data.files import digest
 from cdul_steps.data.images import decode
 from cdul_steps.data.manifest import read_shard
@@ -351,6 +353,71 @@ def test_text_of_first_names(clip, tmp_path):
         found.append(pq.read_table(tmp_path / "text.parquet"))
     assert found[0].equals(found[1])
     assert found[0]["aliases"].to_pylist() == [["a cat"]]
+
+
+def embed_text(folder: Path, model: str, classes: str, context: str | None, **rule) -> pa.Table:
+    (folder / "classes.yaml").write_text(classes)
+    (folder / "context.txt").write_text(context or "")
+    encode_text(
+        classes=folder / "classes.yaml",
+        encoder=Encoder(model=model, aliases=False),
+        output=folder / "text.parquet",
+        context=ContextList(folder / "context.txt", **rule) if context else None,
+    )
+    return pq.read_table(folder / "text.parquet")
+
+
+CLASSES = "- {name: couch, aliases: [couch, sofa]}\n- dog\n"
+
+
+def test_text_with_context(clip, tmp_path, capsys):
+    alone = embed_text(tmp_path, clip, CLASSES, None)
+    assert "context" not in alone.column_names
+    assert "context" not in read_facts(tmp_path / "text.parquet")
+    names = "tree\nSofas\nriver\ndog\n"
+    table = embed_text(tmp_path, clip, CLASSES, names, nearness=1)
+    assert table["class"].to_pylist() == ["couch", "dog", "tree", "river"]
+    assert table["context"].to_pylist() == [False, False, True, True]
+    assert table.select(alone.column_names).slice(0, 2).equals(alone)
+    facts = read_facts(tmp_path / "text.parquet")
+    assert (facts["context"], facts["nearness"]) == (2, 1)
+    assert facts["left_out"] == [
+        {"name": "Sofas", "of": "couch", "nearness": None},
+        {"name": "dog", "of": "dog", "nearness": None},
+    ]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "context:" in line]
+    assert "2 of the 4 names" in line
+    assert "left out, too near to couch: Sofas; to dog: dog" in line
+    # Each has the embedding that it has as a class.
+    others = embed_text(tmp_path, clip, "- tree\n- river\n", None)
+    found, expected = (t["embedding"].to_pylist() for t in (table.slice(2), others))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_context_too_near_is_left_out_but_what_is_to_stay(clip, tmp_path):
+    names = ["tree", "river", "dog house", "old couch", "hat"]
+
+    def stays(**rule) -> list[str]:
+        table = embed_text(tmp_path, clip, CLASSES, "\n".join(names), **rule)
+        return table["class"].to_pylist()[2:]
+
+    assert stays(nearness=1) == names
+    found = []
+    for limit in (0.2, 0.5, 0.8):
+        found.append(set(stays(nearness=limit)))
+        left_out = {
+            n["name"]: n["nearness"] for n in read_facts(tmp_path / "text.parquet")["left_out"]
+        }
+        assert all(value > limit for value in left_out.values())
+        assert set(left_out) == set(names) - found[-1]
+    assert found[0] < found[1] < found[2]
+    gone = next(iter(set(names) - found[0]))
+    assert set(stays(nearness=0.2, keep=(gone,))) == found[0] | {gone}
+
+
+def test_one_class_that_no_context_stays_beside(clip, tmp_path):
+    with pytest.raises(UserError, match="one class, 'dog'"):
+        embed_text(tmp_path, clip, "- dog\n", "Dogs\n")
 
 
 def test_text_that_is_not_finite(tmp_path):

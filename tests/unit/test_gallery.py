@@ -113,6 +113,45 @@ def test_snippets_are_those_of_the_store_and_the_manifest(page, training):
         assert set(width) | set(height) == {333}
 
 
+CONTEXT = ["tree", "river", "wall", "sky"]
+
+
+def test_what_went_to_context_is_that_of_the_store(tmp_path):
+    training = made.make_results(tmp_path / "results", {"train": NAMES[:30]}, context=CONTEXT)
+    predictions = training / "predictions/train.parquet"
+    facts = {"classes": ["boat", "car", "cat"], "threshold": 0.3}
+    write_table(describe(pq.read_table(predictions), "scores", **facts), predictions)
+    make_gallery(folder=training, split="train", output=tmp_path / "page")
+    data = parts(tmp_path / "page")
+    assert data["index"]["classes"] == ["boat", "car", "cat"]
+    assert data["index"]["names"] == ["boat", "car", "cat", *CONTEXT]
+    assert data["index"]["thresholds"] == [500, 500, 300]
+    cosines = zarr.open_array(training.parents[1] / "similarity/train.zarr", mode="r")[:]
+    powers = np.exp(cosines.astype(float) / made.SETTINGS.tau)
+    scores = powers / powers.sum(axis=2, keepdims=True)
+    rows = {
+        r["image_id"]: r["row"]
+        for r in pq.read_table(training.parents[2] / "manifest/images.parquet").to_pylist()
+    }
+    images = images_of(data)
+    assert len(images) == 29
+    for image in images:
+        of = scores[rows[image["id"]]]
+        assert image["top"] == of.argmax(axis=1).tolist()
+        assert image["context"] / 1000 == pytest.approx(of[0, 3:].sum(), abs=1e-3)
+        best = sorted(range(3, 7), key=lambda c: -of[0, c])[:3]
+        assert image["context_top"] == best
+        np.testing.assert_allclose(np.array(image["context_scores"]) / 1000, of[0, best], atol=1e-3)
+    assert len({image["top"][0] for image in images} - {0, 1, 2}) > 1
+
+
+def test_without_context_nothing_goes_to_it(page):
+    data = parts(page)
+    assert data["index"]["names"] == data["index"]["classes"]
+    assert {image["context"] for image in images_of(data)} == {0}
+    assert all(image["context_top"] == image["context_scores"] == [] for image in images_of(data))
+
+
 def test_links_lead_to_the_images_whatever_their_names(page):
     images = images_of(parts(page))
     assert images[-2]["id"] == f"train/{HOSTILE}"

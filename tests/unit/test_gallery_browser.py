@@ -348,3 +348,35 @@ def test_on_a_phone(page):
         assert driver.get_log("browser") == []
     finally:
         driver.quit()
+
+
+def test_what_is_not_found_is_said_and_what_was_seen_instead(chromium, tmp_path):
+    context = ["tree", "river", "wall", "sky"]
+    training = made.make_results(tmp_path / "results", {"train": NAMES[:40]}, context=context)
+    make_gallery(folder=training, split="train", output=tmp_path / "page")
+    chromium.get((tmp_path / "page/index.html").as_uri())
+    choose(chromium, "sort", "order of the manifest")
+    shown = names(chromium)
+    tables = (
+        training.parent / "pseudo_labels.parquet",
+        training / "refined_labels.parquet",
+        training / "predictions/train.parquet",
+    )
+    best = np.max([read_scores(table)[2].max(axis=1) for table in tables], axis=0)
+    empty = best < 0.5
+    assert 0 < empty.sum() < len(shown)
+    for card, nothing in zip(cards(chromium), empty, strict=True):
+        text = card.find_element(By.CSS_SELECTOR, ".context").text
+        share, _, name = text.removeprefix("context ").partition(": ")
+        assert 0 <= float(share) <= 1 and name.split()[0] in context
+        assert text in card.accessible_name
+        assert ("nothing found" in card.accessible_name) == nothing
+        assert len(card.find_elements(By.CSS_SELECTOR, ".empty")) == nothing
+    cards(chromium)[int(np.argmax(empty))].click()
+    opened(chromium)
+    body = chromium.find_element(By.ID, "viewer-body").text
+    assert "nothing found" in body and body.count("context ") == 1
+    chromium.find_element(By.ID, "close").click()
+    chromium.find_element(By.TAG_NAME, "summary").click()
+    assert "went to context names" in chromium.find_element(By.ID, "meaning").text
+    assert chromium.get_log("browser") == []

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zarr
+from messages import message_of
 from pydantic import ValidationError
 from sklearn.metrics import average_precision_score
 
@@ -675,6 +676,60 @@ def test_quality_takes_statistics_bias_and_slope_of_the_train_split_to_the_test_
     assert found["mAP"] == pytest.approx(expected["mAP"])
     assert found["at_threshold"] == expected["at_threshold"]
     assert found["mAP"] != splits["test"]["final"]["mAP"]
+
+
+def add_context(folder: Path, names: int = 8) -> np.ndarray:
+    """Add context to the small store; its cosines (N, 1+S, C+M)."""
+    array = zarr.open_array(folder / "sim.zarr", mode="r")
+    further = np.random.default_rng(1).uniform(0.1, 0.3, (*array.shape[:2], names))
+    cosines = np.concatenate([array[:], further], axis=2).astype(np.float32)
+    attributes = {**array.attrs, "context": [f"context {i}" for i in range(names)]}
+    save_store(folder / "sim.zarr", cosines, **attributes)
+    return cosines.astype(float)
+
+
+def test_context_takes_part_and_gets_no_label(small):
+    alone = label(small, tau=0.02)
+    assert "context_weight" not in read_facts(small / "labels.parquet")
+    cosines = add_context(small)
+    for weight, counted in ((50, 8), (2, 2)):
+        table = label(small, tau=0.02, context_weight=weight)
+        assert table.column_names == alone.column_names
+        # A name that counts only in part is as one of a smaller score.
+        cosines[..., 3:] += 0.02 * math.log(counted / 8)
+        expected = [final_label(cosines[row], 0.02, 0.3)[:3] for row in (5, 4, 3, 2, 1)]
+        np.testing.assert_allclose(values(table), expected, rtol=1e-4, atol=1e-6)
+        facts = read_facts(small / "labels.parquet")
+        assert facts["context_weight"] == weight
+        assert facts["similarity"]["context"] == [f"context {i}" for i in range(8)]
+        found = quality(small)["splits"]["train"]["final"]
+        assert found["mAP"] == pytest.approx(evaluate(small)["mAP"])
+        assert found["at_threshold"] == evaluate(small)["at_threshold"]
+    assert (values(table) < values(alone)).all()
+
+
+def test_positives_count_classes_only(small):
+    add_context(small)
+    assert values(label(small, positives=0.1)).sum(axis=1).mean() == pytest.approx(0.1, rel=1e-4)
+
+
+def test_labels_of_other_context_are_not_made_again(small):
+    add_context(small)
+    label(small, positives=0.1)
+    quality(small)
+    save_store(small / "sim.zarr", np.zeros((6, 4, 4)), classes=CLASSES, context=["tree"])
+    assert "its context names are not those of the labels" in message_of(quality, small)
+
+
+def test_one_class_beside_context(small):
+    add_context(small)
+    array = zarr.open_array(small / "sim.zarr", mode="r")
+    attributes = {**array.attrs, "classes": CLASSES[:1]}
+    save_store(small / "sim.zarr", np.delete(array[:], [1, 2], axis=2), **attributes)
+    rewrite_images(small, lambda table: table.drop_columns(["positive", "difficult"]))
+    table = label(small, standardise=True)
+    assert table.column_names == ["image_id", "path", "dog"]
+    assert len(set(table["dog"].to_pylist())) > 1
 
 
 def test_without_truth_quality_reads_no_cosines(small):

@@ -9,11 +9,13 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
 
+import made
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
+import zarr
 from faults import small_disk
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +26,7 @@ from PIL import Image
 from cdul_steps.config import Dataset, Encoder, Labels, read_training
 from cdul_steps.data.files import SCHEMA_VERSION
 from cdul_steps.data.labels import LabelFacts
-from cdul_steps.data.tables import KEY
+from cdul_steps.data.tables import KEY, read_scores
 from cdul_steps.report import figures
 from cdul_steps.report.captions import CAPTIONS, TITLES
 from cdul_steps.report.page import Section, Table, render
@@ -441,6 +443,43 @@ def test_calibrated_labels_are_measured_and_drawn_as_they_are(copied, tmp_path):
     (run,) = find_runs([copied])
     for counts in score_panels(run).values():
         assert counts["pseudo-labels"].sum() == counts["pseudo-labels"][[0, -1]].sum() > 0
+
+
+def test_where_images_went_that_show_none_of_the_classes(tmp_path):
+    context = [f"context {i}" for i in range(60)]
+    files = {"train": [f"{i}.jpg" for i in range(40)], "test": ["a.jpg", "b.jpg", "c.jpg"]}
+    labels = made.make_results(tmp_path / "results", files, context=context).parent
+    root, text, found = report(labels, tmp_path / "report")
+    assert "context names left out, since they mean a class Boats (boat)" in text
+    assert "context 60 names, which count as 50" in text
+    _, _, values = read_scores(labels / "pseudo_labels.parquet")
+    empty = int((values < 0.5).all(axis=1).sum())
+    assert 0 < empty < 39
+    assert f"Nothing found: {empty} of 39 images" in text
+    cosines = zarr.open_array(labels.parent / "similarity/train.zarr", mode="r")[1:, 0]
+    powers = np.exp(cosines.astype(float) / made.SETTINGS.tau) * np.array([1] * 3 + [50 / 60] * 60)
+    scores = powers / powers.sum(axis=1, keepdims=True)
+    best = np.bincount(scores.argmax(axis=1), minlength=63)[3:]
+    assert f"{100 * scores[:, 3:].sum(axis=1).mean():.0f}% of CLIP's scores went to context" in text
+    assert f"{best.sum()} of 39 images fit one of them best" in text
+    rows = [[cell.text for cell in row] for row in elements(root, "tr")]
+    rows = [row for row in rows if row[0].startswith("context ") and row[0] != "context name"]
+    assert len(rows) == 20 and "The first 20 of 60 names" in text
+    assert [int(row[1]) for row in rows] == sorted(best.tolist(), reverse=True)[:20]
+    for name, images, share in rows:
+        place = context.index(name)
+        assert int(images) == best[place]
+        assert float(share) == pytest.approx(100 * scores[:, 3 + place].mean(), abs=0.006)
+    # What the figure counts are scores of classes only.
+    (run,) = find_runs([labels])
+    counts = sum(c["whole images"].sum() for c in score_panels(run).values())
+    assert counts == 3 * sum(known for known in read_known(run.images))
+    assert found == {"scores"}
+
+
+def read_known(images: Path) -> list[bool]:
+    table = pq.read_table(images).to_pylist()
+    return [row["known"] for row in table if row["split"] == "train" and row["row"] > 0]
 
 
 def test_what_was_done_to_the_labels_is_said_in_words():

@@ -4,7 +4,7 @@ import pytest
 import zarr
 
 from cdul_steps.data.outcomes import check_failures
-from cdul_steps.data.stores import shard_file, write_shard
+from cdul_steps.data.stores import context_of, shard_file, write_shard
 from cdul_steps.data.tables import describe, read_table, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.similarity import cosine
@@ -124,3 +124,26 @@ def test_a_torn_shard_leaves_the_earlier_similarity(encoded):
     with pytest.raises(UserError, match="torn"):
         similarity(folder)
     np.testing.assert_array_equal(zarr.open_array(folder / "sim.zarr", mode="r")[:], before)
+
+
+def test_context_lies_behind_the_classes(encoded):
+    folder, _ = encoded
+    alone = np.asarray(similarity(folder)[:])
+    text = read_table(folder / "text.parquet", ["class", "embedding"])
+    context = np.random.default_rng(1).random((2, WIDTH))
+    names = [*CLASSES, "tree", "river"]
+    both = pa.table(
+        {
+            "class": names,
+            "embedding": [*text["embedding"].to_pylist(), *context.tolist()],
+            "context": [False] * 3 + [True] * 2,
+        }
+    )
+    facts = {"logit_scale": 50.0, "model": "m", "pretrained": "p", "templates": ["a {}"]}
+    write_table(describe(both, "text", **facts), folder / "text.parquet")
+    array = similarity(folder)
+    assert array.attrs["classes"] == CLASSES
+    assert context_of(array) == ["tree", "river"]
+    np.testing.assert_array_equal(array[..., :3], alone)
+    vectors = np.asarray(zarr.open_array(folder / "e.zarr", mode="r")[:])
+    np.testing.assert_allclose(array[..., 3:], cosine(vectors, context), atol=1e-6)

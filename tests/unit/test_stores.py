@@ -6,6 +6,7 @@ import zarr
 from messages import message_of
 
 from cdul_steps.data.stores import (
+    context_of,
     new_store,
     open_similarity,
     open_store,
@@ -200,6 +201,9 @@ CLASSES = list("abcde")
         ({"logit_scale": 100, "classes": "abcde"}, "'classes' must name its 5 classes"),
         ({"logit_scale": 100, "classes": list("abcda")}, "'classes' must name its 5 classes"),
         ({"logit_scale": 100, "classes": [1, 2, 3, 4, 5]}, "'classes' must name its 5 classes"),
+        ({"classes": CLASSES, "context": ["f"]}, "'classes' must name its 4 classes"),
+        ({"classes": CLASSES[:4], "context": CLASSES[:1]}, "must name its 4 classes"),
+        ({"classes": [], "context": CLASSES}, "'classes' must name its 0 classes"),
         ({"classes": CLASSES}, "no attribute 'logit_scale'; give --tau"),
         ({"classes": CLASSES, "logit_scale": "hot"}, "'logit_scale'"),
         ({"classes": CLASSES, "logit_scale": 0}, "'logit_scale'"),
@@ -218,6 +222,13 @@ def test_a_similarity_says_its_classes_and_scale(path):
     assert (classes, scale) == (CLASSES, 100.0)
     make_store(path, 4, [0], {"classes": CLASSES})
     assert np.isnan(open_similarity(path, 0.01)[2])
+
+
+def test_a_similarity_with_context(path):
+    attributes = {"classes": CLASSES[:1], "context": CLASSES[1:], "logit_scale": 100}
+    make_store(path, 4, [0], attributes)
+    array, classes, _ = open_similarity(path, None)
+    assert (classes, context_of(array)) == (CLASSES[:1], CLASSES[1:])
 
 
 def test_a_similarity_needs_snippets(path):

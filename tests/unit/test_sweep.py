@@ -127,6 +127,20 @@ def test_rows_of_the_test_split_are_what_quality_gives(folder):
             assert row["mAP"] == pytest.approx(result["splits"]["test"][name]["mAP"], rel=1e-9)
 
 
+def test_context_is_in_the_sweep_as_in_the_labels(folder):
+    for split in SIZES:
+        array = zarr.open_array(folder / f"{split}.zarr", mode="a")
+        cosines, attributes = array[:], dict(array.attrs)
+        context = np.roll(cosines, 1, axis=2)[..., :2]
+        array = zarr.create_array(
+            folder / f"{split}.zarr",
+            data=np.concatenate([cosines, context], axis=2),
+            overwrite=True,
+        )
+        array.attrs.update(attributes | {"context": ["tree", "river"]})
+    test_rows_of_the_train_split_are_what_label_and_evaluate_give("negative", folder)
+
+
 def test_an_image_without_one_of_its_views_counts_for_nothing(folder):
     whole = {row["images"] for row in sweep(folder) if row["split"] == "train"}
     zarr.open(folder / "train.zarr")[7, 2] = np.nan

@@ -6,6 +6,7 @@ import shutil
 
 import pyarrow.parquet as pq
 import pytest
+import zarr
 from copies import SMALL_TRAINING
 
 from cdul_steps.demo.scenes import CLASSES, write_scenes
@@ -128,6 +129,47 @@ def test_changes_of_the_folder_encode_only_their_shards(photos):
     assert len(images) == 15 and names[5] not in images["image_id"].to_pylist()
 
 
+def test_one_name_beside_context(photos):
+    project, _ = photos
+    (project.folder / "names.txt").write_text("car\n")
+    (project.folder / "context.txt").write_text("boat\ncat\nCars\nhouse\ntree\n")
+    project.config["datasets"]["photos"]["context"] = "context.txt"
+    page, gallery = (
+        "results/report/report.html",
+        "results/photos/tiny-clip/final/small/gallery/train",
+    )
+    project.snakemake(page, gallery)
+    results = project.results / "photos/tiny-clip"
+    similarity = zarr.open_array(results / "similarity/train.zarr", mode="r")
+    stays = similarity.attrs["context"]
+    assert similarity.attrs["classes"] == ["car"]
+    assert {"boat", "tree"} <= set(stays) <= {"boat", "cat", "house", "tree"}
+    labels = pq.read_table(results / "final/pseudo_labels.parquet")
+    assert labels.column_names == ["image_id", "path", "car"]
+    assert 0 < min(labels["car"].to_pylist()) < 0.5 < max(labels["car"].to_pylist())
+    predictions = pq.read_table(results / "final/small/predictions/train.parquet")
+    assert "car" in predictions.column_names and "tree" not in predictions.column_names
+    text = (project.folder / page).read_text(encoding="utf-8")
+    assert "Cars" in text and all(f"<td>{name}</td>" in text for name in stays)
+    assert project.plan() == {}
+
+    # Another list makes the text again, and what follows it; the manifest and all shards stay.
+    (project.folder / "context.txt").write_text("boat\ncat\n")
+    jobs = project.plan()
+    assert jobs["encode_text"] == jobs["similarity"] == jobs["label"] == jobs["train"] == 1
+    assert "encode" not in jobs and "manifest" not in jobs
+    (project.folder / "context.txt").write_text("boat\ncat\nCars\nhouse\ntree\n")
+    assert project.plan() == {}
+    assert "encode_text" in project.set("datasets.photos.context_keep", ["tree"]).plan()
+    assert "encode_text" in project.set("datasets.photos.context_nearness", 0.7).plan()
+    again = project.set("labels.final.context_weight", 2).plan()
+    assert again["label"] == 1 and "similarity" not in again
+    # A name that means the only class leaves nothing to compare it with.
+    (project.folder / "context.txt").write_text("Cars\n")
+    line = _fails(project)
+    assert "context.txt: has one class, 'car'" in line
+
+
 def _fails(project, *arguments):
     """The one line of a run that must fail without a traceback."""
     done = project.snakemake(*arguments, check=False)
@@ -151,7 +193,11 @@ def test_too_many_failures_name_the_first(photos):
         ("datasets.photos.splits", {"train": "empty"}, ["train", "empty"]),
         ("datasets.photos.shard_sise", 3, ["shard_sise", "'shard_size'"]),
         ("datasets.photos.classes", "twice.txt", ["twice.txt", "listed twice"]),
-        ("datasets.photos.classes", "one.txt", ["one.txt", "one class, 'dog'"]),
+        ("datasets.photos.classes", "one.txt", ["one.txt", "one class, 'dog'", "'context'"]),
+        ("datasets.photos.context", "none.txt", ["context list none.txt", "No such file"]),
+        ("datasets.photos.context", "empty.txt", ["context list empty.txt", "no names"]),
+        ("datasets.photos.context", "twice.txt", ["twice.txt", "'Dog' is listed twice"]),
+        ("datasets.photos.context_keep", ["dog"], ["photos", "no use without 'context'"]),
         ("run.labels", ["fnal"], ["fnal", "'final'"]),
         ("encoders.tiny-clip.model", "local-dir:nowhere", ["encoders.tiny-clip", "nowhere"]),
         ("trainings.small.weights", "nowhere.pt", ["trainings.small.weights", "nowhere.pt"]),
@@ -162,6 +208,7 @@ def test_mistakes_are_one_line(photos, path, value, parts):
     (folder / "empty").mkdir()
     (project.folder / "twice.txt").write_text("dog\ncat\nDog\n")
     (project.folder / "one.txt").write_text("dog\n")
+    (project.folder / "empty.txt").write_text("# nothing\n")
     line = _fails(project.set(path, value))
     assert all(part in line for part in parts), line
 

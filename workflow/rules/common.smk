@@ -13,7 +13,7 @@ from snakemake.utils import Paramspace
 
 from cdul_steps import results
 from cdul_steps.config import load
-from cdul_steps.data.classes import check_choice, load_classes
+from cdul_steps.data.classes import check_choice, load_classes, load_names
 from cdul_steps.data.files import check_dates, digest
 from cdul_steps.data.readers import check_counts, fingerprint, read_dataset
 from cdul_steps.data.tables import read_facts
@@ -167,14 +167,19 @@ def dataset_content(wildcards):
     return fingerprint(records)
 
 
+def name_tables(wildcards):
+    """Class table and context list. Read before hours of encoding, at whose end they would fail."""
+    dataset = CONFIG.datasets[wildcards.dataset]
+    context = dataset.context and Path(dataset.context)
+    tables = load_names(Path(dataset.classes), context, dataset.context_keep)
+    check_choice(*(table.names for table in tables), dataset.classes)
+    return tables
+
+
 @one_line
 def class_names(wildcards):
     """The class names without their aliases, which only the text encoder reads."""
-    table = Path(CONFIG.datasets[wildcards.dataset].classes)
-    names = list(load_classes(table).names)
-    # Before hours of encoding, at whose end `label` would say it.
-    check_choice(names, table)
-    return names
+    return list(name_tables(wildcards)[0].names)
 
 
 def scenes_key(key):
@@ -344,12 +349,31 @@ def corrections_content(wildcards):
 
 @one_line
 def class_table(wildcards):
-    """Class names with the aliases that the prompts use."""
-    table = load_classes(Path(CONFIG.datasets[wildcards.dataset].classes))
+    """Class names with the aliases that the prompts use, and context names with all of them."""
+    table, listed = name_tables(wildcards)
     used = None if CONFIG.encoders[wildcards.encoder].aliases else 1
-    return [
+    names = [
         f"{name}: {aliases[:used]}" for name, aliases in zip(table.names, table.aliases)
     ]
+    if listed.names:
+        # Every alias of a class counts where context names are left out.
+        for tables in (table, listed):
+            names += [f"{n}: {a}" for n, a in zip(tables.names, tables.aliases)]
+    return names
+
+
+def text_options(wildcards):
+    """Command line words for which names are embedded: aliases, and context where there is one.
+
+    Without context they are what they were before there was any, so that nothing is made again.
+    """
+    dataset = CONFIG.datasets[wildcards.dataset]
+    words = [flag("aliases", encoder_key("aliases"))(wildcards)]
+    if dataset.context:
+        words += ["--context", dataset.context]
+        words += [f"--nearness={dataset.context_nearness}"]
+        words += [f"--keep={name}" for name in dataset.context_keep]
+    return shlex.join(words)
 
 
 def encoded(pattern):

@@ -11,7 +11,7 @@ rule encode_text:
         model=encoder_key("model"),
         pretrained=option("--pretrained", encoder_key("pretrained")),
         templates=option("--template", encoder_key("templates")),
-        aliases=flag("aliases", encoder_key("aliases")),
+        aliases=text_options,
         classes=dataset_key("classes"),
         table=class_table,
         weights=encoder_weights,

@@ -1,0 +1,121 @@
+"""Context names: what else an image may show. They take part in the softmax and get no label."""
+
+import math
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from cdul_steps.method.similarity import unit
+
+WEIGHT = 50.0
+"""As how many names the context counts, at most: see `context_bias`."""
+NEARNESS = 0.6
+"""Centred cosine from which a context name is taken to mean a class."""
+
+REFERENCE = (
+    """
+man, family, football player, parrot, chicken, penguin, monkey, whale, turtle, beetle,
+sunflower, potted plant, pasta, sausage, strawberry, teapot, coat, sunglasses, umbrella,
+bed, pillow, door, knife, book, screenshot, hammer, sink, mobile phone, violin, golf course,
+campfire, van, train, ship, house, tower, greenhouse, harbour, statue, beach, swamp, desert,
+clouds, ice, grass, fur, wedding, running, playing in the snow
+""".replace("\n", " ")
+    .strip()
+    .split(", ")
+)
+"""Names whose mean embedding is the centre of `centred_cosine`: the same whatever a list holds, so
+that a name's verdict does not depend on which others are in the list."""
+
+
+def context_bias(names: int, weight: float = WEIGHT) -> float:
+    """`b = log(min(1, weight / names))`, which is added to the logit of every context name.
+
+    In the softmax, `names` context names then weigh as much as `weight` names do, however long
+    the list is; a shorter list weighs what it weighs.
+    """
+    return math.log(min(1.0, weight / names)) if names else 0.0
+
+
+def plain_name(name: str) -> str:
+    """A name without case, punctuation and English plurals: two of one meaning compare equal."""
+    words = re.split(r"[\W_]+", unicodedata.normalize("NFC", name).casefold())
+    return " ".join(_singular(word) for word in words if word) or name
+
+
+def _singular(word: str) -> str:
+    if word.endswith("ies") and len(word) > 4:
+        return word[:-3] + "y"
+    if word.endswith(("ches", "shes", "sses", "xes")):
+        return word[:-2]
+    if word.endswith("s") and not word.endswith("ss") and len(word) > 3:
+        return word[:-1]
+    return word
+
+
+def centred_cosine(context: np.ndarray, classes: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Cosines of context (M, D) and class (C, D) embeddings around a `centre` (D,): (M, C).
+
+    Prompts share most of their vector, the template's; what is left without it says how near two
+    names are, on a scale that depends little on the model and the template.
+    """
+    return unit(context - centre) @ unit(classes - centre).T
+
+
+class Near(NamedTuple):
+    """A context name that means a class: `nearness` is None where it is the class's own name."""
+
+    name: str
+    of: str
+    nearness: float | None
+
+
+def find_near(
+    context: Sequence[Sequence[str]],
+    classes: Sequence[Sequence[str]],
+    nearness: np.ndarray,
+    limit: float = NEARNESS,
+) -> list[Near]:
+    """The context names that mean one of the classes, in order, each with its class.
+
+    Of a context name and of a class there is first the name, then the aliases. A context name means
+    a class where one of them is the same but for case and plural, or where its `nearness` (M, C),
+    the centred cosine to the nearest alias of the class, is above `limit`.
+    """
+    owner: dict[str, str] = {}
+    for names in classes:
+        for name in names:
+            owner.setdefault(plain_name(name), names[0])
+    found = []
+    for names, row in zip(context, nearness, strict=True):
+        same = [owner[plain] for plain in map(plain_name, names) if plain in owner]
+        best = int(row.argmax())
+        if same:
+            found.append(Near(names[0], same[0], None))
+        elif row[best] > limit:
+            found.append(Near(names[0], classes[best][0], float(row[best])))
+    return found
+
+
+class Largest(NamedTuple):
+    """What context takes of images: its `share` of all scores, float32 (N,), and its largest names.
+
+    `names` int (N, K) are columns of the scores, the largest first, `scores` float32 (N, K) theirs.
+    """
+
+    share: np.ndarray
+    names: np.ndarray
+    scores: np.ndarray
+
+
+def largest_context(scores: np.ndarray, classes: int, count: int) -> Largest:
+    """What goes to context of scores (N, C+M), `classes` of which come first; `count` names.
+
+    Without context the share is 0 and there are no names.
+    """
+    context = scores[:, classes:]
+    order = np.argsort(-context, axis=1, kind="stable")[:, :count]
+    values = np.take_along_axis(context, order, axis=1)
+    return Largest(context.sum(axis=1), order + classes, values)
