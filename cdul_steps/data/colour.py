@@ -31,7 +31,9 @@ def to_rgb(image: Image.Image, profile: bytes | None, tags: dict) -> Image.Image
     if alpha:
         image.putalpha(alpha)
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    # `convert` copies in any case; an image of Pillow's classes for files has more than pixels.
+    is_done = image.mode == "RGB" and type(image) is Image.Image
+    return image if is_done else image.convert("RGB")
 
 
 def _with_8_bits(image: Image.Image, tags: dict) -> Image.Image:
