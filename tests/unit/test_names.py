@@ -65,8 +65,7 @@ READ = {
 def test_predict(photos, model, tmp_path, suffix):
     output = tmp_path / f"scores.{suffix}"
     settings = {"images": None, "split": None, "threshold": None, "max_pixels": tiny.MAX_PIXELS}
-    speed = {"device": "cpu", "batch_size": 64, "workers": 0, "threads": 1}
-    predict_images(model=model, inputs=[photos], output=output, **settings, **speed)
+    predict_images(model=model, inputs=[photos], output=output, **tiny.on(settings))
     expected = [f"{photos.as_posix()}/{name}" for name in NAMES]
     assert READ[suffix](output) == expected
     if suffix == "csv":

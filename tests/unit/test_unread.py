@@ -10,6 +10,7 @@ import tiny
 import yaml
 from messages import message_of
 
+from cdul_steps.config import Dataset
 from cdul_steps.data.images import decode
 from cdul_steps.data.readers import read_dataset
 from cdul_steps.data.tables import read_facts
@@ -42,17 +43,9 @@ def mixed(tmp_path) -> Path:
 def make(folder: Path, output: Path, **changes) -> None:
     (output / "classes.txt").parent.mkdir(parents=True, exist_ok=True)
     (output / "classes.txt").write_text("cat\ndog\n")
-    make_manifest(
-        reader="folder",
-        root=folder,
-        classes=output / "classes.txt",
-        splits={"train": "."},
-        grid=(2, 2),
-        shard_size=5,
-        max_pixels=tiny.MAX_PIXELS,
-        output=output / "images.parquet",
-        **changes,
-    )
+    settings = {"root": folder, "classes": output / "classes.txt", "splits": {"train": "."}}
+    dataset = Dataset(reader="folder", grid=(2, 2), **settings, **changes)
+    make_manifest(dataset=dataset, output=output / "images.parquet")
 
 
 def test_images_are_found_by_suffix_or_by_content(mixed):

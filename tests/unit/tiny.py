@@ -2,7 +2,7 @@
 
 import json
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ MACHINE = Machine("cpu", workers=0, threads=1)
 
 def on(arguments: dict) -> dict:
     """Arguments of a stage with those of `Machine` among them as one; MACHINE has the others."""
-    own = {name: arguments[name] for name in arguments if hasattr(MACHINE, name)}
+    own = {f.name: arguments[f.name] for f in fields(MACHINE) if f.name in arguments}
     others = {name: value for name, value in arguments.items() if name not in own}
     return {**others, "machine": replace(MACHINE, **own)}
 
