@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import typer
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from cdul_steps.config import (
     Dataset,
@@ -63,7 +63,17 @@ def _bounds(metadata: list[Any]) -> dict[str, Any]:
 
 def _key(section: type[Section], key: str, help: str) -> Any:
     """An option with the bounds of a key of the config."""
-    return Option(help=help, **_bounds(section.model_fields[key].metadata))
+    field = section.model_fields[key]
+
+    def check(value: Any) -> Any:
+        # Bounds that are themselves out of range, which typer has none of.
+        try:
+            TypeAdapter(Annotated[field.annotation, *field.metadata]).validate_python(value)
+        except ValidationError as error:
+            raise typer.BadParameter(error.errors()[0]["msg"]) from error
+        return value
+
+    return Option(help=help, callback=check, **_bounds(field.metadata))
 
 
 def _section(section: type[AnySection], **values: Any) -> AnySection:

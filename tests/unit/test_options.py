@@ -123,7 +123,8 @@ def cases():
         for name, option, of, info in options(function):
             texts = of is str or get_args(of) == (str,)
             odd = [[v] for v in OTHERS.get(option, ())] if texts else odd_values(of, info)
-            if (option == "--split" and of is str) or (name == "device" and words == ("encode",)):
+            of_shard = words in (("encode",), ("features",))
+            if (option == "--split" and of is str) or (name == "device" and of_shard):
                 odd = []  # looked at after the file has been read
             for values in odd:
                 yield [*words, f"{option}={values[0]}", *values[1:], *required(function, name)]
