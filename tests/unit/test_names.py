@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 from messages import message_of
+from test_predict import run
 
 from cdul_steps.data.corrections import read_corrections, write_corrections
 from cdul_steps.data.readers import read_dataset
 from cdul_steps.data.tables import describe, score_table, write_csv, write_table
 from cdul_steps.models.classifier import Card, new_classifier, save_classifier
-from cdul_steps.steps.predict import predict_images
 from cdul_steps.tools.review import export_review, import_review
 
 CONTROL = [chr(c) for c in (*range(1, 32), *range(127, 160), 0x2028, 0x2029, 0xFEFF)]
@@ -64,8 +64,7 @@ READ = {
 @pytest.mark.parametrize("suffix", READ)
 def test_predict(photos, model, tmp_path, suffix):
     output = tmp_path / f"scores.{suffix}"
-    settings = {"images": None, "split": None, "threshold": None, "max_pixels": tiny.MAX_PIXELS}
-    predict_images(model=model, inputs=[photos], output=output, **tiny.on(settings))
+    run(model, output, photos)
     expected = [f"{photos.as_posix()}/{name}" for name in NAMES]
     assert READ[suffix](output) == expected
     if suffix == "csv":
