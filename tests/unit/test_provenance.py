@@ -158,6 +158,15 @@ def test_the_config_does_not_count(package):
     assert changed_steps(package, lambda: edit(path, "2000, ge=1", "2001, ge=1")) == set()
 
 
+def test_what_was_encoded_by_the_first_release_is_not_encoded_again():
+    """A change of code that `encode` leads to fails here: look whether results stay the same.
+
+    If they do, its new digest takes the place of the one in SAME_RESULTS; else that entry goes,
+    and so does this test, and the changelog says that everything is encoded again.
+    """
+    assert source_digest("cdul_steps.steps.encode", "encode_shard") == "79d221a7dc04ce0c"
+
+
 def test_no_such_function():
     with pytest.raises(LookupError, match=r"has no make_label$"):
         source_digest("cdul_steps.steps.label", "make_label")

@@ -239,8 +239,18 @@ def encoder_weights(wildcards):
         file.suffix in (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
         or file.is_file()
     ):
-        return content(file, what)
+        return content(file, what) + recipe_mark(encoder.model)
     return "hub"
+
+
+@cache
+def recipe_mark(model):
+    """How weights from a file are used, where it is not open_clip's default for all models."""
+    # It takes seconds to import, and few encoders are files.
+    from cdul_steps.models.recipe import Recipe
+
+    recipe = Recipe.of_file(model)
+    return "" if recipe == Recipe.of_tag(model, "") else f" {recipe}"
 
 
 @cache
