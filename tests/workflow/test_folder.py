@@ -134,22 +134,19 @@ def test_one_name_beside_context(photos):
     (project.folder / "names.txt").write_text("car\n")
     (project.folder / "context.txt").write_text("boat\ncat\nCars\nhouse\ntree\n")
     project.config["datasets"]["photos"]["context"] = "context.txt"
-    page, gallery = (
-        "results/report/report.html",
-        "results/photos/tiny-clip/final/small/gallery/train",
-    )
-    project.snakemake(page, gallery)
+    gallery = "results/photos/tiny-clip/final/small/gallery/train"
+    project.snakemake("report", gallery)
     results = project.results / "photos/tiny-clip"
     similarity = zarr.open_array(results / "similarity/train.zarr", mode="r")
     stays = similarity.attrs["context"]
     assert similarity.attrs["classes"] == ["car"]
-    assert {"boat", "tree"} <= set(stays) <= {"boat", "cat", "house", "tree"}
+    assert set(stays) <= {"boat", "cat", "house", "tree"} and len(stays) > 1
     labels = pq.read_table(results / "final/pseudo_labels.parquet")
     assert labels.column_names == ["image_id", "path", "car"]
-    assert 0 < min(labels["car"].to_pylist()) < 0.5 < max(labels["car"].to_pylist())
+    assert len(set(labels["car"].to_pylist())) == len(labels) == 12
     predictions = pq.read_table(results / "final/small/predictions/train.parquet")
     assert "car" in predictions.column_names and "tree" not in predictions.column_names
-    text = (project.folder / page).read_text(encoding="utf-8")
+    text = (project.results / "report/report.html").read_text(encoding="utf-8")
     assert "Cars" in text and all(f"<td>{name}</td>" in text for name in stays)
     assert project.plan() == {}
 
