@@ -26,7 +26,7 @@ from PIL import Image
 from cdul_steps.data.files import SCHEMA_VERSION
 from cdul_steps.data.tables import KEY
 
-CLASSES = ["<script>alert(1)</script>", "a; touch pwned", "$(touch pwned)", "{}", "it's", "犬"]
+CLASSES = ["<script>alert(1)</script>", "a; touch pwned", "$(touch pwned)", "x{}", "it's", "犬"]
 NAMES = [
     "$(touch pwned).png",
     "`touch pwned`.png",
