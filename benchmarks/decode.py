@@ -64,7 +64,10 @@ class Decoder:
     def __call__(self, paths: list[str]) -> float:
         """CPU seconds that the images take; `found` keeps what came out."""
         print(json.dumps(paths), file=self.process.stdin, flush=True)
-        seconds, found = json.loads(self.process.stdout.readline())
+        answer = self.process.stdout.readline()
+        if not answer:
+            sys.exit(f"the decoding process ended with {self.process.wait()}")
+        seconds, found = json.loads(answer)
         self.found |= found
         return seconds
 
