@@ -57,8 +57,8 @@ GUARDS = (
         "images",
         "a JPEG that is half missing passes for whole",
         "cdul_steps/data/formats.py",
-        "if not _is_harmless(warning, data):",
-        "if False:",
+        "return bool(found)",
+        "return True",
         "test_image_kinds.py::test_a_jpeg_cut_and_given_an_end_marker_is_refused",
     ),
     Guard(
