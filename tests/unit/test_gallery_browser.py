@@ -22,6 +22,9 @@ NAMES = [HOSTILE if i == 4 else f"{i:03}.jpg" for i in range(131)]
 PHONE = {"width": 360, "height": 740, "pixelRatio": 2, "touch": True}
 
 
+pytestmark = pytest.mark.browser
+
+
 @pytest.fixture(scope="module")
 def training(tmp_path_factory) -> Path:
     results = tmp_path_factory.mktemp("made") / "results"

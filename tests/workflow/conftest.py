@@ -14,6 +14,16 @@ def project(tmp_path: Path) -> Project:
     return copy_project(tmp_path / "project")
 
 
+FOLDER = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every Snakemake process takes seconds to start."""
+    for item in items:
+        if FOLDER in item.path.parents:
+            item.add_marker(pytest.mark.slow)
+
+
 CONFIG = {
     "datasets": {"demo": {"shard_size": 20, "scenes": {"train": 50, "test": 20}}},
     "run": {"labels": ["final"], "trainings": ["small"]},
