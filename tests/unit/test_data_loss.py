@@ -51,7 +51,7 @@ def output_options():
             hints = get_type_hints(command.callback, include_extras=True)
             for option, hint in hints.items():
                 written = option in ("output", "figure")
-                if written or (name == "encode" and option in ("table", "store")):
+                if written or (name in ("encode", "features") and option in ("table", "store")):
                     yield (*words, name), f"--{option}", not _information(hint).dir_okay
 
 
@@ -71,11 +71,11 @@ def test_every_output_is_known():
     """A command with a new output gets into one of the two walks below."""
     assert {" ".join(w) for w, _ in FILES} == {
         *("manifest", "encode", "encode-text", "label", "quality", "sweep", "predict", "evaluate"),
-        *("model-card", "review import"),
+        *("model-card", "review import", "features"),
     }
     assert {" ".join(w) for w, _ in FOLDERS} == {
         *("encode", "store", "similarity", "train", "ablation", "export", "gallery", "report"),
-        *("review export", "demo scenes", "demo train-clip"),
+        *("review export", "demo scenes", "demo train-clip", "features", "feature-store"),
     }
 
 
@@ -109,6 +109,7 @@ def arguments(results: Path, tmp_path: Path) -> dict[tuple[str, ...], list[str]]
     table = tmp_path / "table.tsv"
     table.write_text("variant\nplain\n")
     return {
+        ("feature-store",): [*split, "--settings", '{"model": "test_byobnet", "image_size": 32}'],
         ("store",): [*split, "--text", str(encoder / "text.parquet")],
         ("similarity",): [
             *("--store", str(encoder / "embeddings/train.zarr")),
@@ -130,7 +131,7 @@ def arguments(results: Path, tmp_path: Path) -> dict[tuple[str, ...], list[str]]
 @pytest.mark.parametrize(
     "words",
     [
-        *(("store",), ("similarity",), ("train",), ("gallery",), ("report",)),
+        *(("store",), ("feature-store",), ("similarity",), ("train",), ("gallery",), ("report",)),
         *(("review", "export"), ("demo", "scenes"), ("demo", "train-clip")),
     ],
     ids=" ".join,
