@@ -1,26 +1,3 @@
-@one_line
-def trunk(wildcards):
-    """The network of a folder of features, among those of all trainings."""
-    trainings = [*CONFIG.trainings.values()]
-    if not any(wildcards.trunk == settings.folder for settings in trainings):
-        trainings += [variant.settings for variant in ablation_trainings().values()]
-    for settings in trainings:
-        if settings.folder == wildcards.trunk:
-            return settings
-    raise UserError(f"features/{wildcards.trunk}: no training has such a network")
-
-
-def network_settings(wildcards):
-    """The keys of a network that its features depend on."""
-    return trunk(wildcards).network.model_dump_json()
-
-
-@one_line
-def trunk_weights(wildcards):
-    """Digest of the file that a trunk's weights come from."""
-    return weights_content(trunk(wildcards).weights, f"features/{wildcards.trunk}")
-
-
 rule feature_store:
     input:
         IMAGES,
