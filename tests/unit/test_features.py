@@ -163,6 +163,17 @@ def train(data: Path, output: Path, **changes) -> Path:
     return output
 
 
+def predict(data: Path, model: Path, split: str, output: Path) -> None:
+    predict_images(
+        model=model,
+        inputs=SplitImages(data / "images.parquet", split),
+        output=output,
+        threshold=None,
+        max_pixels=10_000,
+        machine=Machine("cpu", workers=0, threads=1),
+    )
+
+
 @pytest.mark.parametrize("engine", ["torch", "onnx"])
 def test_features_are_what_the_last_layer_takes(data, tmp_path, engine):
     found = open_store(compute(data, tmp_path, "test", engine))[:, 0][:8]
@@ -198,14 +209,7 @@ def test_only_the_last_layer_learns_and_the_model_is_an_ordinary_one(data, tmp_p
     # The same network on the images themselves says what the head said of their features.
     history = pq.read_table(output / "history.parquet").to_pandas()
     assert history.epoch.tolist() == list(range(1, 13))
-    predict_images(
-        model=output / "model",
-        inputs=SplitImages(data / "images.parquet", "test"),
-        output=tmp_path / "test.parquet",
-        threshold=None,
-        max_pixels=10_000,
-        machine=Machine("cpu", workers=0, threads=1),
-    )
+    predict(data, output / "model", "test", tmp_path / "test.parquet")
     measured = evaluate_scores(
         scores=tmp_path / "test.parquet",
         images=data / "images.parquet",
@@ -215,14 +219,7 @@ def test_only_the_last_layer_learns_and_the_model_is_an_ordinary_one(data, tmp_p
     )
     assert measured["mAP"] == pytest.approx(history.test_mAP.iloc[-1])
     labels = read_scores(output / "refined_labels.parquet")[2]
-    predict_images(
-        model=output / "model",
-        inputs=SplitImages(data / "images.parquet", "train"),
-        output=tmp_path / "train.parquet",
-        threshold=None,
-        max_pixels=10_000,
-        machine=Machine("cpu", workers=0, threads=1),
-    )
+    predict(data, output / "model", "train", tmp_path / "train.parquet")
     probabilities = read_scores(tmp_path / "train.parquet")[2]
     assert (probabilities >= 0.5).sum() == (labels >= 0.5).sum()
 
