@@ -38,7 +38,7 @@ def test_tables(ablated):
     rows = pq.read_table(folder / "ablation.parquet").to_pandas()
     assert rows["variant"].tolist() == ["fixed", "fixed", "role", "role"]
     assert rows["seed"].tolist() == [3, 5, 3, 5]
-    assert rows["loss"].tolist() == ["bce", "bce", "role", "role"]
+    assert rows["loss"].tolist() == ["kl", "kl", "role", "role"]
     assert rows["alignment.enabled"].tolist() == [False] * 4
     assert rows["classifier_mAP"].between(0, 100).all()
     fixed, role = rows[:2], rows[2:]
@@ -76,7 +76,7 @@ def test_a_new_row_runs_that_row_only(ablated):
 
 
 def test_a_changed_row_runs_that_row_only(ablated):
-    jobs = edited(ablated, TABLE.replace("fixed,,,", "fixed,,kl,"))
+    jobs = edited(ablated, TABLE.replace("fixed,,,", "fixed,,bce,"))
     assert jobs == TWO_TRAININGS
 
 
