@@ -55,8 +55,8 @@ STORE = ("zarr.json", "c/*")
 """The files of a store."""
 
 
-def _check_kind(path: Path, kind: str | None) -> None:
-    """Raise UserError where `path` is something that must not be replaced by a store of `kind`."""
+def check_store(path: Path, kind: str | None) -> None:
+    """Raise UserError where `path` is a Zarr store of another kind, which must not be changed."""
     if (path / "zarr.json").exists():
         found = read_json(path / "zarr.json").get("attributes", {}).get("kind")
         if found != kind:
@@ -73,7 +73,7 @@ def write_metadata(
 
     Raises UserError where `path` is a store of another kind, or holds files of something else.
     """
-    _check_kind(path, attributes.get("kind"))
+    check_store(path, attributes.get("kind"))
     with replacing(path / "zarr.json") as part:
         scratch = part.parent / "store"
         _create(scratch, shape, shard_size, dtype, attributes)
@@ -235,6 +235,6 @@ def new_store(
 
     Raises UserError where `path` is a store of another kind, or a folder of something else.
     """
-    _check_kind(path, attributes.get("kind"))
+    check_store(path, attributes.get("kind"))
     with replacing(path, STORE) as part:
         yield _create(part, shape, shard_size, dtype, attributes)

@@ -21,7 +21,7 @@ from cdul_steps.data.classes import (
 from cdul_steps.data.files import digest
 from cdul_steps.data.manifest import read_shard
 from cdul_steps.data.outcomes import outcome_table
-from cdul_steps.data.stores import shard_file, write_shard
+from cdul_steps.data.stores import check_store, shard_file, write_shard
 from cdul_steps.data.tables import describe, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.context import REFERENCE, Near, centred_cosine, find_near
@@ -60,6 +60,7 @@ def encode_shard(
     seconds`. `choose_engine` says what the machine's engine and batch size are. Raises UserError
     where the model cannot be loaded.
     """
+    check_store(store, "embeddings")
     facts, images, boxes = read_shard(manifest)
     target, workers = machine.set_up(cpu_workers=0)
     start = time.monotonic()

@@ -9,7 +9,7 @@ from cdul_steps.config import Network
 from cdul_steps.data.files import digest
 from cdul_steps.data.manifest import read_shard
 from cdul_steps.data.outcomes import outcome_table
-from cdul_steps.data.stores import shard_file, write_metadata, write_shard
+from cdul_steps.data.stores import check_store, shard_file, write_metadata, write_shard
 from cdul_steps.data.tables import describe, read_facts, require, write_table
 from cdul_steps.models.classifier import Card, network_and_card
 from cdul_steps.models.device import InBatches, Machine
@@ -52,6 +52,7 @@ def make_features(
     one row per image: `image_id, row, status, error, seconds`. Raises UserError where the network
     cannot be made, or its trunk cannot be frozen.
     """
+    check_store(store, "features")
     facts, images, boxes = read_shard(manifest)
     target, workers = machine.set_up(cpu_workers=0)
     encoder, card = _load(settings, target)

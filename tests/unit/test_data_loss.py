@@ -195,6 +195,18 @@ def test_a_store_does_not_replace_one_of_another_kind(results, tmp_path):
     assert np.all(zarr.open_array(tmp_path / "other.zarr")[:] == 1)
 
 
+@pytest.mark.parametrize("command", ["encode", "features"])
+def test_a_shard_is_not_written_into_a_store_of_another_kind(command, results, tmp_path):
+    other = zarr.create_array(tmp_path / "other.zarr", shape=(3, 4), chunks=(3, 4), dtype="f4")
+    other[:] = 1
+    of = {"encode": ["--model", "RN50"], "features": ["--settings", '{"model": "test_byobnet"}']}
+    line = [command, "--manifest", str(results / "demo/manifest/train/0.parquet"), *of[command]]
+    line += ["--store", str(tmp_path / "other.zarr"), "--table", str(tmp_path / "t.parquet")]
+    result = CliRunner().invoke(cli.app, line)
+    assert isinstance(result.exception, UserError) and "give another name" in str(result.exception)
+    assert np.all(zarr.open_array(tmp_path / "other.zarr")[:] == 1)
+
+
 @pytest.mark.parametrize("words", [("gallery",), ("similarity",)], ids=" ".join)
 def test_an_earlier_result_is_replaced(words, results, tmp_path):
     output = tmp_path / "out"
