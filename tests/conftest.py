@@ -2,10 +2,10 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import launcher
 import pytest
 from hypothesis import settings
 
@@ -31,10 +31,10 @@ def test_data() -> Path:
 
 @pytest.fixture(scope="session")
 def cdul() -> Callable[..., subprocess.CompletedProcess]:
-    """Run the command line in a process of its own."""
+    """Run the command line in a process of its own, by the launcher."""
 
     def run(*words: object) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "cdul_steps.cli", *map(str, words)]
+        command = [str(launcher.commands() / "cdul"), *map(str, words)]
         return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
     return run

@@ -9,42 +9,18 @@ import pytest
 import timm
 import tiny
 import torch
+from networks import CLASSES, CPU, MODEL, backbone, card
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from cdul_steps.errors import UserError
 from cdul_steps.models.classifier import (
-    Card,
     fitting_args,
     load_classifier,
     new_classifier,
     save_classifier,
     start_head,
 )
-
-MODEL = "test_byobnet"
-CLASSES = ["cat", "dog", "bird"]
-CPU = torch.device("cpu")
-
-
-def backbone(path: Path, classes: int = 7, model: str = MODEL) -> Path:
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        save_file(timm.create_model(model, num_classes=classes).state_dict(), path)
-    return path
-
-
-def card(**changes) -> Card:
-    values = {
-        "model": MODEL,
-        "classes": CLASSES,
-        "image_size": 40,
-        "mean": [0.1, 0.2, 0.3],
-        "std": [0.4, 0.5, 0.6],
-        "interpolation": "bicubic",
-        "threshold": 0.5,
-    }
-    return Card(**{**values, **changes})
 
 
 @pytest.fixture

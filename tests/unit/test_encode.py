@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
+from encode_runs import DIMENSION, SHARD, VIEWS, cosines, run, statuses
 from PIL import Image
 
 from cdul_steps.config import Encoder
@@ -17,15 +18,11 @@ from cdul_steps.data.classes import ContextList
 from cdul_steps.data.files import digest
 from cdul_steps.data.images import decode
 from cdul_steps.data.manifest import read_shard
-from cdul_steps.data.stores import open_store, shard_file, write_metadata
+from cdul_steps.data.stores import shard_file
 from cdul_steps.data.tables import read_facts
 from cdul_steps.errors import UserError
 from cdul_steps.steps import encode
-from cdul_steps.steps.encode import encode_shard, encode_text
-
-SHARD = 5
-VIEWS = 5
-DIMENSION = tiny.CLIP["embed_dim"]
+from cdul_steps.steps.encode import encode_text
 
 
 @pytest.fixture(scope="module")
@@ -41,35 +38,6 @@ def data(tmp_path_factory) -> Path:
         tiny.noise(folder / f"images/{i}.png", i, (48, 40) if i % 2 else (37, 61))
     tiny.folder_manifest(folder / "images", folder / "manifest", SHARD)
     return folder
-
-
-def run(manifest: Path, folder: Path, model: str, **options) -> tuple[np.ndarray, list[dict]]:
-    """Encode one shard; its rows, and those of its table."""
-    arguments = {
-        "max_pixels": tiny.MAX_PIXELS,
-        **options,
-    }
-    store, table = folder / "a.zarr", folder / f"{manifest.stem}.parquet"
-    settings = {key: arguments.pop(key) for key in ("precision", "resize_mode") if key in arguments}
-    encode_shard(
-        manifest=manifest,
-        store=store,
-        table=table,
-        encoder=Encoder(model=model, **settings),
-        **tiny.on(arguments),
-    )
-    write_metadata(store, (2 * SHARD, VIEWS, DIMENSION), SHARD, "float16", {})
-    first = read_facts(manifest)["shard"] * SHARD
-    return np.asarray(open_store(store)[first : first + SHARD]), pq.read_table(table).to_pylist()
-
-
-def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    a, b = a.astype(np.float32), b.astype(np.float32)
-    return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
-
-
-def statuses(outcome: list[dict]) -> dict[str, str]:
-    return {row["image_id"]: row["status"] for row in outcome}
 
 
 def test_shard_and_table(data, clip, tmp_path):

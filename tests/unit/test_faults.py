@@ -15,9 +15,9 @@ import pytest
 import tiny
 import torch
 from faults import as_nobody, open_folder, remount, small_disk
-from test_predict import CLASSES as PREDICTED
-from test_train import make_data, same
-from test_train import run as train
+from predict_runs import CLASSES as PREDICTED
+from training_runs import make_data, same
+from training_runs import run as train
 
 from cdul_steps import cli
 from cdul_steps.config import Encoder, Labels

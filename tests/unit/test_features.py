@@ -16,7 +16,7 @@ from hypothesis.extra.numpy import arrays
 from messages import message_of
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_train import make_data as made_data
+from training_runs import make_data as made_data
 
 from cdul_steps.config import read_network, read_training
 from cdul_steps.data.stores import new_store, open_store

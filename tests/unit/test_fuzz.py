@@ -16,7 +16,7 @@ import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_classifier import CLASSES, CPU, MODEL, card
+from networks import CLASSES, CPU, MODEL, card
 
 from cdul_steps.config import load, read_training
 from cdul_steps.data.classes import load_classes

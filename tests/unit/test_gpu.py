@@ -5,14 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import encode_runs
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import test_encode
-import test_ranks
-import test_train
 import tiny
 import torch
+import training_runs
 
 pytestmark = [
     pytest.mark.gpu,
@@ -44,29 +43,29 @@ def manifest(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    return test_train.make_data(tmp_path_factory.mktemp("train") / "data")
+    return training_runs.make_data(tmp_path_factory.mktemp("train") / "data")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_vectors_are_those_of_the_cpu(manifest, clip, tmp_path, precision):
-    expected, _ = test_encode.run(manifest, tmp_path / "cpu", clip)
-    rows, outcome = test_encode.run(
+    expected, _ = encode_runs.run(manifest, tmp_path / "cpu", clip)
+    rows, outcome = encode_runs.run(
         manifest, tmp_path / "gpu", clip, device=GPU, precision=precision, workers=2
     )
-    assert set(test_encode.statuses(outcome).values()) == {"ok"}
-    assert test_encode.cosines(rows, expected).min() >= 0.999
+    assert set(encode_runs.statuses(outcome).values()) == {"ok"}
+    assert encode_runs.cosines(rows, expected).min() >= 0.999
 
 
 def test_encode_in_batches(manifest, clip, tmp_path):
-    expected, _ = test_encode.run(manifest, tmp_path / "a", clip, device=GPU)
-    rows, _ = test_encode.run(manifest, tmp_path / "b", clip, device=GPU, batch_size=3)
-    assert test_encode.cosines(rows, expected).min() >= 0.99999
+    expected, _ = encode_runs.run(manifest, tmp_path / "a", clip, device=GPU)
+    rows, _ = encode_runs.run(manifest, tmp_path / "b", clip, device=GPU, batch_size=3)
+    assert encode_runs.cosines(rows, expected).min() >= 0.99999
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_train_lowers_the_loss(data, tmp_path, precision):
-    test_train.run(data, tmp_path, device=GPU, precision=precision, workers=2, epochs=8)
-    table = test_train.history(tmp_path)
+    training_runs.run(data, tmp_path, device=GPU, precision=precision, workers=2, epochs=8)
+    table = training_runs.history(tmp_path)
     assert table["loss"].iloc[-1] < 0.9 * table["loss"].iloc[0]
     assert (table["label_movement"][1:] > 0).all()
     assert pq.read_table(tmp_path / "refined_labels.parquet").num_rows == 24
@@ -75,18 +74,18 @@ def test_train_lowers_the_loss(data, tmp_path, precision):
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
 def test_two_gpus_do_what_one_does(data, tmp_path):
     """With batch norm, which is over the whole batch."""
-    settings = {**test_ranks.PLAIN, "model": "test_resnet", "batch_size": 5}
-    one = test_train.run(data, tmp_path / "one", device=GPU, **settings)
-    two = test_train.run(data, tmp_path / "two", device="cuda", gpus=2, **settings)
-    np.testing.assert_allclose(test_train.refined(one), test_train.refined(two), atol=1e-2)
+    settings = {**training_runs.PLAIN, "model": "test_resnet", "batch_size": 5}
+    one = training_runs.run(data, tmp_path / "one", device=GPU, **settings)
+    two = training_runs.run(data, tmp_path / "two", device="cuda", gpus=2, **settings)
+    np.testing.assert_allclose(training_runs.refined(one), training_runs.refined(two), atol=1e-2)
 
 
 def test_resume(data, tmp_path, monkeypatch, capsys):
     settings = {"device": GPU, "precision": "fp16"}
-    test_train.interrupt(monkeypatch, data, tmp_path, **settings)
-    test_train.run(data, tmp_path, **settings)
+    training_runs.interrupt(monkeypatch, data, tmp_path, **settings)
+    training_runs.run(data, tmp_path, **settings)
     assert "going on after epoch 2 of 4" in capsys.readouterr().err
-    assert np.isfinite(test_train.history(tmp_path)["loss"]).all()
+    assert np.isfinite(training_runs.history(tmp_path)["loss"]).all()
 
 
 def test_a_job_waits_for_the_gpu_of_another(tmp_path):

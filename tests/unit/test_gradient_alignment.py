@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_losses import BY_NAME, pairs
+from loss_examples import BY_NAME, pairs
 
 from cdul_steps.method.gradient_alignment import label_step, psi, to_label, to_latent
 from cdul_steps.method.loss_functions import EPSILON, kl_per_class

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simplejpeg
+from pictures import RED, encoded, picture, pixels, png, save, status_of, tiff
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
-from test_images import RED, encoded, picture, pixels, png, save, status_of, tiff
 
 from cdul_steps.data import formats, images
 from cdul_steps.data.images import ImageError, ImageStatus, decode
@@ -346,7 +346,7 @@ def test_12_bits_of_either_order(tmp_path, order, white):
 
 
 def swapped(data: bytes, tail: int) -> bytes:
-    """A little-endian TIFF of `test_images.tiff`, written big-endian."""
+    """A little-endian TIFF of `pictures.tiff`, written big-endian."""
     offset, count = struct.unpack("<IH", data[4:10])
     entries = [struct.unpack("<HHII", data[10 + 12 * i : 22 + 12 * i]) for i in range(count)]
     head = b"MM\0*" + struct.pack(">IH", offset, count)

@@ -6,65 +6,21 @@ import subprocess
 import sys
 import warnings
 import zlib
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pictures import BLUE, GREEN, RED, WHITE, encoded, picture, pixels, png, save, status_of, tiff
 from PIL import Image, ImageFile, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from cdul_steps.data.images import ImageError, ImageStatus, decode, read_size
 from cdul_steps.limits import MAX_BYTES, MAX_PIXELS, MAX_SCANS
 
-RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
-
-
 # pytest puts its own warning filters over the module's.
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-def picture(width: int = 48, height: int = 32) -> Image.Image:
-    """Smooth in x and y, with a red block in the top left corner."""
-    y, x = np.mgrid[:height, :width]
-    pixels = np.stack([x * 3, y * 5, x + y], axis=2).astype(np.uint8)
-    pixels[: height // 2, : width // 3] = RED
-    return Image.fromarray(pixels)
-
-
-def encoded(image: Image.Image, kind: str, **options) -> bytes:
-    buffer = BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def save(folder: Path, data: bytes, name: str = "x.jpg") -> Path:
-    path = folder / name
-    path.write_bytes(data)
-    return path
-
-
-def pixels(path: Path) -> np.ndarray:
-    image = decode(path)
-    assert image.mode == "RGB"
-    assert image.size == read_size(path)
-    return np.asarray(image)
-
-
-def status_of(path: Path, function=decode, **options) -> ImageStatus:
-    with pytest.raises(ImageError) as caught:
-        function(path, **options)
-    assert "\n" not in caught.value.detail
-    return caught.value.status
-
-
-def png(*chunks: tuple[bytes, bytes]) -> bytes:
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-        for name, body in chunks
-    )
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "WEBP", "JPEG", "GIF"])
@@ -246,15 +202,6 @@ def test_16_bit_transparency_is_white(tmp_path):
     row = (b"IDAT", zlib.compress(b"\0" + struct.pack(">2H", 257, 514)))
     data = png((b"IHDR", header), (b"tRNS", struct.pack(">H", 257)), row, (b"IEND", b""))
     assert pixels(save(tmp_path, data))[0, :, 0].tolist() == [255, 2]
-
-
-def tiff(bits: int, data: bytes, width: int, **changes: int) -> bytes:
-    """A grey TIFF of one row, written by hand for what Pillow cannot write."""
-    tags = {256: width, 257: 1, 258: bits, 259: 1, 262: 1, 273: 0, 277: 1, 278: 1, 279: len(data)}
-    tags |= {{"photometric": 262, "sample_format": 339}[name]: v for name, v in changes.items()}
-    tags[273] = 8 + 2 + 12 * len(tags) + 4
-    entries = b"".join(struct.pack("<HHII", tag, 3, 1, v) for tag, v in sorted(tags.items()))
-    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + data
 
 
 def test_12_bit_is_scaled_not_black(tmp_path):

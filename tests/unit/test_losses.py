@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
+from loss_examples import ASL, BY_NAME, EXPECTED, pairs
 
 from cdul_steps.config import Section, Training
 from cdul_steps.method.loss_functions import (
@@ -26,23 +26,7 @@ from cdul_steps.method.loss_functions import (
 from cdul_steps.method.losses import LOSSES, LossName
 from cdul_steps.method.single_positive import harden, smooth
 
-ASL = {"gamma_positive": 0.5, "gamma_negative": 3.0, "margin": 0.1}
-EXPECTED = 1.5
-OPTIONS = {"asl": ASL, "epr": {"expected_positives": EXPECTED}}
-BY_NAME = {name: partial(loss, **OPTIONS.get(name, {})) for name, loss in FUNCTIONS.items()}
-# It also learns the labels, so it takes a table more.
-BY_NAME.pop("role")
 ALL_LOSSES = sorted(BY_NAME)
-shapes = st.tuples(st.integers(1, 4), st.integers(2, 5))
-
-
-@st.composite
-def pairs(draw):
-    """Logits and labels of one shape, in double precision."""
-    shape = draw(shapes)
-    logits = draw(arrays(np.float64, shape, elements=st.floats(-6, 6)))
-    labels = draw(arrays(np.float64, shape, elements=st.floats(0.01, 0.99)))
-    return torch.from_numpy(logits), torch.from_numpy(labels)
 
 
 def example(images=3, classes=4, seed=0):

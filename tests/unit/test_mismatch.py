@@ -11,9 +11,9 @@ import pytest
 import tiny
 import torch
 from messages import message_of
-from test_classifier import CLASSES, CPU, MODEL, card
-from test_train import history, make_data, refined, write_labels
-from test_train import run as train
+from networks import CLASSES, CPU, MODEL, card
+from training_runs import history, make_data, refined, write_labels
+from training_runs import run as train
 
 from cdul_steps.config import Encoder, Labels
 from cdul_steps.data.files import SCHEMA_VERSION

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 from messages import message_of
-from test_predict import run
+from predict_runs import run
 
 from cdul_steps.data.corrections import read_corrections, write_corrections
 from cdul_steps.data.readers import read_dataset

@@ -7,20 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
 from PIL import Image
+from predict_runs import CLASSES, run
 from safetensors.torch import load_file, save_file
 
 from cdul_steps.data.images import decode
 from cdul_steps.data.tables import read_facts
 from cdul_steps.errors import UserError
 from cdul_steps.models.classifier import Card, load_classifier, new_classifier, save_classifier
-from cdul_steps.steps.predict import SplitImages, predict_images
-
-CLASSES = ["cat", "dog", "potted plant"]
 
 
 @pytest.fixture(scope="module")
@@ -58,18 +55,6 @@ def images(tmp_path_factory) -> Path:
         tiny.noise(folder / ("deep/er" if i % 2 else ".") / f"{i}.png", i)
     (folder / "notes.txt").write_text("not one of them")
     return folder
-
-
-def run(model: Path, output: Path, *inputs: Path, **changes) -> pd.DataFrame:
-    if "images" in changes:
-        inputs = SplitImages(changes.pop("images"), changes.pop("split"))
-    values = {
-        "threshold": None,
-        "max_pixels": tiny.MAX_PIXELS,
-        **changes,
-    }
-    predict_images(model=model, inputs=inputs, output=output, **tiny.on(values))
-    return pq.read_table(output).to_pandas() if output.suffix == ".parquet" else None
 
 
 def fails(*positional: Path, **changes) -> str:

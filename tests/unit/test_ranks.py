@@ -8,31 +8,24 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-import test_train
 import torch
+import training_runs
 from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
+from training_runs import PLAIN
 
 from cdul_steps.data.corrections import UNKNOWN
 from cdul_steps.errors import UserError
 from cdul_steps.models.device import several_devices
 from cdul_steps.training.ranks import Ranks, run_ranks
 
-# Its layer norm is over an image. With SGD, since Adam blows rounding up where gradients are small.
-PLAIN = {
-    "model": "test_convnext",
-    "model_args": {},
-    "optimizer": "sgd",
-    "learning_rate": 0.1,
-    "epochs": 3,
-}
 WEIGHTS = "model/model.safetensors"
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """24 images; two of one batch of five cannot be read, so that a rank has none of its own."""
-    folder = test_train.make_data(tmp_path_factory.mktemp("data") / "data")
+    folder = training_runs.make_data(tmp_path_factory.mktemp("data") / "data")
     order = np.random.default_rng((0, 0)).permutation(24)
     for i in order[[1, 3]]:
         (folder / f"images/{i}.png").unlink()
@@ -45,9 +38,9 @@ def assert_close(a: Path, b: Path) -> None:
     assert first.keys() == second.keys()
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(test_train.refined(a), test_train.refined(b), atol=1e-5)
-    for name in set(test_train.COLUMNS) - {"images_per_second"}:
-        ours, theirs = (test_train.history(f)[name] for f in (a, b))
+    np.testing.assert_allclose(training_runs.refined(a), training_runs.refined(b), atol=1e-5)
+    for name in set(training_runs.COLUMNS) - {"images_per_second"}:
+        ours, theirs = (training_runs.history(f)[name] for f in (a, b))
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
@@ -55,24 +48,24 @@ def assert_close(a: Path, b: Path) -> None:
 def test_two_processes_do_what_one_does(data, tmp_path, variant, size):
     settings = {**PLAIN, "batch_size": size}
     if variant == "role":  # whose labels the optimiser learns, and whose loss is the batch's
-        settings.update(test_train.VARIANTS["role"], role={"learning_rate_scale": 100.0})
+        settings.update(training_runs.VARIANTS["role"], role={"learning_rate_scale": 100.0})
     if variant == "corrected":
-        labels = test_train.corrected_labels(
+        labels = training_runs.corrected_labels(
             data, tmp_path / "labels.parquet", lambda ids: {(ids[3], "blue"): UNKNOWN}
         )
         settings.update(labels, weight_decay=0.1, schedule="cosine")
-    one = test_train.run(data, tmp_path / "one", **settings)
-    two = test_train.run(data, tmp_path / "two", gpus=2, workers=1, **settings)
-    assert (test_train.history(one)["label_movement"][1:] > 1e-4).all()
+    one = training_runs.run(data, tmp_path / "one", **settings)
+    two = training_runs.run(data, tmp_path / "two", gpus=2, workers=1, **settings)
+    assert (training_runs.history(one)["label_movement"][1:] > 1e-4).all()
     assert_close(one, two)
     assert sorted(p.name for p in two.iterdir()) == sorted(p.name for p in one.iterdir())
 
 
 def test_another_number_of_devices_goes_on(data, tmp_path, monkeypatch, capfd):
     """It is no setting of the training: a checkpoint of one device is good for two."""
-    undisturbed = test_train.run(data, tmp_path / "undisturbed", **PLAIN)
-    test_train.interrupt(monkeypatch, data, tmp_path / "resumed", **PLAIN)
-    test_train.run(data, tmp_path / "resumed", gpus=2, **PLAIN)
+    undisturbed = training_runs.run(data, tmp_path / "undisturbed", **PLAIN)
+    training_runs.interrupt(monkeypatch, data, tmp_path / "resumed", **PLAIN)
+    training_runs.run(data, tmp_path / "resumed", gpus=2, **PLAIN)
     assert capfd.readouterr().err.count("going on after epoch 2 of 3") == 1
     assert_close(undisturbed, tmp_path / "resumed")
 
@@ -97,7 +90,7 @@ def start(data: Path, output: Path, settings: Path) -> tuple[subprocess.Popen, s
 
 @pytest.mark.parametrize("end", ["SIGTERM", "SIGKILL of a rank"])
 def test_stopped_and_started_again(data, tmp_path, end):
-    settings = {**test_train.SETTINGS, **PLAIN, "epochs": 40}
+    settings = {**training_runs.SETTINGS, **PLAIN, "epochs": 40}
     file = tmp_path / "settings.yaml"
     file.write_text(str(settings).replace("'", '"').replace("True", "true"))
     process, log = start(data, tmp_path / "stopped", file)
@@ -119,13 +112,13 @@ def test_stopped_and_started_again(data, tmp_path, end):
     assert "cdul_steps" not in log.partition("Traceback")[2]
     assert psutil.wait_procs(children, timeout=120)[1] == []
     assert (tmp_path / "stopped/checkpoint.pt").is_file()
-    test_train.run(data, tmp_path / "stopped", **{**PLAIN, "epochs": 40})
-    whole = test_train.run(data, tmp_path / "whole", **{**PLAIN, "epochs": 40})
+    training_runs.run(data, tmp_path / "stopped", **{**PLAIN, "epochs": 40})
+    whole = training_runs.run(data, tmp_path / "whole", **{**PLAIN, "epochs": 40})
     assert_close(whole, tmp_path / "stopped")
 
 
 def test_batch_norm_of_several_processes_is_refused_on_a_cpu(data, tmp_path):
-    message = test_train.fails(data, tmp_path, gpus=2, model="test_resnet")
+    message = training_runs.fails(data, tmp_path, gpus=2, model="test_resnet")
     assert "batch norm over several processes is for GPUs" in message
     assert not (tmp_path / "model").exists()
 

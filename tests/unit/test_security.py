@@ -15,10 +15,10 @@ import pytest
 import tiny
 import torch
 from messages import message_of
+from networks import CLASSES, CPU, MODEL, card
 from safetensors.torch import load_file
 from snakemake.common.configfile import load_configfile
 from snakemake_interface_common.exceptions import WorkflowError
-from test_classifier import CLASSES, CPU, MODEL, card
 
 from cdul_steps.config import read_training
 from cdul_steps.data.classes import load_classes

@@ -14,8 +14,8 @@ import pytest
 import tiny
 import torch
 from messages import message_of
+from networks import CLASSES, CPU, MODEL, backbone, card
 from safetensors.torch import load_file, save_file
-from test_classifier import CLASSES, CPU, MODEL, backbone, card
 
 from cdul_steps.models.classifier import load_classifier, new_classifier, save_classifier
 from cdul_steps.models.encoder import load_clip

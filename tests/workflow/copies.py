@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import launcher
 import yaml
 
 ROOT = Path(__file__).parents[2]
@@ -44,8 +45,11 @@ class Project:
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen:
         """Start snakemake in the copy, with options of Popen; its stdout holds stderr too."""
+        return self._start(self.command(*arguments), **options)
+
+    def _start(self, command: list[str], **options: Any) -> subprocess.Popen:
         return subprocess.Popen(
-            self.command(*arguments),
+            command,
             cwd=self.folder,
             env=self.environment,
             stdout=subprocess.PIPE,
@@ -55,8 +59,9 @@ class Project:
         )
 
     def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
-        """Run snakemake in the copy; the answer's stdout holds stderr too."""
-        run = self.start(*arguments)
+        """Run snakemake in the copy by the launcher; the answer's stdout holds stderr too."""
+        words = self.command(*arguments)[3:]
+        run = self._start([str(launcher.commands() / "snakemake"), *words])
         output, _ = run.communicate()
         if check:
             assert run.returncode == 0, output
