@@ -57,6 +57,7 @@ def _is_ours(name: str) -> bool:
     return name.partition(".")[0] == PACKAGE.name
 
 
+@cache
 def _module_file(name: str) -> Path | None:
     base = PACKAGE.parent / Path(*name.split("."))
     files = (base.with_suffix(".py"), base / "__init__.py")
@@ -97,6 +98,45 @@ def _is_docstring(node: ast.AST) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
+_GAP = "\0"
+"""What stands for a reference in a text; code has none of it."""
+
+
+class _Reference:
+    """Where code refers to a definition of ours."""
+
+    def __repr__(self) -> str:
+        return _GAP
+
+
+@dataclass
+class _Text:
+    """What a piece of code says, in pieces between its references, and these in order."""
+
+    pieces: list[str]
+    references: list[tuple[str, str]]
+
+    def filled(self, numbers: list[str]) -> str:
+        """The text with a number for each reference."""
+        first, *others = self.pieces
+        return first + "".join(repr(n) + text for n, text in zip(numbers, others, strict=True))
+
+
+def _text(module: str, code: ast.stmt | list[ast.stmt]) -> _Text:
+    reader = _Reader(module)
+    return _Text(repr(reader.plain(code)).split(_GAP), reader.references)
+
+
+@cache
+def _definition(module: str, name: str) -> _Text:
+    return _text(module, _read_module(module).definitions[name])
+
+
+@cache
+def _effects(module: str) -> list[_Text]:
+    return [_text(module, effect) for effect in _read_module(module).effects]
+
+
 class _Digest:
     """Writes down the definitions that one of them leads to, each by its place in that order."""
 
@@ -105,59 +145,73 @@ class _Digest:
         self.texts: list[str] = []
         self._place(module, name)
         for of in sorted({module for module, _ in self.places}):
-            self.texts += sorted(repr(self._plain(e, of)) for e in _read_module(of).effects)
+            self.texts += sorted(self._filled(effect) for effect in _effects(of))
 
     def _place(self, module: str, name: str) -> str:
         """Number a definition of ours, writing it down where it is new."""
         if (module, name) not in self.places:
             place = self.places[module, name] = len(self.places)
             self.texts.append("")
-            written = [self._plain(s, module) for s in _read_module(module).definitions[name]]
-            self.texts[place] = repr(written)
+            self.texts[place] = self._filled(_definition(module, name))
         return f"#{self.places[module, name]}"
 
-    def _named(self, dotted: str) -> str:
-        """What a dotted name stands for: the number of a definition of ours, or the name."""
+    def _filled(self, text: _Text) -> str:
+        return text.filled([self._place(*target) for target in text.references])
+
+
+class _Reader:
+    """Reads code of a module, and which definitions of ours it refers to."""
+
+    def __init__(self, module: str) -> None:
+        self.module = module
+        self.references: list[tuple[str, str]] = []
+
+    def _refer(self, module: str, name: str) -> _Reference:
+        self.references.append((module, name))
+        return _Reference()
+
+    def _named(self, dotted: str) -> _Reference | str:
+        """What a dotted name stands for: a definition of ours, or the name."""
         module, _, name = dotted.rpartition(".")
         if not _is_ours(dotted) or module in NEUTRAL or _module_file(module) is None:
             return name if module in NEUTRAL else dotted
         found = _read_module(module)
         if name in found.definitions:
-            return self._place(module, name)
+            return self._refer(module, name)
         if name in found.imports:
             return self._named(found.imports[name])
         if _module_file(dotted) is None:
             raise LookupError(f"{module}: has no {name}")
         return dotted
 
-    def _plain(self, node: object, module: str) -> object:
+    def plain(self, node: object) -> object:
         """A node without docstrings, functions' annotations, imports, layout and names of ours."""
         if isinstance(node, list):
             kept = (n for n in node if not isinstance(n, ast.Import | ast.ImportFrom))
-            return [self._plain(n, module) for n in kept if not _is_docstring(n)]
+            return [self.plain(n) for n in kept if not _is_docstring(n)]
         if not isinstance(node, ast.AST):
             return node
-        if isinstance(node, ast.Name | ast.Attribute) and (name := self._resolve(node, module)):
+        if isinstance(node, ast.Name | ast.Attribute) and (name := self._resolve(node)):
             return name
         skipped = {"annotation", "returns", "type_comment", "kind", "type_params", "ctx"}
         if isinstance(node, ast.ClassDef):
             # What a dataclass or a pydantic model does depends on the annotations of its fields.
             fields = [n for n in node.body if isinstance(n, ast.AnnAssign)]
-            notes = [self._plain(n.annotation, module) for n in fields]
+            notes = [self.plain(n.annotation) for n in fields]
         else:
             notes = []
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             # The name of a definition of ours says nothing; that of a method does.
-            own = _read_module(module).definitions.get(node.name, ())
+            own = _read_module(self.module).definitions.get(node.name, ())
             skipped |= {"name"} if node in own else set()
         values = [
-            (key, self._plain(value, module))
+            (key, self.plain(value))
             for key, value in ast.iter_fields(node)
             if key not in skipped and value not in (None, [])
         ]
         return [type(node).__name__, *notes, *values]
 
-    def _resolve(self, node: ast.expr, module: str) -> str | None:
+    def _resolve(self, node: ast.expr) -> _Reference | str | None:
         """What a name or a chain of attributes stands for, where it is not a local one."""
         attributes: list[str] = []
         inner: ast.expr = node
@@ -166,9 +220,9 @@ class _Digest:
             inner = inner.value
         if not isinstance(inner, ast.Name):
             return None
-        found = _read_module(module)
+        found = _read_module(self.module)
         if inner.id in found.definitions:
-            return None if attributes else self._place(module, inner.id)
+            return None if attributes else self._refer(self.module, inner.id)
         if inner.id not in found.imports:
             return None
         dotted = ".".join([found.imports[inner.id], *attributes])
