@@ -13,7 +13,7 @@ help:
 	@echo "make report write results/report/report.html: the demo's tables and figures on one page"
 	@echo "make test   run all tests (CDUL_TEST_DATA names the folder of further test data)"
 	@echo "make test-fast  run the tests that answer within minutes"
-	@echo "make lint   check style of the code and of the workflow"
+	@echo "make lint   check style and types of the code, and style of the workflow"
 	@echo "make docs   write config/README.md and the config's JSON schema anew"
 	@echo "make rulegraph  draw the README's picture of the rules anew"
 	@echo "make lock   pin the dependencies of pyproject.toml anew (needs uv)"
@@ -23,7 +23,8 @@ install: .venv/installed
 
 .venv/installed: pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile \
+		-r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
@@ -48,6 +49,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
+	$(BIN)/mypy
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -46,7 +46,7 @@ review = typer.Typer(no_args_is_help=True, help="Correct pseudo-labels by hand: 
 app.add_typer(review, name="review")
 
 Option = typer.Option
-UsageError = typer.BadParameter.__bases__[0]
+UsageError: Any = typer.BadParameter.__bases__[0]
 """What typer raises for words that are no command; it is exported by its subclass only."""
 AnySection = TypeVar("AnySection", bound=Section)
 
@@ -68,7 +68,8 @@ def _key(section: type[Section], key: str, help: str) -> Any:
     def check(value: Any) -> Any:
         # Bounds that are themselves out of range, which typer has none of.
         try:
-            TypeAdapter(Annotated[field.annotation, *field.metadata]).validate_python(value)
+            bounded: Any = Annotated[field.annotation, *field.metadata]
+            TypeAdapter(bounded).validate_python(value)
         except ValidationError as error:
             raise typer.BadParameter(error.errors()[0]["msg"]) from error
         return value

@@ -540,7 +540,7 @@ def load(values: dict[str, Any], *, check_run: bool = True) -> Config:
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        raise UserError(_explain(error.errors()[0])) from error
+        raise UserError(_explain(dict(error.errors()[0]))) from error
     for kind, names in config.run if check_run else ():
         sections = getattr(config, kind)
         for name in names:
@@ -568,12 +568,13 @@ def load(values: dict[str, Any], *, check_run: bool = True) -> Config:
         if None not in (labels.harden.threshold, labels.harden.top_k):
             raise UserError(f"config: labels.{name}.harden: give 'threshold' or 'top_k', not both")
     for name in config.run.labels if check_run else ():
-        for dataset in config.run.datasets:
-            grids = config.datasets[dataset].grid
-            if config.labels[name].grid not in (None, *grids):
+        grid = config.labels[name].grid
+        for of in config.run.datasets:
+            grids = config.datasets[of].grid
+            if grid and grid not in grids:
                 raise UserError(
-                    f"config: labels.{name}.grid is {list(config.labels[name].grid)}, and "
-                    f"datasets.{dataset}.grid has only {', '.join(str(list(g)) for g in grids)}"
+                    f"config: labels.{name}.grid is {list(grid)}, and "
+                    f"datasets.{of}.grid has only {', '.join(str(list(g)) for g in grids)}"
                 )
     for name, training in config.trainings.items():
         if training.trunk == "frozen" and training.weights is None:
@@ -620,9 +621,11 @@ def _read_settings(text: str) -> dict[str, Any]:
     if not text.lstrip().startswith("{"):
         if not path.is_file():
             raise UserError(f"--settings {text}: neither JSON nor a file")
-        text = path.read_bytes()
+        content: str | bytes = path.read_bytes()
+    else:
+        content = text
     try:
-        return yaml.safe_load(text) or {}
+        return yaml.safe_load(content) or {}
     # The others are of bytes that are no text, of dates like 2001-99-99, and of deep nesting.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"--settings: not readable as YAML or JSON: {first_line(error)}") from error

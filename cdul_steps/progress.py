@@ -3,9 +3,11 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 from tqdm import tqdm
+
+Items = TypeVar("Items", bound=Sized)
 
 
 def note(message: str) -> None:
@@ -52,7 +54,7 @@ class Progress:
         elif time.monotonic() - self.last >= self.every:
             self._line()
 
-    def watch(self, blocks: Iterable[tuple[int, Sized]]) -> Iterator[tuple[int, Sized]]:
+    def watch(self, blocks: Iterable[tuple[int, Items]]) -> Iterator[tuple[int, Items]]:
         """Pass on `(first, items)` blocks, counting the items of each once it is used."""
         for first, items in blocks:
             yield first, items

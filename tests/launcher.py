@@ -7,6 +7,7 @@ waits for it as for a child of its own. The server never imports this project: e
 the package that its own environment names.
 """
 
+import atexit
 import gc
 import importlib
 import json
@@ -46,6 +47,7 @@ def commands() -> Path:
     # It ends with the tests, whose end of this pipe closes.
     server = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert server.stdout.readline() == b"ready\n"
+    atexit.register(server.communicate)
     return folder
 
 

@@ -98,8 +98,9 @@ def _load(path: Path, what: str) -> ClassTable:
         entries = _yaml_entries(text, f"{what} {path}")
     else:
         lines = (line.strip() for line in text.split("\n"))
-        entries = [line for line in lines if line and not line.startswith("#")]
-        _check_lines(entries, f"{what} {path}")
+        listed = [line for line in lines if line and not line.startswith("#")]
+        _check_lines(listed, f"{what} {path}")
+        entries = list[object](listed)
     if not entries:
         noun = "classes" if what == "class table" else "names"
         raise UserError(f"{what} {path}: no {noun}; list at least one name")

@@ -68,7 +68,7 @@ def _in_srgb(image: Image.Image, profile: bytes, is_grey: bool) -> Image.Image:
         return image
     if image.mode == "RGBA":
         image = image.getchannel("R") if is_grey else image.convert("RGB")
-    return ImageCms.applyTransform(image, transform)
+    return ImageCms.applyTransform(image, transform) or image
 
 
 @lru_cache(maxsize=16)

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from io import BytesIO
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 import pi_heif.options
@@ -255,23 +255,30 @@ for _order in (b"II", b"MM"):
 TiffImagePlugin.OPEN_INFO.setdefault((b"MM", 1, (1,), 1, (32,), ()), ("I", "I;32B"))
 
 
-def mend_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
+def _arguments(tile: ImageFile._Tile) -> tuple:
+    """Those of a decoder of TIFFs."""
+    assert isinstance(tile.args, tuple)
+    return tile.args
+
+
+def mend_tiff(image: ImageFile.ImageFile) -> None:
     """Have an opened TIFF decoded right where Pillow by itself would not.
 
     Separate planes of 16 bits that are not compressed go to libtiff too; what libtiff gives has
     the machine's order of bytes; and a colour map may hold values of 8 bits.
     """
+    assert isinstance(image, TiffImagePlugin.TiffImageFile)
     tags, tile = image.tag_v2, image.tile[0]
     if tile.codec_name == "raw" and tags.get(_PLANES) == 2 and max(tags.get(_BITS, (1,))) > 8:
         # A single plane is no different from samples that lie side by side.
-        mode = tile.args[0] if len(tags[_BITS]) == 1 else f"{image.mode};16N"
+        mode = _arguments(tile)[0] if len(tags[_BITS]) == 1 else f"{image.mode};16N"
         if tags.get(_EXTRA) == (1,):
             mode = mode.replace("RGBA", "RGBa")
         area = (0, 0, *image._tile_size)
         tile = ImageFile._Tile("libtiff", area, 0, (mode, False, tags.offset))
         image.use_load_libtiff = True
     if tile.codec_name == "libtiff":
-        mode, *others = tile.args
+        mode, *others = _arguments(tile)
         native = re.sub(r"(;16|;32)B(?=[SF]?$)", r"\1N", mode)
         image.tile = [tile._replace(args=(native, *others))]
     colours = tags.get(_COLOUR_MAP)
@@ -282,7 +289,7 @@ def mend_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
 # --------------------------------------------------------------------------------- animations
 
 
-def first_frame(image: ImageFile.ImageFile, file: BinaryIO) -> tuple[int, ...] | None:
+def first_frame(image: ImageFile.ImageFile, file: BinaryIO) -> tuple[int, int, int, int] | None:
     """The part of an opened image that its first frame covers, as a box; None for all of it."""
     if image.format == "GIF":
         return image.tile[0].extents
@@ -317,8 +324,8 @@ class _BmpRuns(BmpImagePlugin.BmpRleDecoder):
         while y < height:
             count, value = self._read(2)
             if count:
-                codes = (value >> 4, value & 15) * count if self.args[1] else (value,) * count
-                codes = bytes(codes[:count])
+                pair = (value >> 4, value & 15) if self.args[1] else (value, value)
+                codes = bytes((pair * count)[:count])
             elif value == 0:
                 x, y = 0, y + 1
                 continue
@@ -343,6 +350,7 @@ class _BmpRuns(BmpImagePlugin.BmpRleDecoder):
         return -1, 0
 
     def _read(self, count: int) -> bytes:
+        assert self.fd is not None
         found = self.fd.read(count)
         if len(found) < count:
             raise ValueError(_EARLY)
@@ -365,7 +373,7 @@ class JxlHeader(ImageFile.ImageFile):
     format = "JXL"
 
     def _open(self) -> None:
-        self._size, self._mode = jxl_size(self.fp), "RGB"
+        self._size, self._mode = jxl_size(cast(BinaryIO, self.fp)), "RGB"
 
 
 def load_jxl(file: BinaryIO) -> Image.Image:

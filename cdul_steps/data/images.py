@@ -31,7 +31,7 @@ from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError, _imaging
 from PIL.JpegImagePlugin import JpegImageFile
 
 from cdul_steps.data import formats
@@ -45,7 +45,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 with suppress(OSError, AttributeError):
     for _kind in ("Error", "Warning"):
-        getattr(ctypes.CDLL(Image.core.__file__), f"TIFFSet{_kind}Handler")(None)
+        getattr(ctypes.CDLL(_imaging.__file__), f"TIFFSet{_kind}Handler")(None)
 
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSE = {
@@ -171,7 +171,7 @@ def _opened(
     except Exception as error:
         # Pillow's own OSErrors have no number; EINVAL is a seek to an offset that a file made up.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise ImageError(ImageStatus.UNREADABLE, error.strerror) from error
+            raise ImageError(ImageStatus.UNREADABLE, error.strerror or "") from error
         kind = formats.format_of(head)
         if kind is None:
             other = formats.other_format(head)

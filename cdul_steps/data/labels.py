@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +15,19 @@ from cdul_steps.data.tables import describe, read_facts, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.aggregation import build_labels, finish
 from cdul_steps.method.calibration import ClassStatistics, class_statistics
+from cdul_steps.method.choices import Construction
 from cdul_steps.method.context import WEIGHT
 from cdul_steps.method.snippets import Grid, as_grids, grid_views
 from cdul_steps.progress import Progress
+
+
+class Recipe(NamedTuple):
+    """What makes labels of cosines, before anything is done to them."""
+
+    construction: Construction
+    tau: float
+    zeta: float
+    lam: float
 
 
 @dataclass(frozen=True)
@@ -34,7 +44,7 @@ class LabelFacts:
 
     classes: list[str] = field(default_factory=list)
     split: str | None = None
-    construction: str | None = None
+    construction: Construction | None = None
     tau: float | None = None
     zeta: float | None = None
     lambda_: float | None = None
@@ -50,6 +60,13 @@ class LabelFacts:
     similarity: dict[str, Any] = field(default_factory=dict)
     software: dict[str, str] = field(default_factory=dict)
     whole: bool = True
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """How to make such labels again; None where the table does not say all of it."""
+        if not self.whole or None in (self.construction, self.tau, self.zeta, self.lambda_):
+            return None
+        return Recipe(self.construction, self.tau, self.zeta, self.lambda_)  # type: ignore[arg-type]
 
     @property
     def changed(self) -> bool:
@@ -103,8 +120,10 @@ class LabelFacts:
         write_table(describe(table, "scores", **values), path)
 
 
-RECIPE = ("construction", "tau", "zeta", "lambda", "grid", "statistics")
-RECIPE += ("bias", "slope", "threshold", "top_k")
+RECIPE = (
+    *("construction", "tau", "zeta", "lambda", "grid", "statistics"),
+    *("bias", "slope", "threshold", "top_k"),
+)
 """Keys of the metadata that say how to make such labels again."""
 
 
@@ -157,7 +176,7 @@ def build_rows(
     array: zarr.Array,
     images: Path,
     rows: np.ndarray,
-    constructions: Sequence[str],
+    constructions: Sequence[Construction],
     grid: Grid | None,
     **settings: Any,
 ) -> dict[str, np.ndarray]:
@@ -182,19 +201,23 @@ def labels_like(
             f"{similarity}: its context names are not those of the labels; run snakemake, or "
             "'cdul label', again"
         )
+    recipe = facts.recipe
+    if recipe is None:
+        raise UserError("the labels do not say how they were made; use 'cdul label'")
+    construction, tau, zeta, lam = recipe
     labels = build_rows(
         similarity,
         array,
         images,
         rows,
-        [facts.construction],
+        [construction],
         facts.grid,
-        tau=facts.tau,
-        zeta=facts.zeta,
-        lam=facts.lambda_,
+        tau=tau,
+        zeta=zeta,
+        lam=lam,
         statistics=facts.class_statistics,
         context_weight=facts.context_weight,
-    )[facts.construction]
+    )[construction]
     finish(
         labels,
         bias=facts.bias,

@@ -146,20 +146,26 @@ def open_similarity(
     context = context_of(array)
     named = [*classes, *context] if isinstance(classes, list) else []
     names = {name for name in named if isinstance(name, str)}
-    if not (classes and array.shape[2] == len(names) == len(named)):
+    if (
+        not isinstance(classes, list)
+        or not classes
+        or not array.shape[2] == len(names) == len(named)
+    ):
         raise UserError(
             f"{path}: its attribute 'classes' must name its {array.shape[2] - len(context)} "
             "classes in order"
         )
     check_choice(classes, context, path)
     scale = array.attrs.get("logit_scale")
-    if tau is None and scale is None:
+    if tau is not None:
+        scale = math.nan
+    elif scale is None:
         raise UserError(f"{path}: has no attribute 'logit_scale'; {hint}")
-    if tau is None and not (isinstance(scale, int | float) and 0 < scale < math.inf):
+    if not isinstance(scale, int | float) or not (tau or 0 < scale < math.inf):
         raise UserError(f"{path}: its attribute 'logit_scale' is {scale!r}; {hint}")
     if array.shape[1] < 2:
         raise UserError(f"{path}: has no snippets, only the whole image")
-    return array, classes, float(scale) if tau is None else math.nan
+    return array, classes, float(scale)
 
 
 def context_of(similarity: zarr.Array) -> list[str]:

@@ -64,9 +64,11 @@ class Truth:
         rows = match_images(image_ids, table["image_id"].to_pylist())
         places = np.flatnonzero(rows >= 0)
         table = table.take(pa.array(rows[places]))
-        lists = [[entry or [] for entry in table[n].to_pylist()] for n in ("positive", "difficult")]
+        positive, hard = (
+            [entry or [] for entry in table[name].to_pylist()] for name in ("positive", "difficult")
+        )
         try:
-            present, counted = truth_table(*lists, len(classes), difficult)
+            present, counted = truth_table(positive, hard, len(classes), difficult)
         except IndexError as error:
             raise UserError(
                 f"{images}: names a class beyond the {len(classes)} scored: {error}"

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -19,7 +20,7 @@ from cdul_steps.errors import UserError
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 SIZE = 64
-MODEL_CFG = {
+MODEL_CFG: dict[str, Any] = {
     "embed_dim": 64,
     "vision_cfg": {
         "timm_model_name": "test_byobnet",

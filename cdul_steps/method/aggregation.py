@@ -76,14 +76,17 @@ def build_labels(
     Images whose cosines are NaN get NaN.
     """
     classes = shape[1]
-    labels = {name: np.full(shape[::-1], np.nan, np.float32).T for name in constructions}
+    labels: dict[str, np.ndarray] = {
+        name: np.full(shape[::-1], np.nan, np.float32).T for name in constructions
+    }
     for first, cosines in blocks:
         for piece in pieces(cosines):
             bias = context_bias(piece.shape[2] - classes, context_weight)
             logits = standardise(piece, statistics) if statistics else piece
             scores = scores_of(logits, tau, classes, bias)[..., :classes]
-            for name, table in labels.items():
-                table[first : first + len(scores)] = CONSTRUCTIONS[name](scores, zeta, lam)
+            for name in constructions:
+                made = CONSTRUCTIONS[name](scores, zeta, lam)
+                labels[name][first : first + len(scores)] = made
             first += len(scores)
     return labels
 

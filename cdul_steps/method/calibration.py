@@ -21,7 +21,9 @@ def class_statistics(blocks: Iterable[np.ndarray]) -> ClassStatistics:
 
     Raises ValueError where no image is left.
     """
-    count, total, squares = 0, 0.0, 0.0
+    count: np.ndarray | int = 0
+    total: np.ndarray | float = 0.0
+    squares: np.ndarray | float = 0.0
     for piece in (piece for block in blocks for piece in pieces(block)):
         known = piece[np.isfinite(piece).all(axis=(1, 2))].astype(np.float64)
         views = [known[:, :1], known[:, 1:]]
@@ -30,7 +32,7 @@ def class_statistics(blocks: Iterable[np.ndarray]) -> ClassStatistics:
         squares = squares + np.stack([np.einsum("ivc,ivc->c", v, v) for v in views])
     if not np.all(count):
         raise ValueError("no image has cosines")
-    mean = total / count
+    mean = np.asarray(total / count)
     return ClassStatistics(mean, np.sqrt(np.maximum(squares / count - mean**2, 0)))
 
 

@@ -14,8 +14,8 @@ from cdul_steps.method.losses import LossName
 EPSILON = 1e-6
 """Labels are kept within [EPSILON, 1 - EPSILON], so that their latents stay finite."""
 
-LossFunction = Callable[[Tensor, Tensor], Tensor]
-"""Logits (B, C) and labels (B, C) in 0..1 to one value an image (B,)."""
+LossFunction = Callable[..., Tensor]
+"""From logits and labels in 0..1, both (B, C), to losses (B,); ROLE takes observed labels too."""
 
 
 def _entropy(labels: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Views of an image: the whole and its snippets."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +10,8 @@ Grid = tuple[int, int]
 
 def as_grids(grid: Grid | Sequence[Grid]) -> list[Grid]:
     """One grid, `(rows, columns)`, or several, as a list of grids."""
-    return [tuple(one) for one in ([grid] if isinstance(grid[0], int) else grid)]
+    grids: Any = [grid] if isinstance(grid[0], int) else grid
+    return [(rows, columns) for rows, columns in grids]
 
 
 def _spans(length: int, count: int, overlap: float) -> tuple[np.ndarray, np.ndarray]:
@@ -44,7 +46,7 @@ def view_boxes(
         raise ValueError(f"an image of {width} x {height} has no snippets by {grids}")
     if not 0 <= overlap < 1:
         raise ValueError(f"snippets cannot overlap by {overlap:g} of their side")
-    boxes = [[[0, 0, width, height]]]
+    boxes = [np.array([[0, 0, width, height]])]
     for rows, columns in grids:
         left, right = _spans(width, columns, overlap)
         top, bottom = _spans(height, rows, overlap)
@@ -59,6 +61,6 @@ def grid_views(grids: Sequence[Grid], chosen: Grid) -> np.ndarray:
 
     Returns int64 (1 + rows * columns,). Raises ValueError where `chosen` is not one of `grids`.
     """
-    place = as_grids(grids).index(tuple(chosen))
+    place = as_grids(grids).index((chosen[0], chosen[1]))
     first = 1 + sum(rows * columns for rows, columns in grids[:place])
     return np.concatenate([[0], first + np.arange(chosen[0] * chosen[1])])

@@ -28,7 +28,7 @@ def has_map(network: nn.Module, images: Tensor) -> bool:
     would misread.
     """
     with torch.no_grad():
-        shape = getattr(network.forward_features(images), "shape", ())
+        shape: tuple[int, ...] = getattr(network.forward_features(images), "shape", ())
     return len(shape) == 4 and shape[1] == network.num_features and min(shape[2:]) > 1
 
 

@@ -51,7 +51,9 @@ class Card:
     provenance: dict[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
-    def resize(self, image: Image.Image, box: tuple[float, ...] | None = None) -> np.ndarray:
+    def resize(
+        self, image: Image.Image, box: tuple[float, float, float, float] | None = None
+    ) -> np.ndarray:
         """Squash an RGB image, or the `box` of it, to the input size: uint8 (3, H, W)."""
         size = (self.image_size, self.image_size)
         pixels = np.asarray(image.resize(size, INTERPOLATION[self.interpolation], box=box))

@@ -75,8 +75,8 @@ class ImageViews(Dataset):
         vectors = self.encode(np.concatenate(views))
         parts = iter(np.split(vectors, np.cumsum([len(array) for array in views])[:-1]))
         return [
-            (index, None if array is None else next(parts), *outcome)
-            for index, array, *outcome in items
+            (index, None if array is None else next(parts), status, detail, seconds)
+            for index, array, status, detail, seconds in items
         ]
 
     def _views(self, index: int) -> Item:

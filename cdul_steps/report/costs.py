@@ -54,7 +54,7 @@ def _row(run: Run, stage: str, names: tuple[str, ...]) -> list[Any] | None:
     images, measured = _work(run, stage)
     if not jobs and not measured:
         return None
-    seconds = sum(float(job["s"]) for job in jobs) if jobs else measured
+    seconds = sum(float(job["s"]) for job in jobs) if jobs else measured or 0.0
     # "NA" where a job ended before the first sample.
     memory = [float(job["max_pss"]) for job in jobs if job["max_pss"][:1].isdigit()]
     return [

@@ -5,7 +5,7 @@ and bars in their hatching too, so that a black and white print can be read.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -97,20 +97,22 @@ def draw_scores(panels: dict[str, dict[str, np.ndarray]], zeta: float | None) ->
 def draw_average_precision(
     classes: Sequence[str],
     positives: Sequence[int],
-    values: dict[str, Sequence[float | None]],
+    values: Mapping[str, Sequence[float | None]],
 ) -> Figure:
     """Bars of AP (percent) by class: name of the scores to a value a class, None without one.
 
     Sorted by the last scores; beyond MAX_CLASSES only the most frequent classes.
     """
-    *_, last = values.values()
+    # A class with positives has an average precision.
+    known = {name: [np.nan if v is None else v for v in of] for name, of in values.items()}
+    *_, last = known.values()
     shown = [c for c in range(len(classes)) if positives[c]]
     shown = sorted(sorted(shown, key=lambda c: -positives[c])[:MAX_CLASSES], key=lambda c: last[c])
     figure = Figure((WIDTH, 1.1 + 0.24 * len(shown)), layout="constrained")
     axis = figure.subplots()
     places, height = np.arange(len(shown)), 0.8 / len(values)
-    for i, ((name, ap), (colour, hatch)) in enumerate(zip(values.items(), BARS, strict=False)):
-        mean = np.mean([v for v in ap if v is not None])
+    for i, ((name, ap), (colour, hatch)) in enumerate(zip(known.items(), BARS, strict=False)):
+        mean = float(np.nanmean(ap))
         axis.barh(
             places + ((len(values) - 1) / 2 - i) * height,
             [ap[c] for c in shown],
@@ -184,7 +186,8 @@ def draw_precision_recall(
             together.plot(100 * point[0], 100 * point[1], "o", color=colour, ms=4)
     together.set(title="All classes together", ylabel="precision (%)")
     name, values = list(scores.items())[-1]
-    order = sorted((c for c in range(len(classes)) if ap[c] is not None), key=lambda c: -ap[c])
+    known = {c: value for c, value in enumerate(ap) if value is not None}
+    order = sorted(known, key=lambda c: -known[c])
     named = dict.fromkeys((order[0], order[len(order) // 2], order[-1]))
     for c in [*order, *named]:
         here = counted[:, c]
@@ -205,7 +208,7 @@ def draw_precision_recall(
 # Learning
 
 
-def draw_learning(history: dict[str, Sequence[float | None]], loss_unit: str) -> Figure:
+def draw_learning(history: Mapping[str, Sequence[float | None]], loss_unit: str) -> Figure:
     """Curves over `epoch` of the columns of `history.parquet` that hold a value."""
 
     def known(name: str) -> bool:

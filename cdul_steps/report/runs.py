@@ -122,7 +122,8 @@ class Run:
         """What the pseudo-labels are called in `quality`: there by their construction, and by
         another name where something was done to them after it."""
         own = "pseudo_labels"
-        return own if own in self.quality_on(self.measured_split) else self.label_facts.construction
+        here = self.quality_on(self.measured_split)
+        return own if own in here else self.label_facts.construction or own
 
     @cached_property
     def metrics(self) -> dict[str, Any]:

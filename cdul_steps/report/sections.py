@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import zarr
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -21,6 +22,7 @@ from cdul_steps.method.aggregation import global_scores, local_scores
 from cdul_steps.method.context import context_bias
 from cdul_steps.method.losses import LOSSES, Loss
 from cdul_steps.method.similarity import scores as scores_of
+from cdul_steps.method.similarity import temperature
 from cdul_steps.progress import note
 from cdul_steps.report import figures
 from cdul_steps.report.page import Section, Table
@@ -154,7 +156,7 @@ def _labels_section(run: Run) -> tuple[Section, Drawn]:
         if run.labels_name == "pseudo_labels":
             what += (
                 f" The pseudo-labels, which the classifier learns from, are the "
-                f"{facts.construction.replace('_', ' ')} labels after all settings above; on a "
+                f"{_words_of(facts.construction)} labels after all settings above; on a "
                 "test split the same settings make them."
             )
         section.parts.append(_measures_table(what, rows, run.quality["definition"]))
@@ -171,7 +173,21 @@ def _label_name(run: Run, name: str) -> str:
     if name == "pseudo_labels":
         return "CLIP, pseudo-labels"
     used = " (the pseudo-labels)" if name == run.labels_name else ""
-    return f"CLIP, {name.replace('_', ' ')}{used}"
+    return f"CLIP, {_words_of(name)}{used}"
+
+
+def _words_of(construction: str | None) -> str:
+    return (construction or "").replace("_", " ")
+
+
+def _open_scores(run: Run, split: str) -> tuple[zarr.Array, list[str], float]:
+    """The cosines of a split, the classes, and the temperature of the labels.
+
+    It is the model's own where labels of other software do not say theirs.
+    """
+    tau = run.label_facts.tau
+    array, classes, scale = open_similarity(run.similarity(split), tau)
+    return array, classes, temperature(scale) if tau is None else tau
 
 
 def _nothing_found(run: Run) -> list[str]:
@@ -186,12 +202,12 @@ def _nothing_found(run: Run) -> list[str]:
 def _context_table(run: Run) -> Table:
     """Which context names the whole images of the train split went to."""
     store, facts = run.similarity("train"), run.label_facts
-    array, classes, _ = open_similarity(store, facts.tau)
+    array, classes, tau = _open_scores(run, "train")
     context = context_of(array)
     bias = context_bias(len(context), facts.context_weight)
     shares, best, images = np.zeros(len(context)), np.zeros(len(context), int), 0
     for _, cosines in read_blocks(store, array):
-        scores = scores_of(cosines[:, 0], facts.tau, len(classes), bias)
+        scores = scores_of(cosines[:, 0], tau, len(classes), bias)
         scores = scores[np.isfinite(scores).all(axis=1)]
         shares += scores[:, len(classes) :].sum(axis=0)
         # Among all names: an image whose best name is a class is nobody's here.
@@ -212,8 +228,8 @@ def _context_table(run: Run) -> Table:
 
 def score_panels(run: Run) -> dict[str, dict[str, np.ndarray]]:
     """Counts of the train split's scores: by truth, where it is known, then by kind."""
-    store, tau = run.similarity("train"), run.label_facts.tau
-    array, classes, _ = open_similarity(store, tau)
+    store = run.similarity("train")
+    array, classes, tau = _open_scores(run, "train")
     table = read_split(run.images, "train", ["image_id", "row"])
     truth, counted = run.truth(table["image_id"].to_pylist(), classes)
     pairs = {"Class is in the image": truth & counted, "Class is not in it": ~truth & counted}
@@ -247,7 +263,7 @@ def _training_section(run: Run) -> tuple[Section, Drawn]:
         for name, value in settings.items()
         if name not in of_losses or name in loss.settings
     ]
-    drawn = {"learning.svg": figures.draw_learning(run.history, loss.unit)}
+    drawn: Drawn = {"learning.svg": figures.draw_learning(run.history, loss.unit)}
     measured = run.metrics.get("mAP") is not None
     if measured:
         section.parts += _measured_tables(run)
@@ -284,7 +300,7 @@ def _measured_tables(run: Run) -> Iterator[Table]:
         for name in dict.fromkeys(("global", run.labels_name))
         if name in of_clip
     ]
-    rows.append([f"classifier, {run.training.name}", split, *_measures(run.metrics)])
+    rows.append([f"classifier, {run.names[-1]}", split, *_measures(run.metrics)])
     yield _measures_table("The classifier beside its teacher.", rows, run.metrics["definition"])
     classes, positives, values = _by_class(run)
     columns = [classes, positives, *values.values()]
@@ -298,7 +314,7 @@ def _by_class(run: Run) -> tuple[list[str], list[int], dict[str, list[float | No
     of_classifier = run.metrics["per_class"]
     columns = {
         _label_name(run, run.labels_name): _of_labels(run).get("per_class"),
-        f"classifier, {run.training.name}": of_classifier,
+        f"classifier, {run.names[-1]}": of_classifier,
     }
     return (
         list(of_classifier),
@@ -308,7 +324,7 @@ def _by_class(run: Run) -> tuple[list[str], list[int], dict[str, list[float | No
 
 
 def _precision_recall(run: Run, scored: Scored) -> Figure:
-    scores = {**_clip_scores(run, scored), f"classifier, {run.training.name}": scored.scores}
+    scores = {**_clip_scores(run, scored), f"classifier, {run.names[-1]}": scored.scores}
     ap = [of["AP"] for of in run.metrics["per_class"].values()]
     return figures.draw_precision_recall(
         scores, scored.truth, scored.counted, scored.classes, ap, THRESHOLD
@@ -320,14 +336,15 @@ def _clip_scores(run: Run, scored: Scored) -> dict[str, np.ndarray]:
     store, facts = run.similarity(scored.split), run.label_facts
     if not store.is_dir():
         return {}
-    array, _, _ = open_similarity(store, facts.tau)
+    array, _, tau = _open_scores(run, scored.split)
     table = read_split(run.images, scored.split, ["image_id", "row"])
     row = dict(zip(table["image_id"].to_pylist(), table["row"].to_pylist(), strict=True))
     rows = np.array([row[name] for name in scored.images["image_id"].to_pylist()])
-    settings = {"tau": facts.tau, "zeta": facts.zeta, "lam": facts.lambda_}
-    settings["context_weight"] = facts.context_weight
+    # Neither zeta nor lambda touches the scores of the whole image.
+    settings = {"tau": tau, "zeta": 0.0, "lam": 0.0, "context_weight": facts.context_weight}
     labels = build_rows(store, array, run.images, rows, ["global"], facts.grid, **settings)
-    labels[run.labels_name] = labels_like(facts, store, array, run.images, rows)
+    if facts.recipe:
+        labels[run.labels_name] = labels_like(facts, store, array, run.images, rows)
     # In an image that its encoder refused, CLIP found nothing.
     return {_label_name(run, n): np.nan_to_num(values) for n, values in labels.items()}
 
@@ -367,7 +384,7 @@ def _class_maps(run: Run, scored: Scored) -> Figure | str:
         labels = np.argsort(-scored.scores[place], kind="stable")[:MAP_LABELS]
         inputs = card.normalize(torch.from_numpy(card.resize(image))[None])
         try:
-            maps = class_maps(network, inputs.expand(len(labels), -1, -1, -1), labels)
+            maps = class_maps(network, inputs.expand(len(labels), -1, -1, -1), labels.tolist())
         except ValueError as error:
             return f"No class activation maps of {card.model}: {error}."
         image.thumbnail((MAP_SIDE, MAP_SIDE))

@@ -101,18 +101,19 @@ def evaluate_labels(
     it was made, or is of other classes.
     """
     facts = LabelFacts.read(labels)
-    if not facts.whole:
+    if facts.recipe is None:
         raise UserError(f"{labels}: does not say how its labels were made; use 'cdul label'")
-    settings = {"tau": facts.tau, "zeta": facts.zeta}
+    _, tau, zeta, lam = facts.recipe
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "definition": definition(difficult, ap),
         "splits": {},
-        **settings,
-        "lambda": facts.lambda_,
+        "tau": tau,
+        "zeta": zeta,
+        "lambda": lam,
     }
     for split, store in similarity.items():
-        array, classes, _ = open_similarity(store, facts.tau)
+        array, classes, _ = open_similarity(store, tau)
         if facts.classes != classes:
             raise UserError(f"{labels} and {store} are not of the same class table")
         check_rows(images, split, store, array.shape[0])
@@ -122,8 +123,9 @@ def evaluate_labels(
         rows = table["row"].to_numpy()
         found = build_rows(
             *(store, array, images, rows, list(CONSTRUCTIONS), facts.grid),
-            **settings,
-            lam=facts.lambda_,
+            tau=tau,
+            zeta=zeta,
+            lam=lam,
             context_weight=facts.context_weight,
         )
         usable = seen_whole(found)

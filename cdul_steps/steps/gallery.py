@@ -145,7 +145,7 @@ def _read_kinds(run: Run, table: pa.Table, split: str) -> tuple[list[str], dict[
 def _labels_again(run: Run, table: pa.Table, split: str) -> tuple[list[str], np.ndarray] | None:
     """CLIP's labels of a split that has none, made as the pseudo-labels were."""
     facts, similarity = run.label_facts, run.similarity(split)
-    if not facts.whole:
+    if facts.recipe is None:
         note("gallery: CLIP's labels of this split cannot be made here and are left out")
         return None
     array, classes, _ = open_similarity(similarity, facts.tau)
@@ -205,7 +205,7 @@ def _read_views(run: Run, classes: list[str], table: pa.Table, split: str) -> _V
 
 def _read_boxes(dataset: Place, split: str) -> dict[str, list[list[int]]]:
     """By image id the boxes of its snippets: left, top, width, height in thousandths of it."""
-    found = {}
+    found: dict[str, list[list[int]]] = {}
     for shard in dataset.find(SHARD, split=split):
         _, images, views = read_shard(shard.path(SHARD))
         x0, y0, x1, y1 = np.moveaxis(views[:, 1:].astype(float), 2, 0)
@@ -260,7 +260,7 @@ def _link(path: Path, output: Path) -> str:
     return quote(os.path.relpath(path.resolve(), output.resolve()))
 
 
-def _thousandths(values: np.ndarray) -> Any:
+def _thousandths(values: np.ndarray | float) -> Any:
     """Thousandths as whole numbers in nested lists, for JSON; -1 for NaN."""
     values = np.asarray(values, dtype=np.float64)
     return np.where(np.isnan(values), -1, np.rint(1000 * values)).astype(int).tolist()

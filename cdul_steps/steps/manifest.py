@@ -14,7 +14,8 @@ from cdul_steps.data.classes import load_classes
 from cdul_steps.data.files import write_if_changed
 from cdul_steps.data.images import ImageError, read_size
 from cdul_steps.data.manifest import CORNERS, IMAGES_KIND, SHARD_KIND
-from cdul_steps.data.readers import ImageRecord, check_files, check_headers, read_dataset
+from cdul_steps.data.readers import check_files, check_headers, read_dataset
+from cdul_steps.data.readers.record import ImageRecord
 from cdul_steps.data.tables import describe, read_facts, read_table, to_bytes, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.snippets import view_boxes
@@ -74,7 +75,7 @@ def make_manifest(*, dataset: Dataset, output: Path) -> None:
     records = read_dataset(
         dataset.reader,
         root,
-        splits,
+        splits,  # type: ignore[arg-type]  # a mapping's keys are invariant
         names,
         labelled_only=dataset.labelled_only,
         exclude=dataset.exclude,
@@ -160,8 +161,8 @@ def _image_table(
             stat = _stat(record.path)
             old = earlier.get(record.image_id)
             # One that had no size before may have become readable with nothing of this changed.
-            same = old and (old["path"], old["bytes"], old["modified"]) == (record.path, *stat)
-            if same and old["width"]:
+            known = old and (old["path"], old["bytes"], old["modified"])
+            if old and known == (record.path, *stat) and old["width"]:
                 return *stat, old["width"], old["height"], ""
             return *stat, *_size(record.path, max_pixels)
 

@@ -77,11 +77,14 @@ def predict_images(
         raise UserError(f"{output}: the name must end in {', '.join(FORMATS)}")
     target, workers = machine.set_up(cpu_workers=0)
     network, card = load_classifier(model, target)
-    of_split = isinstance(inputs, SplitImages)
-    table = read_split(inputs.images, inputs.split, COLUMNS) if of_split else _listed(inputs)
+    features = None
+    if isinstance(inputs, SplitImages):
+        table, features = read_split(inputs.images, inputs.split, COLUMNS), inputs.features
+    else:
+        table = _listed(inputs)
     logits = np.full((len(table), len(card.classes)), np.nan, np.float32)
-    if of_split and inputs.features:
-        rows = read_features(inputs.features, table["row"].to_numpy())
+    if features:
+        rows = read_features(features, table["row"].to_numpy())
         with torch.inference_mode():
             logits[:] = network.cpu().get_classifier()(torch.from_numpy(rows)).numpy()
     # Without features, or to find out why an image has none.

@@ -63,7 +63,7 @@ def check_shards(store: Path, text: Path, tables: Sequence[Path]) -> None:
                 f"{shard}: missing, torn or foreign, not what {table} says was written; delete "
                 "that table and run snakemake again"
             )
-        rounding = abs(math.log(scale)) * ROUNDING.get(facts.get("precision"), 0)
+        rounding = abs(math.log(scale)) * ROUNDING.get(facts.get("precision", ""), 0)
         if not math.isclose(facts.get("logit_scale", scale), scale, rel_tol=max(1e-3, rounding)):
             raise UserError(
                 f"{table} is of a model with logit_scale {facts['logit_scale']:g} and {text} of "
@@ -130,7 +130,7 @@ def make_similarity(
         "templates": facts["templates"],
         "software": versions("numpy", "zarr"),
     }
-    shape = (*array.shape[:2], len(embeddings))
+    shape = (array.shape[0], array.shape[1], len(embeddings))
     size = shard_rows(array)
     with (
         new_store(output, shape, size, "float32", attributes) as similarity,

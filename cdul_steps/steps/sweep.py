@@ -19,7 +19,7 @@ from cdul_steps.data.truth import AP
 from cdul_steps.errors import UserError
 from cdul_steps.method import metrics
 from cdul_steps.method.aggregation import CONSTRUCTIONS, build_labels, seen_whole
-from cdul_steps.method.choices import AveragePrecision, Difficult
+from cdul_steps.method.choices import AveragePrecision, Construction, Difficult
 from cdul_steps.method.similarity import temperature
 from cdul_steps.progress import Progress, note
 from cdul_steps.provenance import versions
@@ -27,6 +27,8 @@ from cdul_steps.provenance import versions
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Combination = tuple[Construction, float | None, float | None]
+"""Construction, zeta and lambda, None where the construction does not use it."""
 UNREACHED = 2.0
 """A zeta that no score reaches, with which the aggregator gives the smallest snippet score."""
 HINT = "the sweep's taus are multiples of 1 / logit_scale: add it to the attributes in zarr.json"
@@ -133,8 +135,7 @@ def _train_statistics(similarity: dict[str, Path], images: Path) -> Any:
     return learn_statistics(similarity["train"], array, rows, slice(None))
 
 
-def _combinations(settings: Sweep) -> Iterator[tuple[str, float | None, float | None]]:
-    """Construction, zeta and lambda, None where the construction does not use it."""
+def _combinations(settings: Sweep) -> Iterator[Combination]:
     for construction in settings.constructions:
         zetas = settings.zeta if construction in ("aggregate", "final") else [None]
         lambdas = settings.lambda_ if construction == "final" else [None]
@@ -181,19 +182,20 @@ class _Measured:
         names = ("global", "local_max", "aggregate")
         self.views = np.stack([by_class(built[name]) for name in names], axis=1)
 
-    def __call__(self, combination: tuple[str, float | None, float | None]) -> dict[str, Any]:
+    def __call__(self, combination: Combination) -> dict[str, Any]:
         construction, zeta, lam = combination
-        total, values = 0.0, []
+        total = 0.0
+        values: list[float] = []
         for c, views in enumerate(self.views):
             if construction == "local_mean":
                 labels = self.local_mean[c]
             else:
                 # Of one class, with the images where the classes are: along them NumPy is fast.
-                labels = CONSTRUCTIONS[construction](views[None], zeta, lam)[0]
+                labels = CONSTRUCTIONS[construction](views[None], zeta or 0.0, lam or 0.0)[0]
             total += labels.sum(dtype=np.float64)
-            tables = (table[:, None] for table in (self.truth[c], self.counted[c], labels))
-            values.append(metrics.mean_average_precision(*tables, self.ap))
-        values = [value for value in values if value is not None]
+            truth, counted, of = (t[:, None] for t in (self.truth[c], self.counted[c], labels))
+            value = metrics.mean_average_precision(truth, counted, of, self.ap)
+            values += [] if value is None else [value]
         images = self.truth.shape[1]
         return {
             "mAP": float(np.mean(values)) if values else None,

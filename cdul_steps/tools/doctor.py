@@ -201,13 +201,14 @@ def _paths(dataset: Dataset, tell: Tell = ignore) -> dict[str, list[str]]:
     records = read_dataset(
         dataset.reader,
         root,
-        dataset.splits,
+        dataset.splits,  # type: ignore[arg-type]  # a mapping's keys are invariant
         names,
         labelled_only=dataset.labelled_only,
         exclude=dataset.exclude,
         tell=tell,
     )
-    check_counts(records, dataset.expected_images or {}, root)
+    expected = {str(split): count for split, count in (dataset.expected_images or {}).items()}
+    check_counts(records, expected, root)
     return {s: [r.path for r in records if r.split == s] for s in dataset.splits}
 
 
@@ -215,10 +216,10 @@ def _data(dataset: Dataset) -> Result:
     classes, context = _names(dataset)
     check_choice(classes, context, dataset.classes)
     told: list[str] = []
+    images: dict[str, int] = {}
     if dataset.reader == "demo":
-        images = {split: getattr(dataset.scenes, split) for split in dataset.splits}
+        images |= {split: getattr(dataset.scenes, split) for split in dataset.splits}
     else:
-        images = {}
         for split, paths in _paths(dataset, told.append).items():
             images[split] = len(paths)
             absent = [path for path in paths if not Path(path).is_file()]

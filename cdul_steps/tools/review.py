@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import msgspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -22,7 +21,7 @@ from cdul_steps.data.corrections import (
 )
 from cdul_steps.data.files import replacing, write_text
 from cdul_steps.data.foreign import ClassNames, as_id, as_number, listed, read_json, same_image
-from cdul_steps.data.readers.coco import Annotation, Category, Image, labels_of, links
+from cdul_steps.data.readers.coco import Annotation, Instances, labels_of, links
 from cdul_steps.data.tables import (
     describe,
     read_facts,
@@ -170,6 +169,7 @@ def _answers(
             yield image_id, {name: value}
         return
     read = FORMATS[format_][1]
+    assert read is not None
     try:
         reviewed = list(read(file))
     except OSError as error:
@@ -228,7 +228,7 @@ class _Images:
         if row is None:
             problem = "is none" if end is None else "is more than one"
             raise UserError(f"{self.file}: image {name!r} {problem} of those in {self.review}")
-        prefix = "" if end == name else plain.removesuffix(end)
+        prefix = "" if end in (None, name) else plain.removesuffix(end)
         self.prefixes |= {prefix} - {""}
         other, before = self.found.setdefault(row, (name, prefix))
         if other != name and (before or prefix):
@@ -339,7 +339,8 @@ def _write_coco(review: Review, output: Path) -> None:
         raise UserError("review: coco needs the sizes of the images; give --images images.parquet")
     manifest = read_table(review.sizes, ["image_id", "width", "height"]).to_pylist()
     sizes = {image["image_id"]: (image["width"], image["height"]) for image in manifest}
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, (image, scores, state) in enumerate(review.rows(), 1):
         if image["image_id"] not in sizes:
             raise UserError(f"{review.sizes}: image {image['image_id']!r} is not in it")
@@ -375,10 +376,8 @@ class _Box(Annotation):
     unknown: Any = None
 
 
-class _Reviewed(msgspec.Struct):
-    images: list[Image]
-    categories: list[Category]
-    annotations: list[_Box]
+class _Reviewed(Instances[_Box]):
+    """The answer of a tool."""
 
 
 def _read_coco(file: Path) -> Reviewed:

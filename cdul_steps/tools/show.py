@@ -42,15 +42,16 @@ def _scores(file: Path, facts: dict[str, Any], of_class: str | None, top: int) -
     Without a class, an image stands there with its largest score.
     """
     table, classes, scores = read_scores(file)
-    index = ClassNames(classes).find(of_class) if of_class is not None else 0
-    if index is None:
+    shown = classes if of_class is None else []
+    if of_class is not None and (index := ClassNames(classes).find(of_class)) is not None:
+        shown = [classes[index]]
+    elif of_class is not None:
         near = difflib.get_close_matches(of_class, classes, 1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(classes[:8])}"
         raise UserError(f"{file}: no class {of_class!r}{hint}")
     if not len(scores):
         raise UserError(f"{file}: no image has scores")
     threshold = facts.get("threshold") or THRESHOLD
-    shown = classes if of_class is None else [classes[index]]
     columns = scores[:, [classes.index(name) for name in shown]]
     best_class, best = columns.argmax(axis=1), columns.max(axis=1)
     order = np.argsort(-best, kind="stable")

@@ -71,6 +71,9 @@ def _row(stage: str, of: str, **values: Any) -> dict[str, Any]:
 def _single(stage: str, of: str, log: Path, output: Path, total: int | None) -> dict[str, Any]:
     """The row of a stage that is one job, on `total` images."""
     lines = _lines(log)
+    done: int | None
+    rate: float | None
+    left: float | None
     done, _, rate, left = _progress(lines) or (0, total, None, None)
     error = _error(lines)
     if output.exists():
@@ -154,7 +157,7 @@ def _train(training: Place) -> dict[str, Any]:
     log, history = _log(training, "train"), training.path(HISTORY)
     if history.exists():
         rates = read_table(history, ["images_per_second"])["images_per_second"]
-        values = {"done": len(rates), "total": len(rates), "seconds_left": 0}
+        values: dict[str, Any] = {"done": len(rates), "total": len(rates), "seconds_left": 0}
         values["images_per_second"] = round(pc.mean(rates).as_py(), 2)
     else:
         lines = _lines(log)

@@ -232,7 +232,8 @@ def _check_similarity(
     broken = {path for path, *_ in report.broken}
     with report.reading(store):
         array = open_store(store)
-        if [*array.attrs.get("classes", []), *context_of(array)] != names:
+        listed = array.attrs.get("classes")
+        if not isinstance(listed, list) or [*listed, *context_of(array)] != names:
             raise ValueError("its classes and context are not those of text.parquet")
         if array.shape[:2] != (split.rows, split.views):
             raise ValueError(

@@ -1,6 +1,7 @@
 """Training of the last layer alone, on standardised features of a frozen trunk."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ class HeadTrainer(Trainer):
         torch.nn.init.zeros_(head.weight)
         torch.nn.init.zeros_(head.bias)
         head.bias.requires_grad_(not self._last)
-        groups = [{"params": [head.weight]}]
+        groups: list[dict[str, Any]] = [{"params": [head.weight]}]
         if not self._last:
             start_head(head, self.labels.labels)
             groups.append({"params": [head.bias], "weight_decay": 0.0})

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import msgspec
 
@@ -28,10 +29,13 @@ class Annotation(msgspec.Struct, gc=False):
     category_id: Id
 
 
-class Instances(msgspec.Struct):
+Some = TypeVar("Some", bound=Annotation)
+
+
+class Instances(msgspec.Struct, Generic[Some]):
     images: list[Image]
     categories: list[Category]
-    annotations: list[Annotation] | None = None
+    annotations: list[Some] | None = None
 
 
 def read_coco(
@@ -65,7 +69,7 @@ def read_coco(
     return records
 
 
-def links(instances: Instances, path: Path) -> Iterator[tuple[str, str, Annotation]]:
+def links(instances: Instances[Some], path: Path) -> Iterator[tuple[str, str, Some]]:
     """Each annotation with the ids of its image and of its category, as text.
 
     Raises UserError where the file does not list one of them.
@@ -96,10 +100,10 @@ def labels_of(instances: Instances, path: Path) -> dict[str, str]:
     return labels
 
 
-def _read(path: Path) -> Instances:
+def _read(path: Path) -> Instances[Annotation]:
     try:
         # Decoded into these fields alone: polygons, nine tenths of the file, pass by.
-        return read_json(path, Instances)
+        return read_json(path, Instances[Annotation])
     except FileNotFoundError as error:
         known = sorted(
             p.stem.removeprefix("instances_") for p in path.parent.glob("instances_*.json")

@@ -134,7 +134,7 @@ def _listed(
     if not root.is_file():
         raise UserError(f"{root}: no such file; docs/datasets.md says where it is from")
     by_split: dict[str, list] = {split: [] for split in splits}
-    asked, others = our_splits(splits), Counter()
+    asked, others = our_splits(splits), Counter[str]()
     labels, seen = set(), set()
     with table_errors(root):
         header = table_header(root)
@@ -143,7 +143,7 @@ def _listed(
             f"{root}: expected the columns path, label and split, found {', '.join(header)}"
         )
     for place, row in table_rows(root, header):
-        image_id, text, own = row.values()
+        image_id, text, own = map(str, row.values())
         shown = {label: names.find(label) for label in _labels(text, f"{root}, {place}")}
         labels |= {label for label, index in shown.items() if index is None}
         positive = tuple(sorted({index for index in shown.values() if index is not None}))
@@ -184,7 +184,8 @@ def _labels(text: str, where: str) -> set[str]:
 def _binary(text: str) -> bool | None:
     """A label of 0 or 1; None for anything else."""
     try:
-        return {0.0: False, 1.0: True}.get(as_number(text))
+        number = as_number(text)
+        return bool(number) if number in (0, 1) else None
     except ValueError:
         return None
 

@@ -63,13 +63,13 @@ def read_table(
             f"{', '.join(splits)} apart; add it, or ask for one split only"
         )
     wanted.tell(root, tell, "columns")
-    asked, others = our_splits(splits), Counter()
+    asked, others = our_splits(splits), Counter[str]()
     by_split: dict[str, list[ImageRecord]] = {split: [] for split in splits}
     for place, row in table_rows(root, list(column.values())):
         cells = {name: row[raw] for name, raw in column.items()}
         own = as_id(cells["split"]) if "split" in cells else None
         ours = splits if own is None else asked.get(own, ())
-        if not ours:
+        if own is not None and not ours:
             others[own] += 1
             continue
         path = _text(cells["path"])

@@ -38,7 +38,7 @@ def read_voc(
     names, files = ClassNames(classes), _image_files(root / "JPEGImages")
     records = []
     for split, own in splits.items():
-        ids = {}  # id: line number; a dict keeps the order
+        ids: dict[str, int] = {}  # id: line number; a dict keeps the order
         for number, fields in _read_list(lists / f"{own}.txt", columns=1):
             _check_name(fields[0], f"{lists / own}.txt, line {number}: image id")
             if fields[0] in ids:
@@ -174,7 +174,8 @@ def _truth_of_annotation(
             f"{path}: is no annotation but a file of <{top.tag}>; fetch it again, or remove it if "
             "the truth is unknown"
         )
-    easy, difficult = set(), set()
+    easy: set[int] = set()
+    difficult: set[int] = set()
     for item in top.findall("object"):
         name, flag = item.findtext("name") or "", item.findtext("difficult") or ""
         try:
