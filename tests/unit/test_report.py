@@ -26,7 +26,7 @@ from PIL import Image
 from cdul_steps.config import Dataset, Encoder, Labels, read_training
 from cdul_steps.data.files import SCHEMA_VERSION
 from cdul_steps.data.labels import LabelFacts
-from cdul_steps.data.tables import KEY, read_scores
+from cdul_steps.data.tables import KEY, read_facts, read_scores
 from cdul_steps.report import figures
 from cdul_steps.report.captions import CAPTIONS, TITLES
 from cdul_steps.report.page import Section, Table, render
@@ -413,6 +413,18 @@ def test_what_has_not_been_made_is_absent(copied, tmp_path):
             shutil.rmtree(place) if place.is_dir() else place.unlink()
         _, _, found = report(copied, tmp_path / "report")
         assert found == expected, gone
+
+
+def test_labels_of_other_software(copied, tmp_path):
+    """They do not say how they were made, so CLIP's scores are at the model's own temperature."""
+    path = copied / "pseudo_labels.parquet"
+    facts = read_facts(path)
+    kept = {key: facts[key] for key in ("kind", "schema_version", "classes")}
+    table = pq.read_table(path).replace_schema_metadata({"cdul": json.dumps(kept)})
+    pq.write_table(table, path)
+    _, text, found = report(copied, tmp_path / "report")
+    assert found == set(CAPTIONS)
+    assert "CLIP, global" in text
 
 
 def test_calibrated_labels_are_measured_and_drawn_as_they_are(copied, tmp_path):
