@@ -4,9 +4,9 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
+import launcher
 import pyarrow.parquet as pq
 import pytest
 from copies import ROOT, Project
@@ -112,7 +112,7 @@ def test_commands_marked_to_be_run_run(demo):
     script = "\n".join(RUN)
     for whole, small in SMALL.items():
         script = script.replace(whole, small)
-    path = f"{Path(sys.executable).parent}:{demo.environment['PATH']}"
+    path = f"{launcher.commands()}:{demo.environment['PATH']}"
     done = subprocess.run(
         ["bash", "-euxc", script],
         cwd=demo.folder,

@@ -11,12 +11,12 @@ import shutil
 import signal
 import struct
 import subprocess
-import sys
 import time
 import zlib
 from collections import Counter
 from pathlib import Path
 
+import launcher
 import pyarrow.parquet as pq
 import pytest
 from copies import SMALL_TRAINING, Project, copy_project
@@ -206,7 +206,7 @@ def test_failed_images_get_another_try(hostile):
     image.write_bytes((root / NAMES[0]).read_bytes())
     os.utime(image, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert project.plan(target) == {}
-    command = [sys.executable, "-m", "cdul_steps.cli", "retry-failed", str(project.results)]
+    command = [launcher.commands() / "cdul", "retry-failed", str(project.results)]
     done = subprocess.run(
         command, cwd=project.folder, env=project.environment, capture_output=True, text=True
     )

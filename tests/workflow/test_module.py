@@ -3,9 +3,9 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
+import launcher
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -63,7 +63,7 @@ def outer(tmp_path: Path) -> Path:
 
 def snakemake(folder: Path, *words: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--cores", "2", *words],
+        [launcher.commands() / "snakemake", "--cores", "2", *words],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,

@@ -4,8 +4,8 @@ import json
 import os
 import re
 import subprocess
-import sys
 
+import launcher
 import pyarrow.parquet as pq
 import pytest
 import zarr
@@ -44,7 +44,7 @@ def test_every_job_has_a_log(demo):
 
 
 def test_summary(demo):
-    command = [sys.executable, "-m", "cdul_steps.cli", "summary", str(demo.results)]
+    command = [launcher.commands() / "cdul", "summary", str(demo.results)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "CLIP, final" in text and "classifier, small" in text
 

@@ -5,9 +5,9 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 import time
 
+import launcher
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,7 +38,7 @@ def encoder(copy):
 
 
 def cdul(project, *words) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "cdul_steps.cli", *words]
+    command = [launcher.commands() / "cdul", *words]
     return subprocess.run(command, cwd=project.folder, capture_output=True, text=True)
 
 
@@ -123,7 +123,7 @@ def test_status_of_a_training(encoder):
 
 def test_status_of_nothing(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "cdul_steps.cli", "status", tmp_path],
+        [launcher.commands() / "cdul", "status", tmp_path],
         capture_output=True,
         text=True,
     )
@@ -275,7 +275,7 @@ def run_command(project, *options: str) -> None:
     done = cdul(project, "verify", "--json")
     assert done.returncode == 1
     command = json.loads(done.stdout)["command"]
-    command = command.replace("snakemake", f"{sys.executable} -m snakemake", 1)
+    command = command.replace("snakemake", str(launcher.commands() / "snakemake"), 1)
     command = f"{command} {shlex.join(options)} --configfile {shlex.quote(project.overlay())}"
     subprocess.run(command, shell=True, check=True, cwd=project.folder, env=project.environment)
 
