@@ -7,6 +7,7 @@ import pytest
 import timm
 import zarr
 from copies import Project, copy_project
+from jobs import find_job, leftovers, same
 from safetensors.torch import save_file
 
 SHARDS = 3 + 1
@@ -104,6 +105,25 @@ def test_a_lost_shard_is_made_again_alone(frozen):
         shutil.copy2(kept, shard)
         kept = folder / "kept"
         kept.unlink()
+
+
+def test_a_killed_stage_goes_on_where_it_was(frozen, tmp_path):
+    shutil.copytree(frozen.folder, tmp_path / "project", symlinks=True)
+    project = Project(tmp_path / "project", frozen.config)
+    (folder,) = (project.results / "demo/features").iterdir()
+    shards = [folder / f"train.zarr/c/{shard}/0/0" for shard in range(3)]
+    for shard in shards[1:]:
+        shard.unlink()
+        (folder / f"train/{shard.parts[-3]}.parquet").unlink()
+    targets = [str(shard.relative_to(project.folder)) for shard in shards[1:]]
+    kept = shards[0].stat().st_mtime_ns
+    run = project.start(*targets)
+    find_job(run, "features").kill()
+    assert run.communicate() and run.returncode == 1
+    project.snakemake(*targets)
+    assert shards[0].stat().st_mtime_ns == kept
+    assert same(project, frozen, "results/demo/features/*/*.zarr/**/*") and not leftovers(project)
+    assert project.plan(*targets) == {}
 
 
 def test_status_and_verify_know_features(frozen, cdul):

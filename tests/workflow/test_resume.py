@@ -3,11 +3,11 @@
 import shutil
 import signal
 import time
-from contextlib import suppress
 
 import psutil
 import pytest
 from copies import SMALL_TRAINING, Project, copy_project
+from jobs import find_job, leftovers, same, workers
 
 SHARDS = 3
 SIMILARITY = "results/demo/tiny-clip/similarity/train.zarr"
@@ -36,25 +36,6 @@ def project(undisturbed, tmp_path) -> Project:
     return Project(tmp_path / "project", undisturbed.config)
 
 
-def workers(job: psutil.Process) -> list[psutil.Process]:
-    """The processes that decode for a job: its forks, and no helper that an import starts."""
-    return [child for child in job.children() if child.cmdline() == job.cmdline()]
-
-
-def find_job(run, stage: str, known: tuple = ()) -> psutil.Process:
-    """Wait for a running job of a stage that is not one of the known, and is at work."""
-    while True:
-        assert run.poll() is None, run.stdout.read()
-        for process in psutil.Process(run.pid).children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                words = process.cmdline()
-                if words[1:2] and words[1].endswith("cdul") and words[2] == stage:
-                    is_worker = process.parent().cmdline() == words
-                    if process not in known and not is_worker and workers(process):
-                        return process
-        time.sleep(0.01)
-
-
 def forget_shards(project: Project) -> None:
     encoder = project.results / "demo/tiny-clip"
     shutil.rmtree(encoder / "embeddings/train.zarr/c")
@@ -62,30 +43,11 @@ def forget_shards(project: Project) -> None:
     shutil.rmtree(project.folder / SIMILARITY)
 
 
-def same(project: Project, other: Project, *patterns: str) -> bool:
-    """Whether the files of these patterns are the same in both, byte by byte."""
-    files = [
-        {
-            p.relative_to(place.folder): p.read_bytes()
-            for pattern in patterns
-            for p in place.folder.glob(pattern)
-            if p.is_file()
-        }
-        for place in (project, other)
-    ]
-    assert files[0]
-    return files[0] == files[1]
-
-
 def is_whole(project: Project, undisturbed: Project) -> bool:
     """Whether all vectors and similarities are there, and as they should be."""
     assert len(project.shard_times("demo", "tiny-clip")) == SHARDS
     embeddings = "results/demo/tiny-clip/embeddings/train.zarr/**/*"
     return same(project, undisturbed, embeddings, f"{SIMILARITY}/**/*")
-
-
-def leftovers(project: Project) -> list:
-    return [p for p in project.results.rglob(".*") if p.name != ".snakemake_timestamp"]
 
 
 def test_killed_encode_jobs(project, undisturbed):
