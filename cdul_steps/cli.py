@@ -44,6 +44,10 @@ demo = typer.Typer(no_args_is_help=True, help="The embedded demo: its images and
 app.add_typer(demo, name="demo")
 review = typer.Typer(no_args_is_help=True, help="Correct pseudo-labels by hand: docs/review.md.")
 app.add_typer(review, name="review")
+check = typer.Typer(
+    no_args_is_help=True, help="How good scores are, by yes and no: docs/checks.md."
+)
+app.add_typer(check, name="check")
 
 Option = typer.Option
 UsageError: Any = typer.BadParameter.__bases__[0]
@@ -694,6 +698,76 @@ def import_review(
     from cdul_steps.tools.review import import_review
 
     import_review(review=review, file=file, confirm=confirm, output=output)
+
+
+CheckFolder = Annotated[Path, Option("--check", help="Folder of `cdul check draw`.")]
+AnswersFile = Annotated[Path, typer.Argument(metavar="ANSWERS", help="CSV of the answers.")]
+AsJson = Annotated[bool, Option("--json", help="Print JSON.")]
+
+
+@check.command("draw")
+def draw_sample(
+    scores: Annotated[
+        Path, Option(help="Table to check: predictions, pseudo-labels or refined labels.")
+    ],
+    output: Annotated[Path, Option(help="Folder to write; an earlier check of the table grows.")],
+    number: Annotated[int, Option(min=1, max=100_000, help="Questions.")] = 200,
+    threshold: Annotated[
+        float | None,
+        Option(min=0, max=1, help="Score from which a class is named; default: that in use."),
+    ] = None,
+    of_class: Annotated[
+        list[str] | None, Option("--class", help="Ask of this class only; once a class.")
+    ] = None,
+    corrections: Annotated[
+        Path | None, Option(help="Corrections that the scores were learnt from: left out.")
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Draw images and classes to say yes or no to, and write the page on which to do it."""
+    from cdul_steps.tools.check import draw_sample
+
+    draw_sample(
+        scores=scores,
+        output=output,
+        number=number,
+        threshold=threshold,
+        only=of_class or [],
+        corrections=corrections,
+        seed=seed,
+    )
+
+
+@check.command("estimate")
+def estimate_scores(answers: AnswersFile, check: CheckFolder, json: AsJson = False) -> None:
+    """Estimate precision, recall, F1 and mAP of what was checked, each between two bounds."""
+    from json import dumps
+
+    from cdul_steps.tools.check import describe_estimate, estimate_scores
+
+    found = estimate_scores(answers, check)
+    typer.echo(dumps(found, indent=2, ensure_ascii=False) if json else describe_estimate(found))
+
+
+@check.command("thresholds")
+def choose_thresholds(
+    answers: AnswersFile,
+    check: CheckFolder,
+    precision: Annotated[
+        float | None, Option(min=0, max=1, help="Precision wanted; default: the best F1.")
+    ] = None,
+    model: Annotated[
+        Path | None, Option(help="Model folder whose predictions were checked: store them there.")
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Choose the score from which each class is named."""
+    from json import dumps
+
+    from cdul_steps.tools.check import choose_thresholds, describe_thresholds
+
+    found = choose_thresholds(answers, check, precision=precision, model=model)
+    typer.echo(dumps(found, indent=2, ensure_ascii=False) if json else describe_thresholds(found))
 
 
 @app.command()

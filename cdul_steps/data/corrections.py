@@ -25,15 +25,19 @@ Corrections = dict[tuple[str, str], float]
 
 
 def read_corrections(path: Path) -> Corrections:
-    """Read a CSV (with commas, UTF-8) with the columns `image_id`, `class` and `value`.
+    """Read a CSV in UTF-8 with the columns `image_id`, `class` and `value`.
 
     The value is 1 or true, 0 or false, or unknown; a row without one is no correction, and other
-    columns are ignored. Raises UserError for a file that is not such a table, naming the line.
+    columns are ignored. Between columns are commas, semicolons or tabs. Raises UserError for a file
+    that is not such a table, naming the line.
     """
     corrections: Corrections = {}
     try:
         with open_text(path, newline="") as file:
-            reader = csv.DictReader(file, strict=True)
+            # Spreadsheets of many countries write semicolons.
+            delimiter = max(",;\t", key=file.readline().count)
+            file.seek(0)
+            reader = csv.DictReader(file, strict=True, delimiter=delimiter)
             missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
             if missing:
                 raise UserError(

@@ -1,6 +1,5 @@
 """A gallery in a real browser: chromium without a window, on a page opened from the disk."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,10 +7,11 @@ import made
 import numpy as np
 import pytest
 from axe_core_python.selenium import Axe
+from browsers import PHONE, focused, press, start_browser, wait_until
 from selenium import webdriver
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import Select, WebDriverWait
+from selenium.webdriver.support.ui import Select
 
 from cdul_steps.data.tables import read_scores
 from cdul_steps.steps.gallery import make_gallery
@@ -19,7 +19,6 @@ from cdul_steps.steps.gallery import make_gallery
 CLASSES = ["boat", "<script>hit=1</script>", "cat"]
 HOSTILE = 'a"><img src=x onerror=hit=1>.jpg'
 NAMES = [HOSTILE if i == 4 else f"{i:03}.jpg" for i in range(131)]
-PHONE = {"width": 360, "height": 740, "pixelRatio": 2, "touch": True}
 
 
 pytestmark = pytest.mark.browser
@@ -51,26 +50,6 @@ def scores(training) -> dict[str, np.ndarray]:
     return found | {"id": np.array(ids)}
 
 
-def start_browser(**experimental: object) -> webdriver.Chrome:
-    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not browser or not driver:
-        pytest.skip("no chromium with chromedriver: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",  # chromium refuses to run as root with it
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--window-size=1280,900",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for name, value in experimental.items():
-        options.add_experimental_option(name, value)
-    return webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-
-
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[webdriver.Chrome]:
     driver = start_browser()
@@ -94,10 +73,6 @@ def status(driver) -> str:
     images = driver.find_element(By.ID, "images")
     wait_until(driver, lambda d: images.get_dom_attribute("aria-busy") == "false")
     return driver.find_element(By.ID, "status").text
-
-
-def wait_until(driver, holds) -> None:
-    WebDriverWait(driver, 20).until(holds)
 
 
 def opened(driver) -> str:
@@ -206,15 +181,6 @@ def test_hovering_shows_the_snippets(driver):
         assert cell.rect["y"] == pytest.approx(image["y"] + i // 3 * image["height"] / 3, abs=1)
     ActionChains(driver).move_to_element(driver.find_element(By.ID, "title")).perform()
     assert not grid.is_displayed()
-
-
-def focused(driver):
-    return driver.switch_to.active_element
-
-
-def press(driver, *keys: str) -> None:
-    for key in keys:
-        ActionChains(driver).send_keys(key).perform()
 
 
 def test_keyboard_alone(driver):

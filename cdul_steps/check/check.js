@@ -1,0 +1,158 @@
+"use strict";
+
+const LATER = 10; // questions until a surprising answer is asked again
+const NORMAL = 1.645; // of an interval of 90 %
+const VALUES = { y: "1", n: "0", u: "unknown" };
+
+const find = (id) => document.getElementById(id);
+
+let index; // data/index.js
+let looks = []; // of every look, in order: [question, "y", "n" or "u"]
+let kept = true; // whether the browser keeps the answers
+
+// A page opened from a disk may not fetch, but it may load scripts: the data file calls part().
+function part(value) {
+  index = value;
+}
+
+const storage = () => `cdul check ${index.id}`;
+const keyOf = (question) => [index.questions[question][0], index.classes[index.questions[question][1]]];
+
+/** By question what was said, look by look. */
+function said() {
+  const found = new Map();
+  for (const [question, answer] of looks) found.set(question, [...(found.get(question) ?? []), answer]);
+  return found;
+}
+
+/** What counts of a question's looks: the last, which is asked for until it settles the matter. */
+const settled = (answers) => answers[answers.length - 1];
+
+/** Whether to look again: at what speaks against the score, until one answer was given twice. */
+function again(question, answers) {
+  const surprising = answers[0] !== "u" && (answers[0] === "y") !== index.questions[question][3];
+  return surprising && (answers.length === 1 || (answers.length === 2 && answers[0] !== answers[1]));
+}
+
+/** The question to ask now; undefined when all are answered. */
+function current(found) {
+  const last = new Map(looks.map(([question], place) => [question, place]));
+  const open = [...found].filter(([question, answers]) => again(question, answers)).map(([q]) => q);
+  const due = open.find((question) => looks.length - last.get(question) > LATER);
+  if (due !== undefined) return due;
+  const fresh = index.questions.findIndex((_, question) => !found.has(question));
+  return fresh >= 0 ? fresh : open[0];
+}
+
+function keep() {
+  const rows = looks.map(([question, answer]) => [...keyOf(question), answer]);
+  try {
+    localStorage.setItem(storage(), JSON.stringify(rows));
+  } catch {
+    kept = false;
+  }
+}
+
+/** The looks that the browser has kept, as far as the questions are still asked. */
+function remember() {
+  const place = new Map(index.questions.map((_, question) => [JSON.stringify(keyOf(question)), question]));
+  try {
+    const rows = JSON.parse(localStorage.getItem(storage()) ?? "[]");
+    looks = rows.map(([id, name, answer]) => [place.get(JSON.stringify([id, name])), answer]);
+    looks = looks.filter(([question]) => question !== undefined);
+  } catch {
+    kept = false;
+  }
+}
+
+/** How precise the scores are by now: Wilson's interval of the entries that they name. */
+function precision(found) {
+  const answers = [...found].filter(([question]) => index.questions[question][3]);
+  const told = answers.map(([, given]) => settled(given)).filter((answer) => answer !== "u");
+  if (told.length < 12) return "";
+  const n = told.length;
+  const share = told.filter((answer) => answer === "y").length / n;
+  const z = NORMAL ** 2 / n;
+  const half = NORMAL * Math.sqrt((share * (1 - share)) / n + z / (4 * n));
+  const bounds = [share + z / 2 - half, share + z / 2 + half].map((b) => Math.round((100 * b) / (1 + z)));
+  return `; precision so far ${bounds[0]} to ${bounds[1]} %`;
+}
+
+function show() {
+  const found = said();
+  const question = current(found);
+  const total = index.questions.length;
+  find("progress").max = total;
+  find("progress").value = found.size;
+  find("status").textContent =
+    `${found.size} of ${total}${precision(found)}` +
+    (kept ? "" : ". This browser keeps no answers: download them before you close the page");
+  find("back").disabled = looks.length === 0;
+  find("download").disabled = looks.length === 0;
+  for (const id of ["yes", "no", "unknown"]) find(id).disabled = question === undefined;
+  const photograph = find("photograph");
+  if (question === undefined) {
+    find("question").textContent = "All answered: download the answers";
+    photograph.removeAttribute("src");
+    photograph.alt = "";
+    return;
+  }
+  const [, name, image] = index.questions[question];
+  find("question").textContent = `${found.has(question) ? "Look again: " : ""}${index.classes[name]}?`;
+  photograph.src = `images/${image}.webp`;
+  photograph.alt = `photograph ${question + 1} of ${total}`;
+  const next = index.questions[question + 1];
+  if (next) new Image().src = `images/${next[2]}.webp`;
+}
+
+function answer(letter) {
+  const question = current(said());
+  if (question === undefined) return;
+  looks.push([question, letter]);
+  keep();
+  show();
+}
+
+function back() {
+  if (!looks.pop()) return;
+  keep();
+  show();
+}
+
+const quoted = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+
+function download() {
+  const rows = [...said()].map(([question, answers]) => [...keyOf(question), VALUES[settled(answers)]]);
+  const lines = [["image_id", "class", "value"], ...rows].map((row) => row.map(quoted).join(","));
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([`${lines.join("\r\n")}\r\n`], { type: "text/csv" }));
+  link.download = "answers.csv";
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
+function start() {
+  document.title = `${index.title}: check`;
+  remember();
+  find("yes").onclick = () => answer("y");
+  find("no").onclick = () => answer("n");
+  find("unknown").onclick = () => answer("u");
+  find("back").onclick = back;
+  find("download").onclick = download;
+  document.onkeydown = (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+    const key = event.key.toLowerCase();
+    if (key in VALUES) answer(key);
+    else if (key === "b" || key === "backspace") back();
+    else return;
+    event.preventDefault();
+  };
+  show();
+}
+
+const data = Object.assign(document.createElement("script"), { src: "data/index.js" });
+data.onload = start;
+data.onerror = () => {
+  find("question").textContent = "data/index.js cannot be read; draw the check again";
+};
+document.head.append(data);

@@ -1,0 +1,348 @@
+"""How good scores are, from the answers of a person on a sample: posterior draws and intervals."""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.linalg import cho_solve, solve_triangular
+from scipy.special import expit, log_expit, logit
+from scipy.stats import norm, rankdata
+
+LEVEL = 0.9
+"""Probability of an interval."""
+DRAWS = 400
+STEPS = tuple(k / 50 for k in range(1, 50))
+"""Thresholds of a curve, at which cells begin."""
+_KNOTS = 10
+_EVERY = 4
+"""Draws of the approximation for each that is kept."""
+# Deviations, in logits, of the curve's bends, of the classes' levels, and of their slopes.
+_SPREADS = [(f, a, b) for f in (0.6, 2.0) for a in (0.8, 1.6, 3.2) for b in (0.4, 1.2)]
+_LEVEL_PRIOR, _SLOPE_PRIOR = (-3.0, 3.0), (0.8, 4.0)
+
+
+class Cells(NamedTuple):
+    """Entries of a class whose scores are neighbours, as one cell; (J,), by class, then by score.
+
+    `of` int (N, C): the cell of an entry, -1 for one left out. `column`: the class. `count`: its
+    entries. `lowest`: its lowest score. `score`, `rank`: means of the logit of the score, and of
+    the normal score of its rank within the class, both of about deviation 1. `tied`: whether all
+    its scores are equal.
+    """
+
+    of: np.ndarray
+    column: np.ndarray
+    count: np.ndarray
+    lowest: np.ndarray
+    score: np.ndarray
+    rank: np.ndarray
+    tied: np.ndarray
+
+
+def make_cells(scores: np.ndarray, counted: np.ndarray, threshold: np.ndarray) -> Cells:
+    """Cells of scores (N, C) in 0..1 of the entries `counted`; none spans a threshold (C,).
+
+    The first entries of a class are cells of their own, the next ones grow with the rank, since
+    average precision depends on the first most. A cell spans none of STEPS either.
+    """
+    values = logit(np.clip(scores, 1e-6, 1 - 1e-6))
+    low, high = np.quantile(values[counted], [0.01, 0.999])
+    values = np.clip(values, low, high)
+    spread = values[counted].std()
+    values = (values - values[counted].mean()) / (spread if spread > 1e-9 else 1)
+    of = np.full(scores.shape, -1)
+    parts: list[tuple[np.ndarray, ...]] = []
+    size = 0
+    for column in range(scores.shape[1]):
+        rows = np.flatnonzero(counted[:, column])
+        rows = rows[np.argsort(-scores[rows, column], kind="stable")]
+        if not len(rows):
+            continue
+        of_class = scores[rows, column]
+        ranks = norm.ppf((rankdata(of_class) - 0.5) / len(rows))
+        starts = _starts(of_class, (*STEPS, threshold[column]))
+        count = np.diff(np.append(starts, len(rows)))
+        of[rows, column] = size + np.repeat(np.arange(len(starts)), count)
+        size += len(starts)
+        last = of_class[starts + count - 1]
+        parts.append(
+            (
+                np.full(len(starts), column),
+                count,
+                last,
+                np.add.reduceat(values[rows, column], starts) / count,
+                np.add.reduceat(ranks, starts) / count,
+                of_class[starts] == last,
+            )
+        )
+    return Cells(of, *(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def _starts(falling: np.ndarray, steps: tuple[float, ...]) -> np.ndarray:
+    """Where cells begin in a class's falling scores; equal scores stay together."""
+    size = len(falling)
+    growing = np.rint(12 * 1.15 ** np.arange(np.log(size + 12) / np.log(1.15)))
+    rising = falling[::-1]
+    cuts = np.concatenate(
+        [np.arange(12), growing, size - np.searchsorted(rising, steps)],
+    ).astype(int)
+    cuts = cuts[cuts < size]
+    return np.unique(size - np.searchsorted(rising, falling[cuts], side="right"))
+
+
+def _features(score: np.ndarray, rank: np.ndarray, place: np.ndarray, size: int) -> np.ndarray:
+    """Features (n, 3 + _KNOTS + 2 size) of entries; `place` is that of their class, -1 for none."""
+    knots = np.linspace(-2, 4, _KNOTS)
+    features = np.zeros((len(score), 3 + _KNOTS + 2 * size))
+    features[:, 0], features[:, 1], features[:, 2] = 1, score, rank
+    width = knots[1] - knots[0]
+    features[:, 3 : 3 + _KNOTS] = np.exp(-0.5 * ((score[:, None] - knots) / width) ** 2)
+    rows = np.flatnonzero(place >= 0)
+    features[rows, 3 + _KNOTS + place[rows]] = 1
+    features[rows, 3 + _KNOTS + size + place[rows]] = rank[rows]
+    return features
+
+
+class _Fit(NamedTuple):
+    """The mode (K,) of a posterior, a root of its precision (K, K), prior precision, evidence."""
+
+    mode: np.ndarray
+    root: np.ndarray
+    precision: np.ndarray
+    evidence: float
+
+
+def _fit(
+    features: np.ndarray, yes: np.ndarray, mean: np.ndarray, precision: np.ndarray, at: np.ndarray
+) -> _Fit:
+    """Laplace's approximation of a logistic regression with a Gaussian prior, by Newton steps."""
+    weights = at.copy()
+    for _ in range(60):
+        chance = expit(features @ weights)
+        gradient = features.T @ (yes - chance) - precision * (weights - mean)
+        hessian = (features * (chance * (1 - chance))[:, None]).T @ features
+        hessian[np.diag_indices(len(mean))] += precision
+        root = np.linalg.cholesky(hessian)
+        step = cho_solve((root, True), gradient)
+        largest = float(np.abs(step).max())
+        weights = weights + step * min(1, 4 / max(largest, 1e-12))
+        if largest < 1e-4:
+            break
+    evidence = (
+        _log_posterior(features, yes, mean, precision, weights[:, None])[0]
+        + 0.5 * np.log(precision).sum()
+        - np.log(np.diag(root)).sum()
+    )
+    return _Fit(weights, root, precision, evidence)
+
+
+def _log_posterior(
+    features: np.ndarray,
+    yes: np.ndarray,
+    mean: np.ndarray,
+    precision: np.ndarray,
+    weights: np.ndarray,
+) -> np.ndarray:
+    """Of weights (K, M), up to a constant: (M,)."""
+    logits = features @ weights
+    prior = 0.5 * (precision[:, None] * (weights - mean[:, None]) ** 2).sum(axis=0)
+    return log_expit(np.where(yes[:, None], logits, -logits)).sum(axis=0) - prior
+
+
+def draw_positives(
+    cells: Cells,
+    answered: np.ndarray,
+    yes: np.ndarray,
+    random: np.random.Generator,
+    draws: int = DRAWS,
+) -> np.ndarray:
+    """How many entries of each cell show their class: draws of the posterior, int (J, draws).
+
+    `answered` int (n,) is the cell of each answer, `yes` bool (n,) the answer. The chance of a yes
+    is a logistic regression on the logit of the score, with bends, and on the rank within the
+    class; a class's level and slope are normal about the common ones. What was drawn depends on
+    score and class alone, which the model knows, so the design needs no weights (Rubin, 1976).
+    Spreads are averaged over by their evidence, and draws of Laplace's approximation are drawn
+    again by importance. Of entries without an answer the number is binomial.
+    """
+    classes, place = np.unique(cells.column[answered], return_inverse=True)
+    size = len(classes) if len(np.unique(cells.column)) > 1 else 0
+    place = place if size else np.full(len(answered), -1)
+    features = _features(cells.score[answered], cells.rank[answered], place, size)
+    mean = np.zeros(features.shape[1])
+    mean[:3] = _LEVEL_PRIOR[0], _SLOPE_PRIOR[0], _SLOPE_PRIOR[0]
+    common = [_LEVEL_PRIOR[1], _SLOPE_PRIOR[1], _SLOPE_PRIOR[1]]
+    spreads = _SPREADS if size else sorted({(f, 1.0, 1.0) for f, _, _ in _SPREADS})
+    fits: list[_Fit] = []
+    for bend, level, slope in spreads:
+        deviation = np.repeat([bend, level, slope], [_KNOTS, size, size])
+        precision = np.concatenate([common, deviation]) ** -2.0
+        fits.append(_fit(features, yes, mean, precision, fits[-1].mode if fits else mean))
+    chosen, spread = _resample(fits, features, yes, mean, random, draws)
+    place_of = np.full(int(cells.column.max()) + 1, -1)
+    if size:
+        place_of[classes] = np.arange(size)
+    where = place_of[cells.column]
+    logits = _features(cells.score, cells.rank, where, size) @ chosen
+    if size:
+        # A class without any answer may have any level and slope.
+        others, other = np.unique(cells.column[where < 0], return_inverse=True)
+        deviations = np.array(spreads)[spread, 1:]
+        own = random.standard_normal((2, len(others), draws)) * deviations.T[:, None]
+        logits[where < 0] += own[0, other] + own[1, other] * cells.rank[where < 0, None]
+    seen = np.bincount(answered, minlength=len(cells.count))
+    positive = np.bincount(answered, weights=yes, minlength=len(cells.count)).astype(int)
+    return positive[:, None] + random.binomial((cells.count - seen)[:, None], expit(logits))
+
+
+def _resample(
+    fits: list[_Fit],
+    features: np.ndarray,
+    yes: np.ndarray,
+    mean: np.ndarray,
+    random: np.random.Generator,
+    draws: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws (K, draws) of the posterior, by importance, and the fit that each came from."""
+    evidence = np.array([fit.evidence for fit in fits])
+    chance = np.exp(evidence - evidence.max())
+    numbers = random.multinomial(_EVERY * draws, chance / chance.sum())
+    found, ratios = [], []
+    for number, fit in zip(numbers, fits, strict=True):
+        noise = random.standard_normal((len(mean), number))
+        weights = fit.mode[:, None] + solve_triangular(fit.root.T, noise, lower=False)
+        both = np.column_stack([fit.mode, weights])
+        posterior = _log_posterior(features, yes, mean, fit.precision, both)
+        found.append(weights)
+        ratios.append(posterior[1:] - posterior[0] + 0.5 * (noise**2).sum(axis=0))
+    ratio = np.concatenate(ratios)
+    # A few draws of a large ratio would be all that is left.
+    ratio = np.exp(np.minimum(ratio, np.quantile(ratio, 0.99)) - ratio.max())
+    chosen = random.choice(len(ratio), draws, p=ratio / ratio.sum())
+    return np.concatenate(found, axis=1)[:, chosen], np.repeat(np.arange(len(fits)), numbers)[
+        chosen
+    ]
+
+
+class Measures(NamedTuple):
+    """Draws of measures in 0..1, float64 (C + 1, draws): by class, and last over all.
+
+    `ap` is a class's average precision, and last their mean over the classes with a positive. NaN
+    where a measure is not defined: no entry named, or no positive.
+    """
+
+    precision: np.ndarray
+    recall: np.ndarray
+    f1: np.ndarray
+    ap: np.ndarray
+
+
+def measure(cells: Cells, positives: np.ndarray, threshold: np.ndarray) -> Measures:
+    """Measures of draws (J, draws) of positives, with a class named from `threshold` (C,) on."""
+    named = cells.lowest >= threshold[cells.column]
+    hits = _by_class(cells, positives * named[:, None], len(threshold))
+    there = _by_class(cells, positives, len(threshold))
+    said = _by_class(cells, (cells.count * named)[:, None], len(threshold))
+    with np.errstate(invalid="ignore"):
+        shares = hits / said, hits / there, 2 * hits / (said + there)
+    return Measures(*shares, _average_precisions(cells, positives, len(threshold)))
+
+
+def _by_class(cells: Cells, values: np.ndarray, classes: int) -> np.ndarray:
+    """Sums of values (J, n) over the cells of each class, and last of all: float64 (C + 1, n)."""
+    total = np.zeros((classes + 1, values.shape[1]))
+    np.add.at(total, cells.column, values)
+    total[-1] = values.sum(axis=0)
+    return total
+
+
+def _average_precisions(cells: Cells, positives: np.ndarray, classes: int) -> np.ndarray:
+    """Average precision of each class, and last their mean: float64 (C + 1, draws).
+
+    Positives of a cell lie evenly in it, so their mean precision is about that of the middle one.
+    Entries of the same score are predicted together.
+    """
+    found = np.full((classes + 1, positives.shape[1]), np.nan)
+    for column in np.unique(cells.column):
+        here = cells.column == column
+        inside, count = positives[here], cells.count[here, None]
+        before, above = inside.cumsum(axis=0) - inside, count.cumsum(axis=0) - count
+        tied = cells.tied[here, None]
+        precision = np.where(
+            tied,
+            (before + inside) / (above + count),
+            (before + (inside + 1) / 2) / (above + (count + 1) / 2),
+        )
+        total = inside.sum(axis=0)
+        some = total > 0
+        found[column, some] = (inside * precision).sum(axis=0)[some] / total[some]
+    has = ~np.isnan(found[:-1])
+    number = has.sum(axis=0)
+    found[-1, number > 0] = (np.where(has, found[:-1], 0).sum(axis=0) / np.maximum(number, 1))[
+        number > 0
+    ]
+    return found
+
+
+def cells_of_class(cells: Cells, column: int) -> Cells:
+    """The cells of one class alone; `of` (N, 1) numbers them from 0."""
+    here = np.flatnonzero(cells.column == column)
+    own = cells.of[:, [column]]
+    of = np.where(own < 0, -1, own - here[0])
+    return Cells(of, np.zeros(len(here), int), *(part[here] for part in cells[2:]))
+
+
+class Interval(NamedTuple):
+    """The middle of draws, and between which bounds LEVEL of them lie."""
+
+    low: float
+    middle: float
+    high: float
+
+
+def interval(draws: np.ndarray) -> Interval | None:
+    """Of draws (n,), of which NaN are left out; None where none is left."""
+    some = draws[~np.isnan(draws)]
+    if not len(some):
+        return None
+    tail = (1 - LEVEL) / 2
+    return Interval(*np.quantile(some, [tail, 0.5, 1 - tail]).tolist())
+
+
+class Choice(NamedTuple):
+    """A threshold, and the precision and recall that it has."""
+
+    threshold: float
+    precision: Interval
+    recall: Interval
+
+
+def find_threshold(
+    cells: Cells, positives: np.ndarray, precision: float | None, steps: np.ndarray
+) -> Choice | None:
+    """The lowest of some thresholds whose precision has a middle of at least `precision`.
+
+    Without a `precision`, the one of the best F1. Of draws (J, draws) of positives; no cell spans a
+    threshold of `steps` (n,). None where there is no such threshold.
+    """
+    order = np.argsort(-cells.lowest, kind="stable")
+    rising = cells.lowest[order][::-1]
+    steps = np.unique(steps)
+    last = len(rising) - np.searchsorted(rising, steps) - 1
+    steps, last = steps[last >= 0], last[last >= 0]
+    if not len(steps):
+        return None
+    hits = positives[order].cumsum(axis=0)
+    said = cells.count[order].cumsum()[last, None]
+    there, hits = hits[-1], hits[last]
+    with np.errstate(invalid="ignore"):
+        right, found, both = hits / said, hits / there, 2 * hits / (said + there)
+    best = int(np.argmax(np.median(both, axis=1)))
+    if precision is not None:
+        fits = np.flatnonzero(np.median(right, axis=1) >= precision)
+        if not len(fits):
+            return None
+        best = int(fits[0])
+    bounds = interval(right[best]), interval(found[best])
+    if None in bounds:
+        return None
+    return Choice(float(steps[best]), *bounds)

@@ -1,0 +1,597 @@
+"""Stage check: how good scores are, estimated from a person's yes and no on a sample of them."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from cdul_steps.data.corrections import (
+    UNKNOWN,
+    apply_corrections,
+    corrected_entries,
+    read_corrections,
+)
+from cdul_steps.data.files import check_replaceable, digest, read_json, replacing, write_json
+from cdul_steps.data.foreign import ClassNames
+from cdul_steps.data.images import ImageError, decode
+from cdul_steps.data.tables import (
+    describe,
+    read_facts,
+    read_scores,
+    read_table,
+    require,
+    score_table,
+    write_table,
+)
+from cdul_steps.data.truth import THRESHOLD, match_images
+from cdul_steps.errors import UserError
+from cdul_steps.limits import MAX_PIXELS
+from cdul_steps.method.checking import (
+    LEVEL,
+    STEPS,
+    Cells,
+    Choice,
+    cells_of_class,
+    draw_positives,
+    find_threshold,
+    interval,
+    make_cells,
+    measure,
+)
+from cdul_steps.method.sampling import (
+    Design,
+    band_shifts,
+    design,
+    horvitz_thompson,
+    permanent_numbers,
+)
+from cdul_steps.progress import Progress, note
+from cdul_steps.results import CARD as CARD_PATTERN
+from cdul_steps.results import WEIGHTS as WEIGHTS_PATTERN
+
+CARD, WEIGHTS = Path(CARD_PATTERN).name, Path(WEIGHTS_PATTERN).name
+PAGE = Path(__file__).parents[1] / "check"
+SCORES, SAMPLE = "scores.parquet", "sample.parquet"
+KIND = "check"
+HOLDS = (SCORES, SAMPLE, "data/*.js", "images/*.webp", "*.csv", *(f.name for f in PAGE.iterdir()))
+"""The files of a check; a CSV there is a person's, and stays."""
+SIDE = 1024
+"""Longer side of a shown photograph in pixels."""
+REFINED = "refined_labels.parquet"
+FEW_NAMED, FEW, FEW_YES = 12, 25, 5
+"""Fewest answers for an estimate: among named entries for precision; for recall all, and yes."""
+FEW_FOR_AP = 60
+"""Fewest answers on a class for its average precision, and over all for mAP."""
+
+
+# -- draw ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Population:
+    """What is checked: `scores` (N, C) of the rows of `table` (image_id, path).
+
+    `open` bool (N, C): entries that nobody has decided. `threshold` (C,): from which a class
+    counts as named.
+    """
+
+    table: pa.Table
+    classes: list[str]
+    scores: np.ndarray
+    open: np.ndarray
+    threshold: np.ndarray
+    facts: dict[str, Any]
+
+    @property
+    def ids(self) -> list[str]:
+        return self.table["image_id"].to_pylist()
+
+    def design(self) -> Design:
+        seed = self.facts["seed"]
+        return design(
+            self.scores,
+            permanent_numbers(seed, self.ids, self.classes),
+            band_shifts(seed, self.classes),
+            self.threshold,
+            self.open,
+        )
+
+
+def draw_sample(
+    *,
+    scores: Path,
+    output: Path,
+    number: int,
+    seed: int,
+    threshold: float | None,
+    only: Sequence[str],
+    corrections: Path | None,
+) -> None:
+    """Write a check of a table of scores: the folder `output` with the page to answer on.
+
+    `number` entries are drawn. Where `output` is an earlier check of the same scores, the sample
+    grows: it contains the earlier one, and CSVs in the folder stay. Entries that a person has
+    decided are left out: those that the table says are corrected, those that the refined labels
+    beside predictions say were, and those of `corrections`. Raises UserError for scores that
+    cannot be read, and for a folder that is something else or a check of other scores.
+    """
+    check_replaceable(output, HOLDS)
+    population = _read_population(scores, only, threshold, corrections, seed)
+    _check_same(output, population)
+    rows, columns = population.design().sample(number)
+    if not len(rows):
+        raise UserError(f"{scores}: no entry is left to be looked at; all are corrected")
+    paths = population.table["path"].take(pa.array(np.unique(rows))).to_pylist()
+    with replacing(output, HOLDS) as part:
+        shutil.copytree(PAGE, part)
+        for file in output.glob("*.csv"):
+            shutil.copy2(file, part)
+        shown = _write_images(paths, part / "images")
+        place = np.searchsorted(np.unique(rows), rows)
+        readable = np.array(shown)[place]
+        _write_population(population, part / SCORES)
+        rows, columns, place = rows[readable], columns[readable], place[readable]
+        inclusion = population.design().inclusion(number)[rows, columns]
+        named = population.scores[rows, columns] >= population.threshold[columns]
+        ids = [population.ids[row] for row in rows]
+        classes = [population.classes[column] for column in columns]
+        sample = pa.table({"image_id": ids, "class": classes, "probability": inclusion})
+        write_table(describe(sample, KIND, **population.facts, number=number), part / SAMPLE)
+        lists = (ids, columns.tolist(), place.tolist(), named.tolist())
+        questions = list(zip(*lists, strict=True))
+        index = {
+            "id": population.facts["id"],
+            "title": population.facts["title"],
+            "classes": population.classes,
+            "questions": questions,
+        }
+        (part / "data").mkdir()
+        text = f"part({json.dumps(index, separators=(',', ':'))});\n"
+        (part / "data/index.js").write_text(text, encoding="ascii")
+    if len(rows) < number:
+        note(f"check: {len(rows)} of {number}: there are no more, or their images cannot be read")
+    note(f"check: {len(rows)} questions on {len(paths)} images; open {output / 'index.html'}")
+
+
+def _read_population(
+    path: Path,
+    only: Sequence[str],
+    threshold: float | None,
+    corrections: Path | None,
+    seed: int,
+) -> Population:
+    table, classes, scores = read_scores(path)
+    if "path" not in table.column_names:
+        raise UserError(f"{path}: no column 'path', so the images cannot be shown")
+    if not scores.size:
+        raise UserError(f"{path}: no image has scores")
+    if not ((scores >= 0) & (scores <= 1)).all():
+        raise UserError(f"{path}: has scores outside 0..1, which cannot be checked")
+    facts = read_facts(path)
+    decided = corrected_entries(table, classes)
+    ids = table["image_id"].to_pylist()
+    beside = path.parent.parent / REFINED
+    if path.parent.name == "predictions" and beside.is_file():
+        known, names, _ = read_scores(beside)
+        if names == classes:
+            places = match_images(ids, known["image_id"].to_pylist())
+            decided[places >= 0] |= corrected_entries(known, classes)[places[places >= 0]]
+    if corrections:
+        given = read_corrections(corrections)
+        own = set(ids)
+        given = {entry: value for entry, value in given.items() if entry[0] in own}
+        scratch = np.full(scores.shape, np.nan, np.float32)
+        apply_corrections(scratch, ids, classes, given, corrections)
+        decided |= np.isfinite(scratch)
+    columns = _columns(path, classes, only)
+    classes = [classes[column] for column in columns]
+    scores, decided = scores[:, columns], decided[:, columns]
+    if decided.any():
+        note(f"check: entries that a person has decided, left out: {np.count_nonzero(decided)}")
+    limits = _limits(facts, classes, threshold)
+    of = hashlib.blake2b("\n".join([digest(path), *classes]).encode(), digest_size=6).hexdigest()
+    return Population(
+        table.select(["image_id", "path"]),
+        classes,
+        scores.astype(np.float64),
+        ~decided,
+        limits,
+        {
+            "classes": classes,
+            "id": f"{of}-{seed}",
+            "title": "/".join(path.parts[-4:]),
+            "seed": seed,
+            "thresholds": dict(zip(classes, limits.tolist(), strict=True)),
+            "weights": facts.get("weights"),
+        },
+    )
+
+
+def _columns(path: Path, classes: list[str], only: Sequence[str]) -> list[int]:
+    """The places of the classes asked for; of all where none is named."""
+    names, found = ClassNames(classes), []
+    for name in only:
+        if (column := names.find(name)) is None:
+            raise UserError(f"{path}: has no class {name!r}; they are {', '.join(classes)}")
+        found.append(column)
+    return sorted(set(found)) or list(range(len(classes)))
+
+
+def _limits(facts: dict[str, Any], classes: list[str], threshold: float | None) -> np.ndarray:
+    """The thresholds (C,) in use: the given one, those of predictions, or THRESHOLD."""
+    if threshold is not None:
+        return np.full(len(classes), threshold)
+    # The threshold of labels is the one by which they were made hard.
+    common = facts.get("threshold", THRESHOLD) if "weights" in facts else THRESHOLD
+    own = facts.get("thresholds") or {}
+    return np.array([own.get(name, common) for name in classes])
+
+
+def _check_same(output: Path, population: Population) -> None:
+    """Raise UserError where `output` is a check of something else."""
+    if not (output / SAMPLE).is_file():
+        return
+    earlier = require(output / SAMPLE, read_facts(output / SAMPLE), "id", "thresholds")
+    if earlier["id"] != population.facts["id"]:
+        raise UserError(
+            f"{output}: is a check of other scores, or of another seed; give a new folder, and the "
+            "earlier one stays as it is"
+        )
+    if earlier["thresholds"] != population.facts["thresholds"]:
+        raise UserError(f"{output}: is a check at other thresholds; give a new folder")
+
+
+def _write_population(population: Population, path: Path) -> None:
+    """The scores as they were when drawn, so that they can be estimated whatever comes later."""
+    scores = score_table(
+        population.table["image_id"],
+        population.table["path"],
+        population.classes,
+        population.scores,
+    )
+    left_out = pa.array(
+        [[population.classes[c] for c in np.flatnonzero(~row)] for row in population.open],
+        pa.list_(pa.string()),
+    )
+    scores = scores.append_column("corrected", left_out)
+    write_table(describe(scores, "scores", **population.facts), path)
+
+
+def _write_images(paths: Sequence[str], folder: Path) -> list[bool]:
+    """Write `{place}.webp` of every image that can be read; whether each could."""
+    folder.mkdir()
+
+    def write(place: int) -> bool:
+        try:
+            image = decode(Path(paths[place]), max_pixels=MAX_PIXELS)
+        except ImageError:
+            return False
+        image.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC, reducing_gap=2)
+        image.save(folder / f"{place}.webp", quality=80, method=2)
+        return True
+
+    written = []
+    with ThreadPoolExecutor() as pool, Progress("check, images", len(paths), "images") as progress:
+        for done in pool.map(write, range(len(paths))):
+            written.append(done)
+            progress.update()
+    if not all(written):
+        note(f"check: images that cannot be read, so nothing is asked: {written.count(False)}")
+    return written
+
+
+# -- estimate --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a person said of a check: rows and columns of the entries with a yes or no, and which.
+
+    `probability` is that with which an entry was drawn. `unknown` counts the entries that could not
+    be told, `asked` all of the sample.
+    """
+
+    population: Population
+    cells: Cells
+    rows: np.ndarray
+    columns: np.ndarray
+    yes: np.ndarray
+    probability: np.ndarray
+    unknown: int
+    asked: int
+
+    @property
+    def answered(self) -> np.ndarray:
+        return self.cells.of[self.rows, self.columns]
+
+    def positives(self, random: np.random.Generator) -> np.ndarray:
+        return draw_positives(self.cells, self.answered, self.yes, random)
+
+
+def read_answers(answers: Path, check: Path) -> Answers:
+    """The answers of a file of corrections to the questions of the folder `check`.
+
+    Raises UserError where a file is not what it should be, and for an answer to what was not asked.
+    """
+    facts = read_facts(check / SAMPLE)
+    if facts.get("kind") != KIND:
+        raise UserError(f"{check}: not a folder of 'cdul check draw'")
+    require(check / SAMPLE, facts, "classes", "thresholds", "seed")
+    table, classes, scores = read_scores(check / SCORES)
+    limits = np.array([facts["thresholds"].get(name, THRESHOLD) for name in classes])
+    population = Population(
+        table, classes, scores.astype(np.float64), ~corrected_entries(table, classes), limits, facts
+    )
+    given = np.full(scores.shape, np.nan, np.float32)
+    apply_corrections(given, population.ids, classes, read_corrections(answers), answers)
+    sample = read_table(check / SAMPLE, ["image_id", "class", "probability"])
+    column = {name: i for i, name in enumerate(classes)}
+    probability = np.zeros(scores.shape)
+    rows = match_images(sample["image_id"].to_pylist(), population.ids)
+    columns = [column[name] for name in sample["class"].to_pylist()]
+    probability[rows, columns] = sample["probability"].to_numpy()
+    others = np.argwhere(np.isfinite(given) & (probability == 0))
+    if len(others):
+        row, place = others[0]
+        raise UserError(
+            f"{answers}: answers {classes[place]!r} of {population.ids[row]!r}, and {len(others)} "
+            f"in all, which {check} did not ask; give the answers to that check alone"
+        )
+    told = np.isfinite(given) & (given != UNKNOWN)
+    if not told.any():
+        raise UserError(f"{answers}: has no yes or no to the questions of {check}")
+    rows, columns = np.nonzero(told)
+    return Answers(
+        population,
+        make_cells(population.scores, population.open, limits),
+        rows,
+        columns,
+        given[rows, columns] == 1,
+        probability[rows, columns],
+        int((given == UNKNOWN).sum()),
+        len(sample),
+    )
+
+
+def estimate_scores(answers: Path, check: Path) -> dict[str, Any]:
+    """What the answers say of the scores that a check was drawn from; values in 0..1.
+
+    A measure is `[low, middle, high]`, or null for too few answers.
+    """
+    found = read_answers(answers, check)
+    random = np.random.default_rng(found.population.facts["seed"])
+    positives = found.positives(random)
+    over_all = _over_all(found, positives)
+    classes = {
+        name: _of_class(found, column, random)
+        for column, name in enumerate(found.population.classes)
+    }
+    spread = [
+        positives[found.cells.column == column].sum(axis=0).std() for column in range(len(classes))
+    ]
+    names = found.population.classes
+    least_known = [names[column] for column in np.argsort(spread)[::-1][:3]]
+    return {
+        "answers": len(found.yes),
+        "unknown": found.unknown,
+        "asked": found.asked,
+        "level": LEVEL,
+        "all": over_all,
+        "by_design": _by_design(found),
+        "classes": classes,
+        "curve": _curve(found, positives),
+        "next": least_known,
+    }
+
+
+def _row(values: dict[str, np.ndarray], enough: dict[str, bool]) -> dict[str, list[float] | None]:
+    found = {name: interval(draws) if enough[name] else None for name, draws in values.items()}
+    return {name: None if value is None else list(value) for name, value in found.items()}
+
+
+def _over_all(found: Answers, positives: np.ndarray) -> dict[str, Any]:
+    population = found.population
+    measures = measure(found.cells, positives, population.threshold)
+    named = population.scores >= population.threshold
+    said = int(named[found.rows, found.columns].sum())
+    yes = int(found.yes.sum())
+    enough = said >= FEW_NAMED and yes >= FEW_YES
+    some = enough and len(found.yes) >= FEW
+    rows = _row(
+        {"precision": measures.precision[-1], "recall": measures.recall[-1]}
+        | {"f1": measures.f1[-1], "mAP": measures.ap[-1]},
+        {
+            "precision": said >= FEW_NAMED,
+            "recall": some,
+            "f1": some,
+            "mAP": some and len(found.yes) >= FEW_FOR_AP,
+        },
+    )
+    return {
+        "answers": len(found.yes),
+        "yes": yes,
+        "named": int(named[population.open].sum()),
+    } | rows
+
+
+def _by_design(found: Answers) -> dict[str, float | None]:
+    """Precision and recall as ratios of Horvitz-Thompson totals, which know no model.
+
+    To compare with; their scatter is larger.
+    """
+    named = (found.population.scores >= found.population.threshold)[found.rows, found.columns]
+    hits, said, there = (
+        horvitz_thompson(part, found.probability) for part in (found.yes & named, named, found.yes)
+    )
+    return {
+        "precision": hits / said if said else None,
+        "recall": hits / there if there else None,
+    }
+
+
+def _of_class(found: Answers, column: int, random: np.random.Generator) -> dict[str, Any]:
+    """Estimates of a class from its own answers alone."""
+    population, own = found.population, found.columns == column
+    named = (population.scores[:, column] >= population.threshold[column]) & (
+        population.open[:, column]
+    )
+    said, number, yes = int(named[found.rows[own]].sum()), int(own.sum()), int(found.yes[own].sum())
+    some = number >= FEW and yes >= FEW_YES
+    enough = {
+        "precision": said >= FEW_NAMED,
+        "recall": some,
+        "f1": some and said >= FEW_NAMED,
+        "AP": some and number >= FEW_FOR_AP,
+    }
+    rows: dict[str, Any] = dict.fromkeys(enough)
+    if any(enough.values()):
+        cells = cells_of_class(found.cells, column)
+        positives = draw_positives(cells, cells.of[found.rows[own], 0], found.yes[own], random)
+        measures = measure(cells, positives, population.threshold[[column]])
+        values = {name: draws[0] for name, draws in zip(enough, measures, strict=True)}
+        rows = _row(values, enough)
+    return {"answers": number, "yes": yes, "named": int(named.sum())} | rows
+
+
+def _curve(found: Answers, positives: np.ndarray) -> list[dict[str, Any]]:
+    """Precision and recall over all at one threshold for all classes, for each of STEPS."""
+    rows = []
+    for step in STEPS:
+        measures = measure(found.cells, positives, np.full(len(found.population.classes), step))
+        values = {"precision": measures.precision[-1], "recall": measures.recall[-1]}
+        rows.append({"threshold": step} | _row(values, dict.fromkeys(values, True)))
+    return rows
+
+
+def _percent(value: list[float] | None) -> str:
+    if value is None:
+        return "too few answers"
+    low, _, high = (100 * part for part in value)
+    return f"{low:.0f} to {high:.0f}"
+
+
+def describe_estimate(found: dict[str, Any]) -> str:
+    """An estimate as a table for people, in percent."""
+    header = ["", "answers", "yes", "named", "precision", "recall", "F1", "AP"]
+    rows = [header, _cells_of("all classes", found["all"], "mAP")]
+    rows += [_cells_of(name, row, "AP") for name, row in found["classes"].items()]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if 0 < i < 4 else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    unknown = f", {found['unknown']} of which nobody could tell" if found["unknown"] else ""
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"From {found['answers']} answers to {found['asked']} questions{unknown}. In percent: "
+            f"the true value lies between the two numbers in {100 * found['level']:.0f} of 100 "
+            "checks.",
+            "AP of all classes is mAP. Least is known of: " + ", ".join(found["next"]) + ".",
+        ]
+    )
+
+
+def _cells_of(name: str, row: dict[str, Any], ap: str) -> list[str]:
+    counts = [str(row[key]) for key in ("answers", "yes", "named")]
+    return [name, *counts, *(_percent(row[key]) for key in ("precision", "recall", "f1", ap))]
+
+
+# -- thresholds ------------------------------------------------------------------------------------
+
+
+def choose_thresholds(
+    answers: Path, check: Path, *, precision: float | None, model: Path | None
+) -> dict[str, Any]:
+    """Thresholds of the classes for a wanted `precision`, or for the best F1.
+
+    A class with enough answers gets its own; the others get the common one. With a `model`, they
+    are written into its card, and with them what the answers say of it. Raises UserError where no
+    threshold reaches the precision, and for a model that the check is not of.
+    """
+    found = read_answers(answers, check)
+    if model:
+        _check_model(model, found)
+    random = np.random.default_rng(found.population.facts["seed"])
+    positives = found.positives(random)
+    common = find_threshold(found.cells, positives, precision, np.array(STEPS))
+    if common is None:
+        raise UserError(
+            f"{answers}: by these answers no threshold reaches a precision of {precision:g}; ask "
+            "for less, or answer more questions on high scores"
+        )
+    classes: dict[str, dict[str, Any]] = {}
+    for column, name in enumerate(found.population.classes):
+        choice, own = _own_choice(found, column, precision, random), True
+        if choice is None:
+            choice, own = common._replace(precision=None, recall=None), False
+        classes[name] = {**choice._asdict(), "own": own}
+    chosen = np.array([row["threshold"] for row in classes.values()])
+    measures = measure(found.cells, positives, chosen)
+    result = {
+        "answers": len(found.yes),
+        "goal": {"f1": "best"} if precision is None else {"precision": precision},
+        "threshold": common.threshold,
+        "all": _row(
+            {"precision": measures.precision[-1], "recall": measures.recall[-1]},
+            {"precision": True, "recall": True},
+        ),
+        "classes": classes,
+    }
+    if model:
+        thresholds = {name: row["threshold"] for name, row in classes.items()}
+        checked = {"answers": len(found.yes), "goal": result["goal"], **result["all"]}
+        card = read_json(model / CARD)
+        card |= {"threshold": common.threshold, "thresholds": thresholds, "checked": checked}
+        write_json(model / CARD, card)
+        note(f"check: thresholds written into {model / CARD}; run snakemake again to use them")
+    return result
+
+
+def _own_choice(
+    found: Answers, column: int, precision: float | None, random: np.random.Generator
+) -> Choice | None:
+    """A class's threshold from its own answers; None where they are too few."""
+    own = found.columns == column
+    if own.sum() < FEW or found.yes[own].sum() < FEW_YES:
+        return None
+    cells = cells_of_class(found.cells, column)
+    positives = draw_positives(cells, cells.of[found.rows[own], 0], found.yes[own], random)
+    return find_threshold(cells, positives, precision, cells.lowest)
+
+
+def _check_model(model: Path, found: Answers) -> None:
+    """Raise UserError where a check is not of the predictions of a model."""
+    if not (model / WEIGHTS).is_file():
+        raise UserError(f"{model}: not a model folder, {WEIGHTS} is missing")
+    if found.population.facts.get("weights") != digest(model / WEIGHTS):
+        raise UserError(
+            f"{model}: the check is of other scores than this model's predictions; draw one from "
+            "its predictions/SPLIT.parquet"
+        )
+
+
+def describe_thresholds(found: dict[str, Any]) -> str:
+    """Thresholds as a table for people."""
+    width = max(len(name) for name in ("class", *found["classes"]))
+    lines = [f"{'class':{width}}  threshold  from"]
+    for name, row in found["classes"].items():
+        source = "its own answers" if row["own"] else "all classes' answers"
+        lines.append(f"{name:{width}}  {row['threshold']:9.3f}  {source}")
+    bounds = " and ".join(
+        f"{name} {_percent(found['all'][name])}" for name in ("precision", "recall")
+    )
+    lines += ["", f"With these, over all classes: {bounds} percent, by {found['answers']} answers."]
+    return "\n".join(lines)

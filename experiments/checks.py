@@ -1,0 +1,183 @@
+"""Do the intervals of `cdul check` hold the truth? Simulated reviewers on data with known truth.
+
+    python experiments/checks.py --scores pseudo_labels.parquet --images images.parquet
+    python experiments/checks.py --vectors vectors.parquet
+
+Every reviewer answers another sample. A surprising answer, against what the score says, is asked
+again, and a third time where the two differ; all looks count as answers. The tables, in Markdown,
+go to stdout: how many of 100 intervals of 90 % hold the true value, and their mean width in points.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from calibrations import read_vectors
+
+from cdul_steps.data.tables import read_scores
+from cdul_steps.data.truth import Truth
+from cdul_steps.method.aggregation import CONSTRUCTIONS
+from cdul_steps.method.calibration import find_bias, rescale
+from cdul_steps.method.checking import (
+    Measures,
+    cells_of_class,
+    draw_positives,
+    make_cells,
+    measure,
+)
+from cdul_steps.method.metrics import average_precision, mean_average_precision
+from cdul_steps.method.sampling import band_shifts, design, permanent_numbers
+from cdul_steps.method.similarity import scores as scores_of
+
+NAMES = ("precision", "recall", "f1", "ap")
+FREQUENT = 3
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores (N, C) with their truth, and the true measures in the form of `Measures`, (C + 1,)."""
+
+    scores: np.ndarray
+    truth: np.ndarray
+    threshold: np.ndarray
+
+    def measures(self) -> Measures:
+        named = self.scores >= self.threshold
+        sums = [
+            np.append(part.sum(axis=0), part.sum())
+            for part in (self.truth & named, named, self.truth)
+        ]
+        hits, said, there = (part.astype(float) for part in sums)
+        ap = [
+            average_precision(t, s) if t.any() else np.nan
+            for t, s in zip(self.truth.T, self.scores.T, strict=True)
+        ]
+        counted = np.ones_like(self.truth)
+        ap.append((mean_average_precision(self.truth, counted, self.scores) or np.nan) / 100)
+        with np.errstate(invalid="ignore"):
+            return Measures(hits / said, hits / there, 2 * hits / (said + there), np.array(ap))
+
+
+def look(
+    truth: np.ndarray, named: np.ndarray, size: int, wrong: float, random: np.random.Generator
+) -> tuple[int, np.ndarray]:
+    """How many of the entries, in order, `size` looks are enough for, and their answers."""
+    looks = truth ^ (random.random((3, len(truth))) < wrong)
+    again = looks[0] != named
+    differ = again & (looks[0] != looks[1])
+    spent = np.cumsum(1 + again + differ)
+    number = int(np.searchsorted(spent, size, side="right"))
+    return number, np.where(differ, looks[2], looks[0])[:number]
+
+
+def simulate(data: Scored, size: int, wrong: float, reviewers: int) -> list[Sequence[object]]:
+    """Rows of a table: what the intervals of so many reviewers of `size` answers did."""
+    true = data.measures()
+    classes = [str(c) for c in range(data.scores.shape[1])]
+    ids = [str(i) for i in range(len(data.scores))]
+    everything = np.ones(data.scores.shape, bool)
+    cells = make_cells(data.scores, everything, data.threshold)
+    frequent = np.argsort(-data.truth.sum(axis=0), kind="stable")[:FREQUENT]
+    found: dict[tuple[int, str], list[np.ndarray]] = {}
+    answers = []
+    for seed in range(reviewers):
+        random = np.random.default_rng(seed)
+        plan = design(
+            data.scores,
+            permanent_numbers(seed, ids, classes),
+            band_shifts(seed, classes),
+            data.threshold,
+            everything,
+        )
+        rows, columns = plan.sample(size)
+        named = data.scores[rows, columns] >= data.threshold[columns]
+        number, yes = look(data.truth[rows, columns], named, size, wrong, random)
+        rows, columns = rows[:number], columns[:number]
+        answered = cells.of[rows, columns]
+        draws = measure(cells, draw_positives(cells, answered, yes, random), data.threshold)
+        for name, values in zip(NAMES, draws, strict=True):
+            found.setdefault((-1, name), []).append(np.nanquantile(values[-1], [0.05, 0.5, 0.95]))
+        for column in frequent:
+            own = columns == column
+            answers.append(own.sum())
+            alone = cells_of_class(cells, column)
+            of_class = measure(
+                alone,
+                draw_positives(alone, alone.of[rows[own], 0], yes[own], random),
+                data.threshold[[column]],
+            )
+            said = (own & named[:number]).sum()
+            enough = {
+                "precision": said >= MIN_NAMED,
+                "recall": own.sum() >= MIN_OWN and yes[own].sum() >= MIN_YES,
+                "ap": own.sum() >= MIN_OWN and yes[own].sum() >= MIN_YES,
+            }
+            for name in enough:
+                if enough[name]:
+                    values = np.nanquantile(getattr(of_class, name)[0], [0.05, 0.5, 0.95])
+                    found.setdefault((int(column), name), []).append(values)
+    rows_ = []
+    for (column, name), values in sorted(found.items()):
+        low, middle, high = np.array(values).T
+        value = getattr(true, name)[column]
+        what = "all" if column < 0 else f"class {column}"
+        rows_.append(
+            [
+                what,
+                name,
+                f"{100 * value:.1f}",
+                len(low),
+                f"{100 * np.mean((low <= value) & (value <= high)):.0f}",
+                f"{100 * np.mean(value < low):.0f}/{100 * np.mean(value > high):.0f}",
+                f"{100 * np.mean(high - low):.1f}",
+                f"{100 * (np.mean(middle) - value):+.1f}",
+            ]
+        )
+    return rows_
+
+
+MIN_NAMED, MIN_OWN, MIN_YES = 12, 25, 5
+
+
+def read(arguments: argparse.Namespace) -> Scored:
+    if arguments.vectors:
+        cosines, truth, _, tau = read_vectors(arguments.vectors, "negative")
+        made = CONSTRUCTIONS["final"](scores_of(cosines.astype(np.float32), 2 * tau), 0.05, 0.0)
+        scores = rescale(made, find_bias(made, 1.5, 2), 2)
+    else:
+        table, classes, scores = read_scores(arguments.scores)
+        ids = table["image_id"].to_pylist()
+        of = Truth.of(arguments.images, ids, classes, "negative")
+        scores, truth = scores[of.places], of.present
+    if arguments.drop:
+        truth = truth.copy()
+        truth[:, arguments.drop] = False
+    return Scored(scores.astype(float), truth, np.full(scores.shape[1], arguments.threshold))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scores", type=Path)
+    parser.add_argument("--images", type=Path)
+    parser.add_argument("--vectors", type=Path)
+    parser.add_argument("--threshold", type=float, default=0.5)
+    parser.add_argument(
+        "--drop", type=int, nargs="*", default=[], help="Classes without positives."
+    )
+    parser.add_argument("--sizes", type=int, nargs="*", default=[100, 200, 400])
+    parser.add_argument("--wrong", type=float, nargs="*", default=[0.0, 0.03])
+    parser.add_argument("--reviewers", type=int, default=500)
+    arguments = parser.parse_args()
+    data = read(arguments)
+    print("| answers | wrong | of | measure | true | given | held | low/high | width | bias |")
+    print(f"|{'---|' * 10}")
+    for wrong in arguments.wrong:
+        for size in arguments.sizes:
+            for row in simulate(data, size, wrong, arguments.reviewers):
+                print(f"| {size} | {wrong:g} | {' | '.join(map(str, row))} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
