@@ -2,6 +2,7 @@
 
     python experiments/checks.py --scores pseudo_labels.parquet --images images.parquet
     python experiments/checks.py --vectors vectors.parquet
+    python experiments/checks.py --scores A.parquet --images images.parquet --held-out B.parquet
 
 Every reviewer answers another sample. A surprising answer, against what the score says, is asked
 again, and a third time where the two differ; all looks count as answers. The tables, in Markdown,
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from calibrations import read_vectors
 
 from cdul_steps.data.tables import read_scores
@@ -30,9 +32,19 @@ from cdul_steps.method.checking import (
 from cdul_steps.method.metrics import average_precision, mean_average_precision
 from cdul_steps.method.sampling import band_shifts, design, permanent_numbers
 from cdul_steps.method.similarity import scores as scores_of
+from cdul_steps.tools.check import (
+    FEW,
+    FEW_FOR_AP,
+    FEW_NAMED,
+    FEW_YES,
+    Answers,
+    Population,
+    choose,
+)
 
 NAMES = ("precision", "recall", "f1", "ap")
-FREQUENT = 3
+FREQUENT = 2
+DRAWS = 200
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,6 @@ def simulate(data: Scored, size: int, wrong: float, reviewers: int) -> list[Sequ
     cells = make_cells(data.scores, everything, data.threshold)
     frequent = np.argsort(-data.truth.sum(axis=0), kind="stable")[:FREQUENT]
     found: dict[tuple[int, str], list[np.ndarray]] = {}
-    answers = []
     for seed in range(reviewers):
         random = np.random.default_rng(seed)
         plan = design(
@@ -96,28 +107,30 @@ def simulate(data: Scored, size: int, wrong: float, reviewers: int) -> list[Sequ
         number, yes = look(data.truth[rows, columns], named, size, wrong, random)
         rows, columns = rows[:number], columns[:number]
         answered = cells.of[rows, columns]
-        draws = measure(cells, draw_positives(cells, answered, yes, random), data.threshold)
+        draws = measure(
+            cells,
+            draw_positives(cells, answered, yes, data.threshold, random, DRAWS),
+            data.threshold,
+        )
         for name, values in zip(NAMES, draws, strict=True):
             found.setdefault((-1, name), []).append(np.nanquantile(values[-1], [0.05, 0.5, 0.95]))
         for column in frequent:
             own = columns == column
-            answers.append(own.sum())
-            alone = cells_of_class(cells, column)
-            of_class = measure(
-                alone,
-                draw_positives(alone, alone.of[rows[own], 0], yes[own], random),
-                data.threshold[[column]],
-            )
-            said = (own & named[:number]).sum()
+            said, yeses = (own & named[:number]).sum(), yes[own].sum()
+            some = own.sum() >= FEW and yeses >= FEW_YES
             enough = {
-                "precision": said >= MIN_NAMED,
-                "recall": own.sum() >= MIN_OWN and yes[own].sum() >= MIN_YES,
-                "ap": own.sum() >= MIN_OWN and yes[own].sum() >= MIN_YES,
+                "precision": said >= FEW_NAMED,
+                "recall": some,
+                "ap": some and own.sum() >= FEW_FOR_AP,
             }
-            for name in enough:
-                if enough[name]:
-                    values = np.nanquantile(getattr(of_class, name)[0], [0.05, 0.5, 0.95])
-                    found.setdefault((int(column), name), []).append(values)
+            if not any(enough.values()):
+                continue
+            alone, limit = cells_of_class(cells, column), data.threshold[[column]]
+            draws = draw_positives(alone, alone.of[rows[own], 0], yes[own], limit, random, DRAWS)
+            of_class = measure(alone, draws, limit)
+            for name in (name for name, given in enough.items() if given):
+                values = np.nanquantile(getattr(of_class, name)[0], [0.05, 0.5, 0.95])
+                found.setdefault((int(column), name), []).append(values)
     rows_ = []
     for (column, name), values in sorted(found.items()):
         low, middle, high = np.array(values).T
@@ -138,16 +151,67 @@ def simulate(data: Scored, size: int, wrong: float, reviewers: int) -> list[Sequ
     return rows_
 
 
-MIN_NAMED, MIN_OWN, MIN_YES = 12, 25, 5
+def held_out(
+    data: Scored, other: Scored, size: int, reviewers: int, precision: float | None
+) -> list[object]:
+    """A row of a table: how thresholds from so many answers do on other images, on the mean."""
+    count, classes = data.scores.shape
+    ids, names = [str(i) for i in range(count)], [str(c) for c in range(classes)]
+    table = pa.table({"image_id": ids})
+    open_ = np.ones(data.scores.shape, bool)
+    cells = make_cells(data.scores, open_, data.threshold)
+    found = []
+    for seed in range(reviewers):
+        population = Population(table, names, data.scores, open_, data.threshold, {"seed": seed})
+        rows, columns = population.design().sample(size)
+        answers = Answers(
+            population,
+            cells,
+            rows,
+            columns,
+            data.truth[rows, columns],
+            np.ones(size),
+            0,
+            size,
+        )
+        chosen = choose(answers, precision)
+        if chosen is None:
+            continue
+        limits = np.array([row["threshold"] for row in chosen["classes"].values()])
+        true = Scored(other.scores, other.truth, limits).measures()
+        low, _, high = chosen["all"]["precision"]
+        own = sum(row["own"] for row in chosen["classes"].values())
+        inside = low <= true.precision[-1] <= high
+        found.append([true.precision[-1], true.recall[-1], true.f1[-1], inside, own])
+    share = 100 * np.array(found, dtype=float)
+    plain = other.measures()
+    return [
+        size,
+        "best F1" if precision is None else f"precision {precision:g}",
+        len(found),
+        *(f"{value:.1f}" for value in share[:, :3].mean(axis=0)),
+        f"{share[:, 3].mean():.0f}",
+        f"{share[:, 4].mean() / 100:.1f}",
+        *(f"{100 * value[-1]:.1f}" for value in plain[:3]),
+    ]
 
 
-def read(arguments: argparse.Namespace) -> Scored:
+def show_held_out(data: Scored, other: Scored, reviewers: int) -> None:
+    header = ["answers", "goal", "reviewers", "precision", "recall", "F1", "in the interval"]
+    header += ["own thresholds", "at 0.5: precision", "recall", "F1"]
+    print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    for precision in (0.8, 0.9, None):
+        row = held_out(data, other, 300, reviewers, precision)
+        print(f"| {' | '.join(map(str, row))} |", flush=True)
+
+
+def read(arguments: argparse.Namespace, path: Path | None = None) -> Scored:
     if arguments.vectors:
         cosines, truth, _, tau = read_vectors(arguments.vectors, "negative")
         made = CONSTRUCTIONS["final"](scores_of(cosines.astype(np.float32), 2 * tau), 0.05, 0.0)
         scores = rescale(made, find_bias(made, 1.5, 2), 2)
     else:
-        table, classes, scores = read_scores(arguments.scores)
+        table, classes, scores = read_scores(path or arguments.scores)
         ids = table["image_id"].to_pylist()
         of = Truth.of(arguments.images, ids, classes, "negative")
         scores, truth = scores[of.places], of.present
@@ -162,6 +226,7 @@ def main() -> None:
     parser.add_argument("--scores", type=Path)
     parser.add_argument("--images", type=Path)
     parser.add_argument("--vectors", type=Path)
+    parser.add_argument("--held-out", type=Path, help="Scores to try thresholds on.")
     parser.add_argument("--threshold", type=float, default=0.5)
     parser.add_argument(
         "--drop", type=int, nargs="*", default=[], help="Classes without positives."
@@ -171,6 +236,9 @@ def main() -> None:
     parser.add_argument("--reviewers", type=int, default=500)
     arguments = parser.parse_args()
     data = read(arguments)
+    if arguments.held_out:
+        show_held_out(data, read(arguments, arguments.held_out), arguments.reviewers)
+        return
     print("| answers | wrong | of | measure | true | given | held | low/high | width | bias |")
     print(f"|{'---|' * 10}")
     for wrong in arguments.wrong:

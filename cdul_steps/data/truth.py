@@ -1,6 +1,6 @@
 """The ground truth of images, matched to scores by `image_id`, and the scores' measures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,16 @@ DEFINITION = {
     "top_k": f"the {TOP_K} highest scores of each image are predicted, whatever their value",
     "CF1, OF1": "harmonic means of CP and CR (means over classes), OP and OR (over all labels)",
 }
+
+
+def thresholds_of(facts: Mapping[str, Any], classes: Sequence[str]) -> np.ndarray:
+    """The score from which each class is named, float64 (C,), by the facts of predictions.
+
+    `thresholds` has those of single classes; `threshold`, or THRESHOLD, holds for the others.
+    """
+    own = facts.get("thresholds") or {}
+    common = facts.get("threshold", THRESHOLD)
+    return np.array([own.get(name, common) for name in classes], dtype=np.float64)
 
 
 def match_images(image_ids: list[str], known: list[str]) -> np.ndarray:

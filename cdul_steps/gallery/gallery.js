@@ -172,7 +172,7 @@ function truthText(image) {
 
 /** Whether no class of an image reaches the threshold, by any kind of score. */
 const isEmpty = (image) =>
-  image.scores.every((kind, k) => kind.every((score) => score < index.thresholds[k]));
+  image.scores.every((kind, k) => kind.every((score, c) => score < index.thresholds[k][c]));
 
 /** How much of an image went to context, and to which names. */
 function contextText(image, count) {

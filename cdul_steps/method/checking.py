@@ -12,6 +12,9 @@ LEVEL = 0.9
 DRAWS = 400
 STEPS = tuple(k / 50 for k in range(1, 50))
 """Thresholds of a curve, at which cells begin."""
+TRUST = 0.8
+"""What an answer below the threshold counts for. There each stands for many entries, so that what
+the model lacks counts most: with 1, intervals of recall were too narrow (docs/method.md)."""
 _KNOTS = 10
 _EVERY = 4
 """Draws of the approximation for each that is kept."""
@@ -111,15 +114,23 @@ class _Fit(NamedTuple):
     evidence: float
 
 
-def _fit(
-    features: np.ndarray, yes: np.ndarray, mean: np.ndarray, precision: np.ndarray, at: np.ndarray
-) -> _Fit:
+class _Data(NamedTuple):
+    """Features (n, K) of answers, the answers (n,), and what each counts for (n,)."""
+
+    features: np.ndarray
+    yes: np.ndarray
+    trust: np.ndarray
+
+
+def _fit(data: _Data, mean: np.ndarray, precision: np.ndarray, at: np.ndarray) -> _Fit:
     """Laplace's approximation of a logistic regression with a Gaussian prior, by Newton steps."""
     weights = at.copy()
     for _ in range(60):
-        chance = expit(features @ weights)
-        gradient = features.T @ (yes - chance) - precision * (weights - mean)
-        hessian = (features * (chance * (1 - chance))[:, None]).T @ features
+        chance = expit(data.features @ weights)
+        residual = data.trust * (data.yes - chance)
+        gradient = data.features.T @ residual - precision * (weights - mean)
+        curvature = data.trust * chance * (1 - chance)
+        hessian = (data.features * curvature[:, None]).T @ data.features
         hessian[np.diag_indices(len(mean))] += precision
         root = np.linalg.cholesky(hessian)
         step = cho_solve((root, True), gradient)
@@ -128,7 +139,7 @@ def _fit(
         if largest < 1e-4:
             break
     evidence = (
-        _log_posterior(features, yes, mean, precision, weights[:, None])[0]
+        _log_posterior(data, mean, precision, weights[:, None])[0]
         + 0.5 * np.log(precision).sum()
         - np.log(np.diag(root)).sum()
     )
@@ -136,22 +147,20 @@ def _fit(
 
 
 def _log_posterior(
-    features: np.ndarray,
-    yes: np.ndarray,
-    mean: np.ndarray,
-    precision: np.ndarray,
-    weights: np.ndarray,
+    data: _Data, mean: np.ndarray, precision: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
     """Of weights (K, M), up to a constant: (M,)."""
-    logits = features @ weights
+    logits = data.features @ weights
     prior = 0.5 * (precision[:, None] * (weights - mean[:, None]) ** 2).sum(axis=0)
-    return log_expit(np.where(yes[:, None], logits, -logits)).sum(axis=0) - prior
+    likelihood = log_expit(np.where(data.yes[:, None], logits, -logits))
+    return data.trust @ likelihood - prior
 
 
 def draw_positives(
     cells: Cells,
     answered: np.ndarray,
     yes: np.ndarray,
+    threshold: np.ndarray,
     random: np.random.Generator,
     draws: int = DRAWS,
 ) -> np.ndarray:
@@ -168,6 +177,8 @@ def draw_positives(
     size = len(classes) if len(np.unique(cells.column)) > 1 else 0
     place = place if size else np.full(len(answered), -1)
     features = _features(cells.score[answered], cells.rank[answered], place, size)
+    named = cells.lowest[answered] >= threshold[cells.column[answered]]
+    data = _Data(features, yes, np.where(named, 1, TRUST))
     mean = np.zeros(features.shape[1])
     mean[:3] = _LEVEL_PRIOR[0], _SLOPE_PRIOR[0], _SLOPE_PRIOR[0]
     common = [_LEVEL_PRIOR[1], _SLOPE_PRIOR[1], _SLOPE_PRIOR[1]]
@@ -176,8 +187,8 @@ def draw_positives(
     for bend, level, slope in spreads:
         deviation = np.repeat([bend, level, slope], [_KNOTS, size, size])
         precision = np.concatenate([common, deviation]) ** -2.0
-        fits.append(_fit(features, yes, mean, precision, fits[-1].mode if fits else mean))
-    chosen, spread = _resample(fits, features, yes, mean, random, draws)
+        fits.append(_fit(data, mean, precision, fits[-1].mode if fits else mean))
+    chosen, spread = _resample(fits, data, mean, random, draws)
     place_of = np.full(int(cells.column.max()) + 1, -1)
     if size:
         place_of[classes] = np.arange(size)
@@ -196,8 +207,7 @@ def draw_positives(
 
 def _resample(
     fits: list[_Fit],
-    features: np.ndarray,
-    yes: np.ndarray,
+    data: _Data,
     mean: np.ndarray,
     random: np.random.Generator,
     draws: int,
@@ -211,7 +221,7 @@ def _resample(
         noise = random.standard_normal((len(mean), number))
         weights = fit.mode[:, None] + solve_triangular(fit.root.T, noise, lower=False)
         both = np.column_stack([fit.mode, weights])
-        posterior = _log_posterior(features, yes, mean, fit.precision, both)
+        posterior = _log_posterior(data, mean, fit.precision, both)
         found.append(weights)
         ratios.append(posterior[1:] - posterior[0] + 0.5 * (noise**2).sum(axis=0))
     ratio = np.concatenate(ratios)

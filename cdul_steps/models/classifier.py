@@ -37,7 +37,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Card:
-    """All that is needed to use a trained classifier, besides its weights."""
+    """All that is needed to use a trained classifier, besides its weights.
+
+    `thresholds` are those of classes that have one of their own, `checked` is what a person's
+    answers say of the classifier at them: `cdul check thresholds` writes both.
+    """
 
     model: str
     classes: Annotated[list[str], Field(min_length=1)]
@@ -46,6 +50,8 @@ class Card:
     std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
     interpolation: Literal["bilinear", "bicubic"]
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
+    thresholds: dict[str, Annotated[float, Field(ge=0, le=1)]] = field(default_factory=dict)
+    checked: dict[str, Any] = field(default_factory=dict)
     activation: Literal["sigmoid", "softmax"] = "sigmoid"
     model_args: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)

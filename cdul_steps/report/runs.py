@@ -12,7 +12,7 @@ import pyarrow as pa
 from cdul_steps.data.files import read_json
 from cdul_steps.data.labels import LabelFacts
 from cdul_steps.data.tables import read_facts, read_scores, read_table
-from cdul_steps.data.truth import Truth
+from cdul_steps.data.truth import Truth, thresholds_of
 from cdul_steps.errors import UserError
 from cdul_steps.results import (
     CARD,
@@ -138,10 +138,14 @@ class Run:
         return read_table(self.place.path(HISTORY), *COLUMNS).to_pydict()
 
     @cached_property
+    def card(self) -> dict[str, Any]:
+        """The classifier's card."""
+        return read_if_there(self.place.path(CARD)) if self.training else {}
+
+    @property
     def provenance(self) -> dict[str, Any]:
         """What the classifier's card says of how it was made."""
-        card = read_if_there(self.place.path(CARD)) if self.training else {}
-        return card.get("provenance", {})
+        return self.card.get("provenance", {})
 
     def truth(self, image_ids: list[str], classes: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """`(truth, counted)` bool (N, C) of images, as it was measured by.
@@ -209,14 +213,14 @@ class Scored:
     """The classifier's predictions on a split, and the truth of the same images.
 
     `images` has `image_id` and `path`, `scores` are float32 (N, C), `truth` and `counted` bool
-    of the same shape.
+    of the same shape, `threshold` (C,) is that of each class.
     """
 
     split: str
     images: pa.Table
     classes: list[str]
     scores: np.ndarray
-    threshold: float
+    threshold: np.ndarray
     truth: np.ndarray
     counted: np.ndarray
 
@@ -230,4 +234,5 @@ class Scored:
         if not len(images):
             return None
         truth = run.truth(images["image_id"].to_pylist(), classes)
-        return cls(split, images, classes, scores, read_facts(path)["threshold"], *truth)
+        limits = thresholds_of(read_facts(path), classes)
+        return cls(split, images, classes, scores, limits, *truth)

@@ -27,7 +27,7 @@ from cdul_steps.progress import note
 from cdul_steps.report import figures
 from cdul_steps.report.page import Section, Table
 from cdul_steps.report.runs import Run, Scored
-from cdul_steps.report.words import labels_in_words
+from cdul_steps.report.words import checked_in_words, labels_in_words
 from cdul_steps.results import MODEL, PSEUDO_LABELS, TEXT
 
 SHOWN_FAILURES = 200
@@ -263,6 +263,11 @@ def _training_section(run: Run) -> tuple[Section, Drawn]:
         for name, value in settings.items()
         if name not in of_losses or name in loss.settings
     ]
+    checked, thresholds = run.card.get("checked"), run.card.get("thresholds")
+    if checked:
+        section.facts.append(("by a person", checked_in_words(checked)))
+    if thresholds:
+        section.parts.append(_thresholds_table(thresholds))
     drawn: Drawn = {"learning.svg": figures.draw_learning(run.history, loss.unit)}
     measured = run.metrics.get("mAP") is not None
     if measured:
@@ -281,6 +286,11 @@ def _training_section(run: Run) -> tuple[Section, Drawn]:
         else:
             drawn["class_maps.jpg"] = maps
     return section, drawn
+
+
+def _thresholds_table(thresholds: dict[str, float]) -> Table:
+    caption = "Score from which the classifier names a class, by a person's answers (cdul check)."
+    return Table(caption, ["class", "threshold"], [[name, t] for name, t in thresholds.items()])
 
 
 def _in_words(value: Any) -> str:
@@ -351,7 +361,9 @@ def _clip_scores(run: Run, scored: Scored) -> dict[str, np.ndarray]:
 
 def _cooccurrence(scored: Scored) -> Figure:
     predicted = scored.scores >= scored.threshold
-    labels = {f"Predicted, {scored.split} (at {scored.threshold:g})": predicted}
+    limits = np.unique(scored.threshold)
+    at = f"{limits[0]:g}" if len(limits) == 1 else "each class's threshold"
+    labels = {f"Predicted, {scored.split} (at {at})": predicted}
     known = scored.counted.any(axis=1)
     if known.any():
         labels[f"Truth, {scored.split}"] = scored.truth[known]

@@ -1,4 +1,7 @@
-"""How pseudo-labels were made, in words: for the report, the gallery and the model card."""
+"""Facts of labels and classifiers in words: for the report, the gallery and the model card."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from cdul_steps.data.labels import LabelFacts
 
@@ -38,6 +41,18 @@ def labels_in_words(facts: LabelFacts) -> dict[str, str]:
     if facts.corrections:
         found["corrections"] = f"{facts.corrections} labels by people"
     return {name: text for name, text in found.items() if text}
+
+
+def checked_in_words(checked: Mapping[str, Any]) -> str:
+    """What a person's answers say of a classifier, by its card; empty where nobody checked it."""
+    if not checked:
+        return ""
+    bounds = [
+        "{} {:.0f} to {:.0f}".format(name, *(100 * checked[name][k] for k in (0, 2)))
+        for name in ("precision", "recall")
+        if checked.get(name)
+    ]
+    return f"checked on {checked['answers']} answers: {', '.join(bounds)} percent"
 
 
 def _number(value: float | None) -> str | None:

@@ -18,7 +18,7 @@ from cdul_steps.data.labels import labels_like
 from cdul_steps.data.manifest import read_shard, read_split, read_truth
 from cdul_steps.data.stores import context_of, open_similarity, read_blocks
 from cdul_steps.data.tables import read_facts, read_scores
-from cdul_steps.data.truth import THRESHOLD
+from cdul_steps.data.truth import thresholds_of
 from cdul_steps.errors import UserError
 from cdul_steps.method.context import context_bias, largest_context
 from cdul_steps.method.similarity import scores as scores_of
@@ -105,7 +105,7 @@ def make_gallery(*, folder: Path, split: str, output: Path) -> None:
             "classes": classes,
             "names": views.names,
             "kinds": list(kinds),
-            "thresholds": [_thousandths(_threshold(run, split, kind)) for kind in kinds],
+            "thresholds": [_thousandths(_thresholds(run, split, kind, classes)) for kind in kinds],
             "labels": labels_in_words(run.label_facts),
             "truth": any(image["positive"] is not None for image in images),
         }
@@ -161,10 +161,10 @@ def _match(file: Path, image_ids: list[str]) -> tuple[list[str], np.ndarray]:
     return classes, np.concatenate([values, absent])[rows]
 
 
-def _threshold(run: Run, split: str, kind: str) -> float:
-    """The score from which an image counts as showing a class."""
+def _thresholds(run: Run, split: str, kind: str, classes: list[str]) -> np.ndarray:
+    """The score from which an image counts as showing each class, float64 (C,)."""
     predictions = run.place.path(PREDICTIONS, split=split) if kind == CLASSIFIER else None
-    return read_facts(predictions).get("threshold", THRESHOLD) if predictions else THRESHOLD
+    return thresholds_of(read_facts(predictions) if predictions else {}, classes)
 
 
 class _Views(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any
 from cdul_steps.data.files import read_json, write_text
 from cdul_steps.data.labels import LabelFacts
 from cdul_steps.data.tables import read_table
-from cdul_steps.report.words import labels_in_words
+from cdul_steps.report.words import checked_in_words, labels_in_words
 
 PAPER = "[CDUL](https://arxiv.org/abs/2307.16634)"
 USE = """\
@@ -45,6 +45,7 @@ def make_model_card(
     sections = [
         _head(card, data),
         _measures(measured, read_json(quality), labels),
+        *_checked(card),
         _training(card["provenance"], labels, data, images),
         _limits(card, labels, measured),
         USE,
@@ -91,6 +92,21 @@ def _measures(metrics: dict[str, Any], quality: dict[str, Any], labels: LabelFac
     return f"## Classes and measures\n\n{head}\n\n{table}\n"
 
 
+def _checked(card: dict[str, Any]) -> list[str]:
+    """What a person found, and the thresholds that follow; nothing where nobody checked it."""
+    checked, thresholds = card.get("checked"), card.get("thresholds") or {}
+    if not checked:
+        return []
+    words = checked_in_words(checked)
+    rows = [f"| {escape(name)} | {value:.3f} |" for name, value in thresholds.items()]
+    table = "\n".join(["| class | threshold |", "|---|---|", *rows])
+    return [
+        f"## Checked by a person\n\n{words[:1].upper()}{words[1:]}, over all classes at the "
+        "thresholds below, which follow from these answers. In 90 of 100 such checks the true "
+        f"value lies between the two numbers.\n\n{table}\n"
+    ]
+
+
 def _training(provenance: dict[str, Any], labels: LabelFacts, data: str, images: Path) -> str:
     settings, teacher = provenance["training"], labels.similarity
     alignment = settings["alignment"]
@@ -118,6 +134,15 @@ def _listed(facts: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
+def _threshold(card: dict[str, Any]) -> str:
+    if card.get("checked"):
+        return "Its thresholds are chosen by a person's answers, on images like those checked."
+    return (
+        f"The threshold of {card['threshold']:g} is a default that nobody has checked: `cdul "
+        "check` chooses thresholds on images of your own."
+    )
+
+
 def _limits(card: dict[str, Any], labels: LabelFacts, metrics: dict[str, Any]) -> str:
     absent = metrics["classes_without_positives"] if metrics["mAP"] is not None else []
     checked = f"People corrected {labels.corrections} labels that it learnt from, nobody the rest."
@@ -126,8 +151,7 @@ def _limits(card: dict[str, Any], labels: LabelFacts, metrics: dict[str, Any]) -
         + " What its teacher confuses, overlooks or "
         "is biased about, this model has learnt too.",
         "It knows the classes above and nothing else; anything else in an image is no class.",
-        "Its numbers are scores between 0 and 1, not calibrated chances: choose the threshold "
-        f"(now {card['threshold']:g}) on images of your own.",
+        "Its numbers are scores between 0 and 1, not calibrated chances. " + _threshold(card),
         "The measures hold for images like those of its data set. Measure it anew on others, and "
         "do not let it decide about people.",
     ]

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from cdul_steps.data.foreign import listed
 from cdul_steps.data.manifest import read_split
 from cdul_steps.data.readers.folder import read_folder
 from cdul_steps.data.tables import describe, score_table, write_csv, write_table
+from cdul_steps.data.truth import thresholds_of
 from cdul_steps.errors import UserError
 from cdul_steps.models.classifier import WEIGHTS, Card, load_classifier
 from cdul_steps.models.device import InBatches, Machine
@@ -70,7 +71,7 @@ def predict_images(
     """Score images: files and folders, or a split of a manifest.
 
     Writes Parquet, CSV or JSON by the suffix of `output`: `image_id, path`, a float32 probability
-    a class, `labels` (names of the classes at or above the threshold) and `status`. An unusable
+    a class, `labels` (names of the classes at or above their threshold) and `status`. An unusable
     image keeps its row, without scores. Raises UserError for a model folder that is not one.
     """
     if output.suffix not in FORMATS:
@@ -95,12 +96,14 @@ def predict_images(
         encoder = TimmEncoder(network, card, target)
         logits[left], status[left] = _score(encoder, paths, max_pixels, machine, workers)
     scores = card.probabilities(torch.from_numpy(logits)).numpy()
-    threshold = card.threshold if threshold is None else threshold
+    if threshold is not None:
+        card = replace(card, threshold=threshold, thresholds={})
+    limits = thresholds_of(asdict(card), card.classes)
     result = score_table(table["image_id"], table["path"], card.classes, scores)
-    named = [[card.classes[c] for c in np.flatnonzero(row >= threshold)] for row in scores]
+    named = [[card.classes[c] for c in np.flatnonzero(row >= limits)] for row in scores]
     result = result.append_column("labels", pa.array(named, pa.list_(pa.string())))
     result = result.append_column("status", pa.array(status))
-    _write(result, output, card, threshold, digest(model / WEIGHTS))
+    _write(result, output, card, digest(model / WEIGHTS))
     failed = Counter(s for s in status if s != "ok")
     why = f" ({listed(failed)})" if failed else ""
     note(
@@ -137,13 +140,14 @@ def _score(
     return rows[:, 0], [status for status, _, _ in outcome]
 
 
-def _write(result: pa.Table, output: Path, card: Card, threshold: float, weights: str) -> None:
+def _write(result: pa.Table, output: Path, card: Card, weights: str) -> None:
     if output.suffix == ".parquet":
         described = describe(
             result,
             "scores",
             classes=card.classes,
-            threshold=threshold,
+            threshold=card.threshold,
+            **({"thresholds": card.thresholds} if card.thresholds else {}),
             model=card.model,
             weights=weights,
             software=versions("torch", "timm", "pillow"),

@@ -31,7 +31,7 @@ from cdul_steps.data.tables import (
     score_table,
     write_table,
 )
-from cdul_steps.data.truth import THRESHOLD, match_images
+from cdul_steps.data.truth import match_images, thresholds_of
 from cdul_steps.errors import UserError
 from cdul_steps.limits import MAX_PIXELS
 from cdul_steps.method.checking import (
@@ -226,13 +226,11 @@ def _columns(path: Path, classes: list[str], only: Sequence[str]) -> list[int]:
 
 
 def _limits(facts: dict[str, Any], classes: list[str], threshold: float | None) -> np.ndarray:
-    """The thresholds (C,) in use: the given one, those of predictions, or THRESHOLD."""
+    """The thresholds (C,) in use: the given one, or those of predictions, or THRESHOLD."""
     if threshold is not None:
         return np.full(len(classes), threshold)
     # The threshold of labels is the one by which they were made hard.
-    common = facts.get("threshold", THRESHOLD) if "weights" in facts else THRESHOLD
-    own = facts.get("thresholds") or {}
-    return np.array([own.get(name, common) for name in classes])
+    return thresholds_of(facts if "weights" in facts else {}, classes)
 
 
 def _check_same(output: Path, population: Population) -> None:
@@ -313,7 +311,9 @@ class Answers:
         return self.cells.of[self.rows, self.columns]
 
     def positives(self, random: np.random.Generator) -> np.ndarray:
-        return draw_positives(self.cells, self.answered, self.yes, random)
+        return draw_positives(
+            self.cells, self.answered, self.yes, self.population.threshold, random
+        )
 
 
 def read_answers(answers: Path, check: Path) -> Answers:
@@ -326,7 +326,7 @@ def read_answers(answers: Path, check: Path) -> Answers:
         raise UserError(f"{check}: not a folder of 'cdul check draw'")
     require(check / SAMPLE, facts, "classes", "thresholds", "seed")
     table, classes, scores = read_scores(check / SCORES)
-    limits = np.array([facts["thresholds"].get(name, THRESHOLD) for name in classes])
+    limits = thresholds_of(facts, classes)
     population = Population(
         table, classes, scores.astype(np.float64), ~corrected_entries(table, classes), limits, facts
     )
@@ -453,9 +453,11 @@ def _of_class(found: Answers, column: int, random: np.random.Generator) -> dict[
     }
     rows: dict[str, Any] = dict.fromkeys(enough)
     if any(enough.values()):
-        cells = cells_of_class(found.cells, column)
-        positives = draw_positives(cells, cells.of[found.rows[own], 0], found.yes[own], random)
-        measures = measure(cells, positives, population.threshold[[column]])
+        cells, limits = cells_of_class(found.cells, column), population.threshold[[column]]
+        positives = draw_positives(
+            cells, cells.of[found.rows[own], 0], found.yes[own], limits, random
+        )
+        measures = measure(cells, positives, limits)
         values = {name: draws[0] for name, draws in zip(enough, measures, strict=True)}
         rows = _row(values, enough)
     return {"answers": number, "yes": yes, "named": int(named.sum())} | rows
@@ -515,49 +517,59 @@ def _cells_of(name: str, row: dict[str, Any], ap: str) -> list[str]:
 def choose_thresholds(
     answers: Path, check: Path, *, precision: float | None, model: Path | None
 ) -> dict[str, Any]:
-    """Thresholds of the classes for a wanted `precision`, or for the best F1.
+    """Thresholds of the classes for a wanted `precision`, or for the best F1: see `choose`.
 
-    A class with enough answers gets its own; the others get the common one. With a `model`, they
-    are written into its card, and with them what the answers say of it. Raises UserError where no
-    threshold reaches the precision, and for a model that the check is not of.
+    With a `model`, they are written into its card, and with them what the answers say of it. Raises
+    UserError where no threshold reaches the precision, and for a model that the check is not of.
     """
     found = read_answers(answers, check)
     if model:
         _check_model(model, found)
-    random = np.random.default_rng(found.population.facts["seed"])
-    positives = found.positives(random)
-    common = find_threshold(found.cells, positives, precision, np.array(STEPS))
-    if common is None:
+    result = choose(found, precision)
+    if result is None:
         raise UserError(
             f"{answers}: by these answers no threshold reaches a precision of {precision:g}; ask "
             "for less, or answer more questions on high scores"
         )
-    classes: dict[str, dict[str, Any]] = {}
-    for column, name in enumerate(found.population.classes):
-        choice, own = _own_choice(found, column, precision, random), True
-        if choice is None:
-            choice, own = common._replace(precision=None, recall=None), False
-        classes[name] = {**choice._asdict(), "own": own}
-    chosen = np.array([row["threshold"] for row in classes.values()])
-    measures = measure(found.cells, positives, chosen)
-    result = {
-        "answers": len(found.yes),
-        "goal": {"f1": "best"} if precision is None else {"precision": precision},
-        "threshold": common.threshold,
-        "all": _row(
-            {"precision": measures.precision[-1], "recall": measures.recall[-1]},
-            {"precision": True, "recall": True},
-        ),
-        "classes": classes,
-    }
     if model:
-        thresholds = {name: row["threshold"] for name, row in classes.items()}
-        checked = {"answers": len(found.yes), "goal": result["goal"], **result["all"]}
+        thresholds = {name: row["threshold"] for name, row in result["classes"].items()}
+        checked = {"answers": result["answers"], "goal": result["goal"], **result["all"]}
         card = read_json(model / CARD)
-        card |= {"threshold": common.threshold, "thresholds": thresholds, "checked": checked}
+        card |= {"threshold": result["threshold"], "thresholds": thresholds, "checked": checked}
         write_json(model / CARD, card)
         note(f"check: thresholds written into {model / CARD}; run snakemake again to use them")
     return result
+
+
+def choose(found: Answers, precision: float | None) -> dict[str, Any] | None:
+    """Thresholds by answers; None where none reaches the `precision`.
+
+    A class with enough answers gets its own, the others get the common one.
+    """
+    random = np.random.default_rng(found.population.facts["seed"])
+    positives, names = found.positives(random), found.population.classes
+    own = [_own_choice(found, column, precision, random) for column in range(len(names))]
+    # The common one is that of the classes that need it, if there are any.
+    left = np.array([choice is None for choice in own]) | all(own)
+    here = left[found.cells.column]
+    rest = Cells(found.cells.of, *(part[here] for part in found.cells[1:]))
+    common = find_threshold(rest, positives[here], precision, np.array(STEPS))
+    if common is None:
+        return None
+    classes = {
+        name: {"threshold": (choice or common).threshold, "own": choice is not None}
+        for name, choice in zip(names, own, strict=True)
+    }
+    chosen = np.array([row["threshold"] for row in classes.values()])
+    measures = measure(found.cells, positives, chosen)
+    values = {"precision": measures.precision[-1], "recall": measures.recall[-1]}
+    return {
+        "answers": len(found.yes),
+        "goal": {"f1": "best"} if precision is None else {"precision": precision},
+        "threshold": common.threshold,
+        "all": _row(values, dict.fromkeys(values, True)),
+        "classes": classes,
+    }
 
 
 def _own_choice(
@@ -567,8 +579,8 @@ def _own_choice(
     own = found.columns == column
     if own.sum() < FEW or found.yes[own].sum() < FEW_YES:
         return None
-    cells = cells_of_class(found.cells, column)
-    positives = draw_positives(cells, cells.of[found.rows[own], 0], found.yes[own], random)
+    cells, limits = cells_of_class(found.cells, column), found.population.threshold[[column]]
+    positives = draw_positives(cells, cells.of[found.rows[own], 0], found.yes[own], limits, random)
     return find_threshold(cells, positives, precision, cells.lowest)
 
 

@@ -138,6 +138,8 @@ def _about(card: Card, weights: Path, format_: str) -> dict[str, Any]:
         "format": format_,
         "classes": card.classes,
         "threshold": card.threshold,
+        "thresholds": card.thresholds,
+        "checked": card.checked,
         "resize": {
             "size": [side, side],
             "filter": card.interpolation.upper(),

@@ -77,7 +77,7 @@ def test_measures_of_the_truth_are_the_true_ones(digits):
 def test_answers_to_everything_leave_no_doubt():
     cells = make_cells(SCORES, ALL, THRESHOLD)
     random = np.random.default_rng(0)
-    positives = draw_positives(cells, cells.of.ravel(), TRUTH.ravel(), random, draws=5)
+    positives = draw_positives(cells, cells.of.ravel(), TRUTH.ravel(), THRESHOLD, random, draws=5)
     assert (positives == positives[:, :1]).all()
     assert positives[:, 0].sum() == TRUTH.sum()
 
@@ -91,7 +91,11 @@ def test_intervals_hold_the_truth_and_shrink_with_answers():
         for seed in range(4):
             rows, columns = sample(seed, size)
             draws = draw_positives(
-                cells, cells.of[rows, columns], TRUTH[rows, columns], np.random.default_rng(seed)
+                cells,
+                cells.of[rows, columns],
+                TRUTH[rows, columns],
+                THRESHOLD,
+                np.random.default_rng(seed),
             )
             for of, true in zip(measure(cells, draws, THRESHOLD), expected, strict=True):
                 bounds = interval(of[-1])
@@ -138,7 +142,7 @@ def test_classes_and_scores_of_one_kind():
     assert len(cells.count) <= 6
     rows = np.arange(40)
     draws = draw_positives(
-        cells, cells.of[rows, 0], np.zeros(40, bool), np.random.default_rng(0), draws=50
+        cells, cells.of[rows, 0], np.zeros(40, bool), THRESHOLD, np.random.default_rng(0), draws=50
     )
     found = measure(cells, draws, THRESHOLD)
     assert interval(found.precision[1]) is None

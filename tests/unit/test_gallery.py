@@ -119,13 +119,13 @@ CONTEXT = ["tree", "river", "wall", "sky"]
 def test_what_went_to_context_is_that_of_the_store(tmp_path):
     training = made.make_results(tmp_path / "results", {"train": NAMES[:30]}, context=CONTEXT)
     predictions = training / "predictions/train.parquet"
-    facts = {"classes": ["boat", "car", "cat"], "threshold": 0.3}
+    facts = {"classes": ["boat", "car", "cat"], "threshold": 0.3, "thresholds": {"car": 0.7}}
     write_table(describe(pq.read_table(predictions), "scores", **facts), predictions)
     make_gallery(folder=training, split="train", output=tmp_path / "page")
     data = parts(tmp_path / "page")
     assert data["index"]["classes"] == ["boat", "car", "cat"]
     assert data["index"]["names"] == ["boat", "car", "cat", *CONTEXT]
-    assert data["index"]["thresholds"] == [500, 500, 300]
+    assert data["index"]["thresholds"] == [[500] * 3, [500] * 3, [300, 700, 300]]
     cosines = zarr.open_array(training.parents[1] / "similarity/train.zarr", mode="r")[:]
     powers = np.exp(cosines.astype(float) / made.SETTINGS.tau)
     scores = powers / powers.sum(axis=2, keepdims=True)

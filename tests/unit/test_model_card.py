@@ -140,6 +140,19 @@ def test_calibrated_labels_are_measured_as_they_are(made):
     assert "reach mAP 71.50 there" in make()
 
 
+def test_a_checked_model(made):
+    make, card, *_ = made
+    text = make()
+    assert "a default that nobody has checked" in text and "Checked by a person" not in text
+    card["checked"] = {"answers": 200, "precision": [0.81, 0.85, 0.884], "recall": [0.4, 0.5, 0.6]}
+    card["thresholds"] = {"cat": 0.4567, NASTY: 0.5}
+    text = make()
+    assert "Checked on 200 answers: precision 81 to 88, recall 40 to 60 percent" in text
+    assert "| cat | 0.457 |" in text and "nobody has checked" not in text
+    words, kinds = shown(text)
+    assert words.count(NASTY) == 3 and "html_inline" not in kinds
+
+
 def test_nothing_known_is_said_so(made):
     make, _, metrics, *_ = made
     metrics |= {"mAP": None, "images": 0}

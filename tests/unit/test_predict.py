@@ -86,6 +86,26 @@ def test_folder_and_scores(model, images, tmp_path):
     assert (facts["classes"], facts["threshold"]) == (card.classes, 0.5)
 
 
+def test_classes_have_thresholds_of_their_own(model, images, tmp_path):
+    shutil.copytree(model, tmp_path / "model")
+    card = json.loads((model / "model.json").read_text())
+    plain = run(model, tmp_path / "plain.parquet", images)
+    limit = float(plain["cat"].median())
+    changed = {**card, "threshold": 0.4, "thresholds": {"cat": limit}}
+    (tmp_path / "model/model.json").write_text(json.dumps(changed))
+    scores = run(tmp_path / "model", tmp_path / "own.parquet", images)
+    limits = {name: limit if name == "cat" else 0.4 for name in CLASSES}
+    expected = [[c for c in CLASSES if row[c] >= limits[c]] for _, row in scores.iterrows()]
+    assert [list(names) for names in scores["labels"]] == expected
+    assert 0 < sum("cat" in names for names in expected) < len(expected)
+    facts = read_facts(tmp_path / "own.parquet")
+    assert (facts["threshold"], facts["thresholds"]) == (0.4, {"cat": limit})
+    # A threshold of the command holds for every class.
+    scores = run(tmp_path / "model", tmp_path / "given.parquet", images, threshold=0.45)
+    assert [list(names) for names in scores["labels"]] == named(scores, 0.45)
+    assert "thresholds" not in read_facts(tmp_path / "given.parquet")
+
+
 @pytest.mark.parametrize("activation", ["softmax", None])
 def test_the_activation_is_that_of_the_card(model, images, tmp_path, activation):
     """A card of an older version has none, and means a sigmoid."""
