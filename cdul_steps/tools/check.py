@@ -66,7 +66,7 @@ HOLDS = (SCORES, SAMPLE, "data/*.js", "images/*.webp", "*.csv", *(f.name for f i
 SIDE = 1024
 """Longer side of a shown photograph in pixels."""
 REFINED = "refined_labels.parquet"
-FEW_NAMED, FEW, FEW_YES = 12, 25, 5
+FEW_NAMED, FEW, FEW_YES = 12, 40, 8
 """Fewest answers for an estimate: among named entries for precision; for recall all, and yes."""
 FEW_FOR_AP = 60
 """Fewest answers on a class for its average precision, and over all for mAP."""
