@@ -26,15 +26,15 @@ _LEVEL_PRIOR, _SLOPE_PRIOR = (-3.0, 3.0), (0.8, 4.0)
 class Cells(NamedTuple):
     """Entries of a class whose scores are neighbours, as one cell; (J,), by class, then by score.
 
-    `of` int (N, C): the cell of an entry, -1 for one left out. `column`: the class. `count`: its
-    entries. `lowest`: its lowest score. `score`, `rank`: means of the logit of the score, and of
-    the normal score of its rank within the class, both of about deviation 1. `tied`: whether all
+    `of` int (N, C): the cell of an entry, -1 for one left out. `column`: the class. `entries`: how
+    many it has. `lowest`: its lowest score. `score`, `rank`: means of the logit of the score, and
+    of the normal score of its rank within the class, both of about deviation 1. `tied`: whether all
     its scores are equal.
     """
 
     of: np.ndarray
     column: np.ndarray
-    count: np.ndarray
+    entries: np.ndarray
     lowest: np.ndarray
     score: np.ndarray
     rank: np.ndarray
@@ -200,9 +200,9 @@ def draw_positives(
         deviations = np.array(spreads)[spread, 1:]
         own = random.standard_normal((2, len(others), draws)) * deviations.T[:, None]
         logits[where < 0] += own[0, other] + own[1, other] * cells.rank[where < 0, None]
-    seen = np.bincount(answered, minlength=len(cells.count))
-    positive = np.bincount(answered, weights=yes, minlength=len(cells.count)).astype(int)
-    return positive[:, None] + random.binomial((cells.count - seen)[:, None], expit(logits))
+    seen = np.bincount(answered, minlength=len(cells.entries))
+    positive = np.bincount(answered, weights=yes, minlength=len(cells.entries)).astype(int)
+    return positive[:, None] + random.binomial((cells.entries - seen)[:, None], expit(logits))
 
 
 def _resample(
@@ -251,7 +251,7 @@ def measure(cells: Cells, positives: np.ndarray, threshold: np.ndarray) -> Measu
     named = cells.lowest >= threshold[cells.column]
     hits = _by_class(cells, positives * named[:, None], len(threshold))
     there = _by_class(cells, positives, len(threshold))
-    said = _by_class(cells, (cells.count * named)[:, None], len(threshold))
+    said = _by_class(cells, (cells.entries * named)[:, None], len(threshold))
     with np.errstate(invalid="ignore"):
         shares = hits / said, hits / there, 2 * hits / (said + there)
     return Measures(*shares, _average_precisions(cells, positives, len(threshold)))
@@ -274,7 +274,7 @@ def _average_precisions(cells: Cells, positives: np.ndarray, classes: int) -> np
     found = np.full((classes + 1, positives.shape[1]), np.nan)
     for column in np.unique(cells.column):
         here = cells.column == column
-        inside, count = positives[here], cells.count[here, None]
+        inside, count = positives[here], cells.entries[here, None]
         before, above = inside.cumsum(axis=0) - inside, count.cumsum(axis=0) - count
         tied = cells.tied[here, None]
         precision = np.where(
@@ -342,7 +342,7 @@ def find_threshold(
     if not len(steps):
         return None
     hits = positives[order].cumsum(axis=0)
-    said = cells.count[order].cumsum()[last, None]
+    said = cells.entries[order].cumsum()[last, None]
     there, hits = hits[-1], hits[last]
     with np.errstate(invalid="ignore"):
         right, found, both = hits / said, hits / there, 2 * hits / (said + there)
@@ -352,7 +352,7 @@ def find_threshold(
         if not len(fits):
             return None
         best = int(fits[0])
-    bounds = interval(right[best]), interval(found[best])
-    if None in bounds:
+    of_precision, of_recall = interval(right[best]), interval(found[best])
+    if of_precision is None or of_recall is None:
         return None
-    return Choice(float(steps[best]), *bounds)
+    return Choice(float(steps[best]), of_precision, of_recall)

@@ -336,8 +336,8 @@ def read_answers(answers: Path, check: Path) -> Answers:
     column = {name: i for i, name in enumerate(classes)}
     probability = np.zeros(scores.shape)
     rows = match_images(sample["image_id"].to_pylist(), population.ids)
-    columns = [column[name] for name in sample["class"].to_pylist()]
-    probability[rows, columns] = sample["probability"].to_numpy()
+    of_class = [column[name] for name in sample["class"].to_pylist()]
+    probability[rows, of_class] = sample["probability"].to_numpy()
     others = np.argwhere(np.isfinite(given) & (probability == 0))
     if len(others):
         row, place = others[0]

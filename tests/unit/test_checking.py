@@ -51,7 +51,7 @@ def test_cells_part_the_entries_and_span_no_threshold():
     counted = np.random.default_rng(1).random(SCORES.shape) < 0.9
     cells = make_cells(np.round(SCORES, 2), counted, THRESHOLD)
     assert ((cells.of >= 0) == counted).all()
-    assert (np.bincount(cells.of[counted]) == cells.count).all()
+    assert (np.bincount(cells.of[counted]) == cells.entries).all()
     for cell, (column, lowest) in enumerate(zip(cells.column, cells.lowest, strict=True)):
         inside = np.argwhere(cells.of == cell)
         assert (inside[:, 1] == column).all()
@@ -111,7 +111,7 @@ def test_a_class_alone_has_its_own_cells():
     cells = make_cells(SCORES, ALL, THRESHOLD)
     alone = cells_of_class(cells, 2)
     assert (alone.column == 0).all() and alone.of.shape == (len(SCORES), 1)
-    assert (np.bincount(alone.of[:, 0]) == alone.count).all()
+    assert (np.bincount(alone.of[:, 0]) == alone.entries).all()
     positives = np.bincount(alone.of[:, 0], weights=TRUTH[:, 2]).astype(int)[:, None]
     found = measure(alone, positives, THRESHOLD[[2]])
     assert found.recall[0, 0] == true_measures(SCORES, TRUTH, THRESHOLD)[1][2]
@@ -139,7 +139,7 @@ def test_classes_and_scores_of_one_kind():
     counted = ALL.copy()
     counted[:, 1] = False
     cells = make_cells(hard, counted, THRESHOLD)
-    assert len(cells.count) <= 6
+    assert len(cells.entries) <= 6
     rows = np.arange(40)
     draws = draw_positives(
         cells, cells.of[rows, 0], np.zeros(40, bool), THRESHOLD, np.random.default_rng(0), draws=50
@@ -147,4 +147,4 @@ def test_classes_and_scores_of_one_kind():
     found = measure(cells, draws, THRESHOLD)
     assert interval(found.precision[1]) is None
     assert interval(found.recall[0]).low == 0
-    assert ((draws >= 0) & (draws <= cells.count[:, None])).all()
+    assert ((draws >= 0) & (draws <= cells.entries[:, None])).all()
