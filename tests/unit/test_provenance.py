@@ -149,7 +149,14 @@ def test_what_a_module_does_on_import_counts(package):
 
 def test_the_fields_of_a_dataclass_count(package):
     path = package / "models/classifier.py"
-    steps = changed_steps(package, lambda: edit(path, "Field(ge=0, le=1)]", "Field(ge=0, le=2)]"))
+    steps = changed_steps(
+        package,
+        lambda: edit(
+            path,
+            "threshold: Annotated[float, Field(ge=0, le=1)",
+            "threshold: Annotated[float, Field(ge=0, le=2)",
+        ),
+    )
     assert steps == {"train"}
 
 
