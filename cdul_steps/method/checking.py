@@ -12,9 +12,9 @@ LEVEL = 0.9
 DRAWS = 400
 STEPS = tuple(k / 50 for k in range(1, 50))
 """Thresholds of a curve, at which cells begin."""
-TRUST = (0.8, 0.9)
-"""What an answer below the threshold counts for, and one above. Below, each stands for many
-entries, so that what the model lacks counts most: with 1, intervals were too narrow."""
+TRUST = 0.8
+"""What an answer below the threshold counts for. There each stands for many entries, so that what
+the model lacks counts most: with 1, intervals of recall were too narrow (docs/results.md)."""
 _KNOTS = 10
 _EVERY = 4
 """Draws of the approximation for each that is kept."""
@@ -178,7 +178,7 @@ def draw_positives(
     place = place if size else np.full(len(answered), -1)
     features = _features(cells.score[answered], cells.rank[answered], place, size)
     named = cells.lowest[answered] >= threshold[cells.column[answered]]
-    data = _Data(features, yes, np.where(named, TRUST[1], TRUST[0]))
+    data = _Data(features, yes, np.where(named, 1, TRUST))
     mean = np.zeros(features.shape[1])
     mean[:3] = _LEVEL_PRIOR[0], _SLOPE_PRIOR[0], _SLOPE_PRIOR[0]
     common = [_LEVEL_PRIOR[1], _SLOPE_PRIOR[1], _SLOPE_PRIOR[1]]
