@@ -31,7 +31,7 @@ def run(manifest: Path, folder: Path, model: str, **options) -> tuple[np.ndarray
         encoder=Encoder(model=model, **settings),
         **tiny.on(arguments),
     )
-    write_metadata(store, (2 * SHARD, VIEWS, DIMENSION), SHARD, "float16", {})
+    write_metadata(store, (2 * SHARD, VIEWS, DIMENSION), SHARD, "float16", {"kind": "embeddings"})
     first = read_facts(manifest)["shard"] * SHARD
     return np.asarray(open_store(store)[first : first + SHARD]), pq.read_table(table).to_pylist()
 

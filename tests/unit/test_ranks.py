@@ -88,9 +88,18 @@ def start(data: Path, output: Path, settings: Path) -> tuple[subprocess.Popen, s
     return process, log
 
 
+LONG = {**PLAIN, "epochs": 20}
+
+
+@pytest.fixture(scope="module")
+def long(data, tmp_path_factory) -> Path:
+    """An undisturbed training that is long enough to be stopped."""
+    return training_runs.run(data, tmp_path_factory.mktemp("long"), **LONG)
+
+
 @pytest.mark.parametrize("end", ["SIGTERM", "SIGKILL of a rank"])
-def test_stopped_and_started_again(data, tmp_path, end):
-    settings = {**training_runs.SETTINGS, **PLAIN, "epochs": 40}
+def test_stopped_and_started_again(data, long, tmp_path, end):
+    settings = {**training_runs.SETTINGS, **LONG}
     file = tmp_path / "settings.yaml"
     file.write_text(str(settings).replace("'", '"').replace("True", "true"))
     process, log = start(data, tmp_path / "stopped", file)
@@ -112,9 +121,8 @@ def test_stopped_and_started_again(data, tmp_path, end):
     assert "cdul_steps" not in log.partition("Traceback")[2]
     assert psutil.wait_procs(children, timeout=120)[1] == []
     assert (tmp_path / "stopped/checkpoint.pt").is_file()
-    training_runs.run(data, tmp_path / "stopped", **{**PLAIN, "epochs": 40})
-    whole = training_runs.run(data, tmp_path / "whole", **{**PLAIN, "epochs": 40})
-    assert_close(whole, tmp_path / "stopped")
+    training_runs.run(data, tmp_path / "stopped", **LONG)
+    assert_close(long, tmp_path / "stopped")
 
 
 def test_batch_norm_of_several_processes_is_refused_on_a_cpu(data, tmp_path):
