@@ -5,7 +5,7 @@ BIN := .venv/bin
 # As in the command line itself: torch's threads sleep while they wait, and leave room for others.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install demo report test test-fast lint format docs rulegraph lock audit
+.PHONY: help install demo report test test-fast coverage lint format docs rulegraph lock audit
 
 help:
 	@echo "make demo   run the whole workflow on the embedded demo and print its metrics"
@@ -13,6 +13,7 @@ help:
 	@echo "make report write results/report/report.html: the demo's tables and figures on one page"
 	@echo "make test   run all tests (CDUL_TEST_DATA names the folder of further test data)"
 	@echo "make test-fast  run the tests that answer within minutes"
+	@echo "make coverage  run all tests, and write which lines they ran to build/coverage/index.html"
 	@echo "make lint   check style and types of the code, and style of the workflow"
 	@echo "make docs   write config/README.md and the config's JSON schema anew"
 	@echo "make rulegraph  draw the README's picture of the rules anew"
@@ -43,6 +44,11 @@ test: install
 test-fast: install
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder \
 		-m "not slow and not browser and not slurm and not gpu and not root"
+
+# A report, no gate: what no test runs is worth a look.
+coverage: install
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder \
+		--cov --cov-report=term:skip-covered --cov-report=html:build/coverage
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,11 +1,18 @@
 """CDUL: from images and class names to a trained, measured classifier."""
 
+from pathlib import Path
+
 from snakemake.utils import min_version
 
 min_version("9.0")
 
+# A working directory without a config has that of the demo.
+BASE_CONFIG = Path("config/config.yaml")
+if not BASE_CONFIG.is_file():
+    BASE_CONFIG = Path(str(workflow.current_basedir)) / BASE_CONFIG
 
-configfile: "config/config.yaml"
+
+configfile: str(BASE_CONFIG)
 
 
 report: "workflow/report/workflow.rst"
@@ -33,39 +40,20 @@ onstart:
 rule all:
     default_target: True
     input:
-        expand(
+        made(
             f"{TRAINING}/{{file}}",
-            dataset=RUN.datasets,
-            encoder=RUN.encoders,
-            labels=RUN.labels,
-            training=RUN.trainings,
             file=["model/README.md", "history.parquet", "refined_labels.parquet"],
         ),
-        [
-            expand(
-                PREDICTIONS,
-                dataset=dataset,
-                encoder=RUN.encoders,
-                labels=RUN.labels,
-                training=RUN.trainings,
-                split=list(CONFIG.datasets[dataset].splits),
-            )
-            for dataset in RUN.datasets
-        ],
-        expand(
-            QUALITY,
-            dataset=RUN.datasets,
-            encoder=RUN.encoders,
-            labels=RUN.labels,
-        ),
+        made(PREDICTIONS),
+        made(QUALITY),
 
 
 rule ablation:
     input:
         expand(
             ABLATION.replace(".parquet", ".md"),
-            dataset=RUN.datasets,
-            encoder=RUN.encoders,
+            dataset=CONFIG.ablated.datasets,
+            encoder=CONFIG.ablated.encoders,
         ),
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import typer
 from pydantic import TypeAdapter, ValidationError
 
+from cdul_steps import __version__
 from cdul_steps.config import (
     Dataset,
     Encoder,
@@ -30,15 +31,15 @@ from cdul_steps.config import (
 )
 from cdul_steps.errors import UserError, explain
 from cdul_steps.limits import MAX_PIXELS
-from cdul_steps.method.choices import AveragePrecision, Difficult
-from cdul_steps.method.context import NEARNESS
+from cdul_steps.method.choices import NEARNESS, AveragePrecision, Difficult
+from cdul_steps.shipped import SNAKEFILE
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="CDUL: a multi-label classifier learnt from unlabelled images, with CLIP as the teacher. "
-    "Each command is a stage of the workflow; `snakemake` runs them all.",
+    "`cdul init` writes a folder to work in, and `cdul run` runs the workflow there, each of whose "
+    "stages is a command too.",
 )
 demo = typer.Typer(no_args_is_help=True, help="The embedded demo: its images and its CLIP.")
 app.add_typer(demo, name="demo")
@@ -161,6 +162,58 @@ def _grid(option: str, text: str) -> tuple[int, int]:
             f"{text!r} is not ROWSxCOLUMNS of {SIDES['min']} to {SIDES['max']}", param_hint=option
         )
     return int(rows), int(columns)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cdul {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What stands before the command; the help is that of the application."""
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder to write into; made where it is not.")],
+    config: Annotated[
+        str, Option(help="photos (your own), demo, or a data set: voc2007, voc2012, coco2014, ...")
+    ] = "photos",
+) -> None:
+    """Write a folder to work in: a config, class names, and what lies where.
+
+    Nothing that is there already is changed.
+    """
+    from cdul_steps.tools.init import init_folder
+
+    for file, written in init_folder(folder, config):
+        typer.echo(f"wrote {file}" if written else f"kept  {file}, which was there already")
+    typer.echo(f"{folder / 'README.md'} says what goes where; run 'cdul doctor' in that folder")
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def run(context: typer.Context) -> None:
+    """Run the workflow in this folder: cdul run [TARGETS] [OPTIONS OF SNAKEMAKE].
+
+    Targets are `all` (the default), `report`, `sweep`, `ablation`, or a file of results. All cores
+    are used unless `--cores` says otherwise; `--dry-run` tells what would run. `snakemake --help`
+    lists the options.
+    """
+    from cdul_steps.tools.run import run_workflow
+
+    run_workflow(context.args)
+
+
+@app.command()
+def snakefile() -> None:
+    """Print where the workflow's Snakefile is: snakemake --snakefile "$(cdul snakefile)"."""
+    typer.echo(SNAKEFILE)
 
 
 @app.command()
@@ -772,8 +825,13 @@ def choose_thresholds(
 
 @app.command()
 def doctor(
+    further: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[FILE]...", help="Further files of --configfile."),
+    ] = None,
     configfile: Annotated[
-        list[Path] | None, Option(help="As for snakemake: laid over config/config.yaml.")
+        list[Path] | None,
+        Option(help="As for snakemake: one or more files, each laid over those before it."),
     ] = None,
     seconds: Annotated[
         float, Option(min=0, max=60, help="Length of each measurement of speed; 0: none.")
@@ -786,8 +844,12 @@ def doctor(
 
     from cdul_steps.tools.doctor import examine
 
+    files = [*(configfile or []), *(further or [])]
+    if len(configfile or []) > 1 or (further and not configfile):
+        # Snakemake takes the last --configfile alone, which nobody means who gives two.
+        raise UserError("doctor: give all config files after one --configfile, as for snakemake")
     findings = []
-    for finding in examine(configfile or [], seconds=seconds):
+    for finding in examine(files, seconds=seconds):
         findings.append(finding)
         if not json:
             state = "ok" if finding.ok else "problem"

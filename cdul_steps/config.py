@@ -4,19 +4,35 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping, Sequence
 from inspect import cleandoc
+from itertools import combinations, product
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 
 from cdul_steps import results
 from cdul_steps.errors import UserError, first_line, nearest
 from cdul_steps.limits import MAX_PIXELS, MAX_SEED
-from cdul_steps.method.choices import AveragePrecision, Construction, Difficult, Positives
-from cdul_steps.method.context import NEARNESS, WEIGHT
+from cdul_steps.method.choices import (
+    NEARNESS,
+    WEIGHT,
+    AveragePrecision,
+    Construction,
+    Difficult,
+    Positives,
+)
 from cdul_steps.method.losses import LOSSES, LossName
+from cdul_steps.shipped import shipped
 
 
 def _expand(value: Any) -> Any:
@@ -30,6 +46,17 @@ def _expand(value: Any) -> Any:
     return expanded
 
 
+def _own(value: str) -> str:
+    """A file that comes with the project is found from any working directory."""
+    folder = value.removeprefix(LOCAL)
+    return value.removesuffix(folder) + shipped(folder)
+
+
+def _runs(value: Any) -> Any:
+    """One product is a list of one."""
+    return value if isinstance(value, list) else [value]
+
+
 def _several(value: Any) -> Any:
     """One grid is a list of one."""
     if isinstance(value, list | tuple) and not any(isinstance(v, list | tuple) for v in value):
@@ -37,7 +64,11 @@ def _several(value: Any) -> Any:
     return value
 
 
+LOCAL = "local-dir:"
+"""How the name of an encoder begins that is a folder."""
 Place = Annotated[str, BeforeValidator(_expand)]
+OwnPlace = Annotated[Place, AfterValidator(_own)]
+Positive = Annotated[float, Field(gt=0)]
 Side = Annotated[int, Field(ge=1, le=8)]
 Grid = tuple[Side, Side]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -58,8 +89,18 @@ class Section(BaseModel):
     )
 
 
+class Made(NamedTuple):
+    """The names of the sections that one result is made by."""
+
+    dataset: str
+    encoder: str
+    labels: str
+    training: str
+
+
 class Run(Section):
-    """What `snakemake` makes: every combination of the sections named here."""
+    """What `snakemake` makes: every combination of the sections named here. A list of such
+    mappings makes what each of them says: two data sets with a training of its own for each."""
 
     datasets: list[str] = Field(["demo"], min_length=1, description="Names under `datasets`.")
     encoders: list[str] = Field(["tiny-clip"], min_length=1, description="Names under `encoders`.")
@@ -91,11 +132,11 @@ class Dataset(Section):
         "`nus_wid_data.csv`), relative to the working directory. Not for `demo`, whose images are "
         "generated below the results.",
     )
-    classes: Place = Field(
+    classes: OwnPlace = Field(
         description="File with the class names in order: a YAML list (entries are names, or "
         "`{name: ..., aliases: [...]}`), or text with a name a line."
     )
-    context: Place | None = Field(
+    context: OwnPlace | None = Field(
         None,
         description="File with context names, in the form of `classes`: what else the images may "
         "show. They take part in the comparison with the classes and get no label, so that an "
@@ -171,7 +212,7 @@ class Dataset(Section):
 class Encoder(Section):
     """The CLIP model that scores views against class names."""
 
-    model: Place = Field(
+    model: OwnPlace = Field(
         description="open_clip's model name (`RN50x64`), or `local-dir:FOLDER` with "
         "`open_clip_config.json` and the weights."
     )
@@ -214,6 +255,11 @@ class Harden(Section):
 class Labels(Section):
     """How scores become pseudo-labels."""
 
+    def of(self, dataset: str) -> "Labels":
+        """These settings for one data set."""
+        positives = self.positives_of.get(dataset, self.positives)
+        return self.model_copy(update={"positives": positives, "positives_of": {}})
+
     construction: Construction = Field("final", description="Which scores: see docs/method.md.")
     tau: float | None = Field(
         None, gt=0, description="Temperature of the softmax; default: 1/logit_scale of the model."
@@ -237,12 +283,16 @@ class Labels(Section):
         description="Give all classes' cosines the same mean and deviation over the train split, "
         "before the softmax.",
     )
-    positives: float | None = Field(
+    positives: Positive | None = Field(
         None,
-        gt=0,
         description="What the labels of an image are made to sum to, on the mean over the train "
         "split: about as many objects as images show. They get the sharpness of the model's own "
         "temperature, whatever `tau` is. Default: as they come.",
+    )
+    positives_of: dict[Name, Positive] = Field(
+        {},
+        description="`positives` of single data sets, as in `{voc2007: 1.5, coco2014: 2.9}`; all "
+        "others take `positives`.",
     )
     context_weight: float = Field(
         WEIGHT,
@@ -436,8 +486,9 @@ class Ablation(Section):
     training: str = Field(
         "aligned", description="Name under `trainings` of the training that the variants vary."
     )
-    table: Place = Field(
+    table: OwnPlace = Field(
         "config/ablation.tsv",
+        validate_default=True,
         description="The variants, a row each: CSV, or TSV by its suffix; docs/ablation.md has "
         "its columns.",
     )
@@ -489,7 +540,9 @@ class Config(Section):
     results: Annotated[Place, Field(pattern=r"^[^{}]+$")] = Field(
         "results", description="Folder for all that is made."
     )
-    run: Run = Field(Run(), description="What to make.")
+    run: Annotated[list[Run], BeforeValidator(_runs, json_schema_input_type=Run | list[Run])] = (
+        Field(Run(), min_length=1, validate_default=True, description="What to make.")
+    )
     datasets: dict[Name, Dataset] = Field({}, description="Data sets by a name of your choice.")
     encoders: dict[Name, Encoder] = Field({}, description="Encoders by a name of your choice.")
     labels: dict[Name, Labels] = Field({}, description="Pseudo-labels by a name of your choice.")
@@ -498,6 +551,22 @@ class Config(Section):
     sweep: Sweep = Field(Sweep(), description="Comparing label settings.")
     ablation: Ablation = Field(Ablation(), description="Comparison of variants.")
     runtime: Runtime = Field(Runtime(), description="Speed.")
+    container: Annotated[Place, Field(min_length=1)] = Field(
+        "cdul.sif",
+        description="For `--sdm apptainer` only: the image that jobs run in, a file or an address "
+        "such as `docker://...`, with this package in it: docs/deployment.md.",
+    )
+
+    @property
+    def made(self) -> list[Made]:
+        """What `run` makes, each once."""
+        products = (product(r.datasets, r.encoders, r.labels, r.trainings) for r in self.run)
+        return list(dict.fromkeys(Made(*names) for found in products for names in found))
+
+    @property
+    def ablated(self) -> Run:
+        """The run whose data sets the ablation is made on: the first that names its training."""
+        return next((r for r in self.run if self.ablation.training in r.trainings), self.run[0])
 
 
 def _section(model: Any, keys: list[Any]) -> Any:
@@ -506,12 +575,13 @@ def _section(model: Any, keys: list[Any]) -> Any:
         field = next(f for n, f in model.model_fields.items() if (f.alias or n) == key)
         model = field.annotation
         if get_args(model):
-            return get_args(model)[1]
+            return get_args(model)[-1]
     return model
 
 
 def _explain(error: dict[str, Any]) -> str:
-    place = [str(key) for key in error["loc"]]
+    # Of the products in `run` there is mostly one, which has no number.
+    place = [str(key) for i, key in enumerate(error["loc"]) if error["loc"][0] != "run" or i != 1]
     where = ".".join(place)
     if error["type"] == "extra_forbidden":
         parents = place[:1] + place[2:-1] if len(place) > 2 else place[:-1]
@@ -541,7 +611,7 @@ def load(values: dict[str, Any], *, check_run: bool = True) -> Config:
         config = Config.model_validate(values)
     except ValidationError as error:
         raise UserError(_explain(dict(error.errors()[0]))) from error
-    for kind, names in config.run if check_run else ():
+    for kind, names in (pair for run in config.run for pair in run) if check_run else ():
         sections = getattr(config, kind)
         for name in names:
             if name not in sections:
@@ -567,15 +637,13 @@ def load(values: dict[str, Any], *, check_run: bool = True) -> Config:
     for name, labels in config.labels.items():
         if None not in (labels.harden.threshold, labels.harden.top_k):
             raise UserError(f"config: labels.{name}.harden: give 'threshold' or 'top_k', not both")
-    for name in config.run.labels if check_run else ():
-        grid = config.labels[name].grid
-        for of in config.run.datasets:
-            grids = config.datasets[of].grid
-            if grid and grid not in grids:
-                raise UserError(
-                    f"config: labels.{name}.grid is {list(grid)}, and "
-                    f"datasets.{of}.grid has only {', '.join(str(list(g)) for g in grids)}"
-                )
+    for made in config.made if check_run else ():
+        grid, grids = config.labels[made.labels].grid, config.datasets[made.dataset].grid
+        if grid and grid not in grids:
+            raise UserError(
+                f"config: labels.{made.labels}.grid is {list(grid)}, and "
+                f"datasets.{made.dataset}.grid has only {', '.join(str(list(g)) for g in grids)}"
+            )
     for name, training in config.trainings.items():
         if training.trunk == "frozen" and training.weights is None:
             raise UserError(
@@ -594,6 +662,45 @@ def load(values: dict[str, Any], *, check_run: bool = True) -> Config:
     return config
 
 
+def clashes(overlays: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """What is lost where configs of different data sets are laid over each other: a line for each.
+
+    `overlays` are names of files and their values, in the order of the command line. Only such are
+    compared whose `run` names data sets and that have none of them in common: all others are meant
+    to change what lies beneath.
+    """
+    sets = []
+    for name, values in overlays:
+        runs = _runs(values.get("run") or {})
+        if datasets := {d for run in runs for d in run.get("datasets") or ()}:
+            sets.append((name, values, datasets))
+    found = []
+    made = sets[-1][2] if sets else set()
+    for (lower, below, of_lower), (upper, above, of_upper) in combinations(sets, 2):
+        if of_lower & of_upper:
+            continue
+        if not of_lower <= made:
+            found.append(f"{upper} replaces 'run' of {lower}; a list under 'run' makes both")
+        for kind in ("encoders", "labels", "trainings"):
+            ours, theirs = below.get(kind) or {}, above.get(kind) or {}
+            found += [
+                f"{upper} changes {kind}.{name} of {lower}; give one of the two another name"
+                for name in ours.keys() & theirs.keys()
+                if _changes(ours[name], theirs[name])
+            ]
+    return found
+
+
+def _changes(values: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
+    """Whether a section laid over another one changes a key that this has."""
+    return any(
+        _changes(values[key], over[key])
+        if isinstance(values[key], Mapping) and isinstance(over[key], Mapping)
+        else values[key] != over[key]
+        for key in values.keys() & over.keys()
+    )
+
+
 def read_training(text: str) -> Training:
     """Settings of a training from JSON, or from a YAML file. Raises UserError as `load` does."""
     values = {"run": {}, "trainings": {"settings": _read_settings(text)}}
@@ -603,7 +710,12 @@ def read_training(text: str) -> Training:
 def read_labels(text: str) -> Labels:
     """Settings of labels from JSON, or from a YAML file. Raises UserError as `load` does."""
     values = {"run": {}, "labels": {"settings": _read_settings(text)}}
-    return load(values, check_run=False).labels["settings"]
+    labels = load(values, check_run=False).labels["settings"]
+    if labels.positives_of:
+        raise UserError(
+            "--settings: give this data set's number as 'positives', not 'positives_of'"
+        )
+    return labels
 
 
 def read_network(text: str) -> Network:
@@ -656,9 +768,12 @@ def reference() -> str:
         "",
         "Written by `cdul config-reference` from `cdul_steps/config.py`; do not edit.",
         "",
-        "`config/config.yaml` is always read first. Another file given with `--configfile` is laid",
-        "over it, key by key; lists are replaced as a whole. `run` says which sections are made.",
-        "Paths are relative to the working directory; `~` and `$VARIABLES` in them are expanded.",
+        "`config/config.yaml` of the working directory, or else the project's own, is always read",
+        "first. Another file given with `--configfile` is laid over it, key by key; lists are",
+        "replaced as a whole. `run` says which sections are made. Paths are relative to the",
+        "working directory; `~` and `$VARIABLES` in them are expanded. Class files, context lists,",
+        "tables of variants and models that come with the project, such as",
+        "`config/classes/voc.yaml`, are found from anywhere.",
         "Scientific values re-run what depends on them; `runtime` re-runs nothing.",
     ]
     headings: list[tuple[str, type[Section]]] = [

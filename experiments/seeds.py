@@ -68,7 +68,7 @@ def main() -> None:
     config = yaml.safe_load(Path("config/config.yaml").read_text())
     if options.configfile:
         update_config(config, yaml.safe_load(options.configfile.read_text()))
-    (dataset,) = load(config).run.datasets
+    (dataset,) = {made.dataset for made in load(config).made}
     is_demo = config["datasets"][dataset]["reader"] == "demo"
     values = defaultdict(list)
     for seed in options.seeds:

@@ -11,7 +11,7 @@ import yaml
 
 from cdul_steps.data.foreign import read_text, same, unseen
 from cdul_steps.errors import UserError
-from cdul_steps.method.context import NEARNESS
+from cdul_steps.method.choices import NEARNESS
 
 # Columns that stand beside one column a class in the tables we read and write.
 RESERVED_NAMES = ("image_id", "path", "split", "labels", "status", "corrected")

@@ -15,8 +15,7 @@ from cdul_steps.data.tables import describe, read_facts, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.aggregation import build_labels, finish
 from cdul_steps.method.calibration import ClassStatistics, class_statistics
-from cdul_steps.method.choices import Construction
-from cdul_steps.method.context import WEIGHT
+from cdul_steps.method.choices import WEIGHT, Construction
 from cdul_steps.method.snippets import Grid, as_grids, grid_views
 from cdul_steps.progress import Progress
 

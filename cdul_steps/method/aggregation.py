@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from cdul_steps.method.calibration import ClassStatistics, pieces, rescale, standardise
-from cdul_steps.method.choices import Construction
-from cdul_steps.method.context import WEIGHT, context_bias
+from cdul_steps.method.choices import WEIGHT, Construction
+from cdul_steps.method.context import context_bias
 from cdul_steps.method.metrics import top_k as top_k_of
 from cdul_steps.method.similarity import scores as scores_of
 

@@ -8,12 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cdul_steps.method.choices import NEARNESS, WEIGHT
 from cdul_steps.method.similarity import unit
-
-WEIGHT = 50.0
-"""As how many names the context counts, at most: see `context_bias`."""
-NEARNESS = 0.6
-"""Centred cosine from which a context name is taken to mean a class."""
 
 REFERENCE = (
     """

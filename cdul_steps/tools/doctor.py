@@ -21,7 +21,7 @@ from snakemake.common.configfile import load_configfile
 from snakemake.utils import update_config
 from torch.utils.data import DataLoader
 
-from cdul_steps.config import Config, Dataset, Encoder, Runtime, Training, load
+from cdul_steps.config import Config, Dataset, Encoder, Runtime, Training, clashes, load
 from cdul_steps.data.classes import check_choice, load_names
 from cdul_steps.data.foreign import Tell, ignore
 from cdul_steps.data.images import ImageError, read_size
@@ -42,10 +42,10 @@ from cdul_steps.models.engine import choose_engine
 from cdul_steps.models.recipe import assumed
 from cdul_steps.models.timm_encoder import TOGETHER, TimmEncoder
 from cdul_steps.provenance import versions
+from cdul_steps.shipped import base_config
 from cdul_steps.training.labels import new_labels
 
 DISTRIBUTION = "cdul-steps"
-BASE = Path("config/config.yaml")
 SAMPLE = 500
 """Images at most that a measurement decodes, or whose headers are looked at in each split."""
 GIGABYTE = 1e9
@@ -65,19 +65,25 @@ Result = tuple[str, dict[str, Any]]
 """What a check that finds all well returns: the line, and the values."""
 
 
+def read_values(files: Sequence[Path]) -> list[tuple[str, dict[str, Any]]]:
+    """Name and values of each file of a config. Raises UserError for one that cannot be read."""
+    found = []
+    for file in files:
+        try:
+            found.append((file.name, load_configfile(str(file))))
+        except Exception as error:
+            raise UserError(f"config: {file} cannot be read: {first_line(error)}") from error
+    return found
+
+
 def read_config(files: Sequence[Path]) -> Config:
-    """The config as Snakemake reads it: `files` in turn over `config/config.yaml`.
+    """The config as Snakemake reads it: `files` in turn over the base config.
 
     Raises UserError for a file that cannot be read and for a config that is not right.
     """
     values: dict[str, Any] = {}
-    for file in [*([BASE] if BASE.is_file() else []), *files]:
-        try:
-            update_config(values, load_configfile(str(file)))
-        except Exception as error:
-            raise UserError(f"config: {file} cannot be read: {first_line(error)}") from error
-    if not values:
-        raise UserError(f"config: no {BASE} here; go to the project's folder, or --configfile")
+    for _, of_file in read_values([base_config(), *files]):
+        update_config(values, of_file)
     return load(values)
 
 
@@ -100,39 +106,46 @@ def examine(configfiles: Sequence[Path], *, seconds: float) -> Iterator[Finding]
     except UserError as error:
         yield Finding("config", False, str(error))
         return
-    yield Finding("config", True, f"{', '.join(map(str, configfiles)) or BASE}")
+    lost = clashes(read_values(configfiles))
+    files = ", ".join(map(str, configfiles)) or str(base_config())
+    yield Finding("config", not lost, "; ".join(lost) or files)
     yield (device := check("device", _device, config.runtime.device))
     images: dict[str, int] = {}
-    learnt = 0
-    for name in config.run.datasets:
+    learnt: dict[str, int] = {}
+    datasets = dict.fromkeys(made.dataset for made in config.made)
+    for name in datasets:
         yield (found := check(f"data {name}", _data, config.datasets[name]))
         if found.ok:
             images[name] = sum(found.values["images"].values())
-            learnt += found.values["images"]["train"]
-    needed, unknown = 0.0, len(images) < len(config.run.datasets)
-    for name in config.run.encoders:
+            learnt[name] = found.values["images"]["train"]
+    needed, unknown = 0.0, len(images) < len(datasets)
+    for name in dict.fromkeys(made.encoder for made in config.made):
         encoder = config.encoders[name]
         yield (found := check(f"encoder {name}", _encoder, encoder))
         unknown |= not found.ok
-        for data in images if found.ok else ():
+        encoded = dict.fromkeys(m.dataset for m in config.made if m.encoder == name)
+        for data in encoded if found.ok else ():
+            if data not in images:
+                continue
             dataset = config.datasets[data]
             needed += images[data] * _image_bytes(dataset, found.values["dimension"])
             if device.ok and seconds:
                 speed = (encoder, dataset, _scenes(config, data), images[data], config, seconds)
                 yield check(f"encode {name} {data}", _encode_time, *speed)
-    variants = len(config.run.labels) * len(config.run.encoders)
-    for name in config.run.trainings:
+    for name in dict.fromkeys(made.training for made in config.made):
         training = config.trainings[name]
         yield (found := check(f"training {name}", _training, training))
         unknown |= not found.ok
         if found.ok:
+            # One for each encoder and labels of a data set.
+            sets = [m.dataset for m in config.made if m.training == name and m.dataset in images]
             # The models, and a checkpoint while one trains.
-            needed += found.values["parameters"] * (4 * variants * len(images) + 12)
-            if device.ok and seconds and training.trunk == "frozen" and images:
-                work = (training, sum(images.values()), config, seconds)
+            needed += found.values["parameters"] * (4 * len(sets) + 12)
+            if device.ok and seconds and sets and training.trunk == "frozen":
+                work = (training, sum(images[of] for of in {*sets}), config, seconds)
                 yield check(f"features {name}", _features_time, *work)
-            elif device.ok and seconds and learnt:
-                work = (training, variants * learnt, config, seconds)
+            elif device.ok and seconds and sets:
+                work = (training, sum(learnt[of] for of in sets), config, seconds)
                 yield check(f"train {name}", _train_time, *work)
     yield check("disk", _disk, Path(config.results), needed, unknown)
 
@@ -141,14 +154,16 @@ def _software() -> Result:
     try:
         wanted = [Requirement(text) for text in importlib.metadata.requires(DISTRIBUTION) or ()]
     except importlib.metadata.PackageNotFoundError as error:
-        raise UserError(f"{DISTRIBUTION} is not installed; run 'pip install -e .'") from error
+        raise UserError(f"{DISTRIBUTION} is not installed; pip install it") from error
     for requirement in wanted:
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
             found = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError as error:
-            raise UserError(f"{requirement.name} is missing; run 'pip install -e .'") from error
+            raise UserError(
+                f"{requirement.name} is missing; run 'pip install {requirement.name}'"
+            ) from error
         if not requirement.specifier.contains(found, prereleases=True):
             raise UserError(f"{requirement.name} is {found}, needed is {requirement.specifier}")
     names = versions("snakemake", "torch", "open_clip_torch", "timm", "zarr", "pyarrow")

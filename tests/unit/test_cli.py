@@ -84,6 +84,7 @@ def test_help_lists_every_stage(cdul):
     for stage in [*STAGES, "summary", "show", "status", "verify", "gallery", "demo"]:
         assert f" {stage} " in done.stdout
     assert "config-schema" not in done.stdout
+    assert "--install-completion" in done.stdout and "--version" in done.stdout
 
 
 @pytest.mark.parametrize("words", list(commands()), ids=" ".join)

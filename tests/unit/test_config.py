@@ -10,6 +10,7 @@ from cdul_steps.config import (
     Dataset,
     Sweep,
     Training,
+    clashes,
     load,
     read_sweep,
     read_training,
@@ -63,7 +64,7 @@ COUNTS = {
 
 def test_the_base_config_loads():
     config = load(BASE)
-    assert config.run.datasets == ["demo"]
+    assert {made.dataset for made in config.made} == {"demo"}
     assert config.trainings["aligned"].alignment.enabled
     assert not config.trainings["fixed"].alignment.enabled
 
@@ -74,10 +75,12 @@ def test_every_overlay_loads_over_the_base(name):
     config = load(laid_over(BASE, overlay))
     for dataset in config.datasets.values():
         assert dataset.reader == "demo" or dataset.root
-    if "paper" in config.run.labels:
-        (encoder,) = config.run.encoders
-        clip, labels = config.encoders[encoder], config.labels["paper"]
-        training = config.trainings["paper"]
+    (made,) = config.made
+    assert made.training == made.dataset == name.removesuffix(".yaml")
+    if made.labels == "paper":
+        clip, labels = config.encoders[made.encoder], config.labels["paper"]
+        training = config.trainings[made.training]
+        assert config.ablation.training == made.training
         assert (clip.model, clip.pretrained, clip.aliases) == ("RN50x64", "openai", False)
         assert (labels.construction, labels.zeta, labels.lambda_) == ("final", 0.5, 0)
         assert (training.model, training.weights, training.image_size) == ("resnet101", "timm", 448)
@@ -93,7 +96,7 @@ def test_every_overlay_loads_over_the_base(name):
 def test_every_training_with_alignment_moves_its_labels(name):
     overlay = yaml.safe_load((ROOT / "config" / name).read_text(encoding="utf-8"))
     config = load(laid_over(BASE, overlay))
-    for training in map(config.trainings.get, config.run.trainings):
+    for training in (config.trainings[made.training] for made in config.made):
         assert not training.alignment.enabled or training.alignment.warmup < training.epochs
 
 
@@ -325,3 +328,67 @@ def test_every_key_is_described():
 
 def test_the_schema_is_json():
     assert json.loads(schema())["title"] == "Config"
+
+
+# Several data sets at once
+
+
+def overlays(*names):
+    return [(n, yaml.safe_load((ROOT / "config" / n).read_text(encoding="utf-8"))) for n in names]
+
+
+BOTH = ["voc2007.yaml", "coco2014.yaml"]
+TWO_RUNS = {
+    "run": [
+        {"datasets": [n], "encoders": ["rn50x64"], "labels": ["calibrated"], "trainings": [n]}
+        for n in ("voc2007", "coco2014")
+    ]
+}
+
+
+@pytest.mark.parametrize("order", [BOTH, BOTH[::-1]])
+def test_two_overlays_keep_what_each_says(order):
+    values = BASE
+    for _, overlay in [*overlays(*order), ("runs.yaml", TWO_RUNS)]:
+        values = laid_over(values, overlay)
+    config = load(values)
+    assert {(made.dataset, made.training) for made in config.made} == {
+        ("voc2007", "voc2007"),
+        ("coco2014", "coco2014"),
+    }
+    assert config.trainings["voc2007"].batch_size == 8
+    assert config.trainings["coco2014"].batch_size == 16
+    calibrated = config.labels["calibrated"]
+    assert calibrated.of("voc2007").positives == 1.5
+    assert calibrated.of("coco2014").positives == 2.9
+    assert config.ablated.datasets == [order[1].removesuffix(".yaml")]
+
+
+def test_what_overlays_of_two_data_sets_lose_is_told():
+    (line,) = clashes(overlays(*BOTH))
+    assert line.startswith("coco2014.yaml replaces 'run' of voc2007.yaml")
+    assert clashes([*overlays(*BOTH), ("runs.yaml", TWO_RUNS)]) == []
+    mine = {"run": {"datasets": ["mine"]}, "trainings": {"voc2007": {"batch_size": 9}}}
+    lines = clashes([*overlays("voc2007.yaml"), ("mine.yaml", mine)])
+    assert "mine.yaml changes trainings.voc2007 of voc2007.yaml" in lines[1] and len(lines) == 2
+
+
+@pytest.mark.parametrize(
+    "over",
+    [
+        {"trainings": {"voc2007": {"epochs": 3}}},
+        {"run": {"labels": ["calibrated"]}},
+        {"run": {"datasets": ["voc2007"]}, "trainings": {"voc2007": {"epochs": 3}}},
+    ],
+)
+def test_an_overlay_that_changes_one_beneath_loses_nothing(over):
+    assert clashes([*overlays("voc2007.yaml"), ("mine.yaml", over)]) == []
+
+
+def test_a_list_of_runs_makes_each_once():
+    run = {"datasets": ["demo"], "encoders": ["tiny-clip"], "labels": ["final"]}
+    runs = [{**run, "trainings": ["aligned", "fixed"]}, {**run, "trainings": ["fixed"]}]
+    made = load(laid_over(BASE, {"run": runs})).made
+    assert [of.training for of in made] == ["aligned", "fixed"]
+    wrong = laid_over(BASE, {"run": [run, {**run, "trainings": ["fixd"]}]})
+    assert "run.trainings names 'fixd'" in message_of(wrong)

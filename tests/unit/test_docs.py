@@ -148,6 +148,8 @@ OTHERS = {
     "nano",
     "pip",
     "conda",
+    "docker",
+    "apptainer",
     "pytest",
     "git",
     "export",
@@ -217,7 +219,7 @@ def test_versions_agree():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     changes = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
-    assert project["version"] == __version__ == citation["version"]
+    assert "version" in project["dynamic"] and __version__ == citation["version"]
     assert citation["license"] == project["license"]
     assert changes[0] == "Unreleased" and changes[1].split()[0] == __version__
 
@@ -225,7 +227,8 @@ def test_versions_agree():
 def test_the_catalogue_finds_what_it_looks_for():
     """As snakemake-workflow-catalog reads a repository."""
     settings = yaml.safe_load((ROOT / ".snakemake-workflow-catalog.yml").read_text())["usage"]
-    assert settings["software-stack-deployment"]["conda"] is True
+    assert settings["software-stack-deployment"]["conda"] is False
+    assert not any("conda:" in rules.read_text() for rules in ROOT.glob("workflow/rules/*.smk"))
     assert (ROOT / "workflow/Snakefile").is_file() and (ROOT / "config/README.md").is_file()
     readme = (ROOT / "README.md").read_text().lower()
     assert "snakemake" in readme and "workflow" in readme
@@ -236,3 +239,35 @@ def test_contributing_names_files_that_are_there():
     for name in re.findall(r"`([\w/.]+/[\w.]+)`", text):
         if "NAME" not in name:
             assert (ROOT / name).exists(), name
+
+
+# What a public project has around its code
+
+
+def test_continuous_integration_calls_what_is_there():
+    steps = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text())["jobs"].values()
+    lines = [s["run"] for job in steps for s in job["steps"] if "run" in s]
+    made = [shlex.split(line)[1:] for line in lines if line.startswith("make ")]
+    assert len(made) == 3
+    for words in made:
+        check_make(words)
+
+
+def test_the_sites_navigation_has_every_page():
+    text = (ROOT / "mkdocs.yml").read_text()
+    for page in ROOT.glob("docs/*.md"):
+        assert re.search(rf"\b{page.name}\b", text), page.name
+
+
+def test_a_bug_report_asks_for_what_the_doctor_says():
+    form = yaml.safe_load((ROOT / ".github/ISSUE_TEMPLATE/bug.yml").read_text())
+    asked = [field["attributes"]["label"] for field in form["body"]]
+    (line,) = [label for label in asked if label.startswith("cdul ")]
+    check_cdul(shlex.split(line)[1:])
+
+
+def test_the_two_recipes_of_an_image_are_one():
+    docker = (ROOT / "containers/Dockerfile").read_text()
+    apptainer = (ROOT / "containers/apptainer.def").read_text()
+    for text in ("debian:trixie-slim", "/whl/cpu", "requirements.lock", "python3 python3-venv"):
+        assert text in docker and text in apptainer, text

@@ -12,6 +12,7 @@ from messages import message_of
 from typer.testing import CliRunner
 
 from cdul_steps import cli
+from cdul_steps.errors import UserError
 from cdul_steps.tools import doctor
 from cdul_steps.tools.doctor import examine, read_config
 
@@ -211,7 +212,26 @@ def test_the_config_is_read_as_snakemake_reads_it(repository, tmp_path, monkeypa
     assert config.trainings["aligned"].epochs == 3
     assert config.trainings["aligned"].learning_rate == 5e-3
     monkeypatch.chdir(tmp_path)
-    assert "no config/config.yaml here" in message_of(read_config, [])
     assert "none.yaml cannot be read" in message_of(read_config, [tmp_path / "none.yaml"])
     (tmp_path / "bad.yaml").write_text("a: [")
     assert "bad.yaml cannot be read" in message_of(read_config, [tmp_path / "bad.yaml"])
+
+
+def test_config_files_are_given_as_for_snakemake(small, tmp_path):
+    """All after one --configfile; of two, Snakemake would take the last alone."""
+    second = tmp_path / "second.yaml"
+    second.write_text(yaml.safe_dump({"trainings": {"small": {"epochs": "none"}}}))
+    done = run("--configfile", small, second, "--seconds", 0)
+    assert "trainings.small.epochs" in done.stdout and done.exit_code == 1
+    for words in (["--configfile", small, "--configfile", second], [second]):
+        with pytest.raises(UserError, match="after one --configfile"):
+            CliRunner().invoke(cli.app, ["doctor", *map(str, words)], catch_exceptions=False)
+
+
+def test_overlays_that_lose_something_are_a_problem(small, tmp_path):
+    lower = tmp_path / "lower.yaml"
+    demo = yaml.safe_load(Path("config/config.yaml").read_text())["datasets"]["demo"]
+    lower.write_text(yaml.safe_dump({"run": {"datasets": ["mine"]}, "datasets": {"mine": demo}}))
+    upper = overlay(tmp_path, run={"datasets": ["demo"]})
+    finding = next(f for f in examine([lower, upper], seconds=0) if f.check == "config")
+    assert not finding.ok and "overlay.yaml replaces 'run' of lower.yaml" in finding.text

@@ -42,7 +42,7 @@ def variants_of(overlays: str, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("CDUL_TEST_DATA", "/nowhere")
     config = read_config([Path(overlay) for overlay in overlays.split()])
-    default = config.run.labels[0]
+    default = config.ablated.labels[0]
     return config, read_variants(config.ablation, config.trainings, config.labels, default=default)
 
 
@@ -68,7 +68,7 @@ def test_no_two_rows_of_a_table_here_are_the_same_training(overlays, monkeypatch
 def test_rows_say_the_same_of_the_paper_s_training_and_of_the_demo_s(overlay, monkeypatch):
     _, demo = variants_of("", monkeypatch)
     config, paper = variants_of(overlay, monkeypatch)
-    assert config.ablation.training == "paper"
+    assert config.ablation.training == Path(overlay).stem
     for ours, theirs in zip(demo, paper, strict=True):
         assert (ours.settings.loss, ours.settings.positives) == (
             theirs.settings.loss,

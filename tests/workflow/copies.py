@@ -13,7 +13,7 @@ import launcher
 import yaml
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("Snakefile", "workflow", "config", "profiles", "cdul_steps", "environment.yml")
+PARTS = ("Snakefile", "workflow", "config", "profiles", "cdul_steps")
 
 
 @dataclass

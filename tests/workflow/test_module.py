@@ -1,6 +1,5 @@
 """Another workflow takes this one as a module, under a prefix and with a config of its own."""
 
-import json
 import os
 import subprocess
 from pathlib import Path
@@ -11,13 +10,16 @@ import pytest
 import yaml
 from copies import ROOT, SMALL_TRAINING
 
-SNAKEFILE = f"""
+SNAKEFILE = """
+from cdul_steps.shipped import SNAKEFILE
+
+
 configfile: "outer.yaml"
 
 
 module cdul:
     snakefile:
-        {json.dumps(str(ROOT / "Snakefile"))}
+        str(SNAKEFILE)
     config:
         config["labelling"]
     prefix:
@@ -34,7 +36,7 @@ rule count:
     output:
         "count.txt",
     shell:
-        "wc -c < {{input}} > {{output}}"
+        "wc -c < {input} > {output}"
 """
 
 
@@ -47,15 +49,18 @@ def outer(tmp_path: Path) -> Path:
         "datasets": {
             "photos": {
                 "reader": "demo",
-                "classes": str(ROOT / "config/classes/demo.yaml"),
+                "classes": "config/classes/demo.yaml",
                 "shard_size": 6,
                 "scenes": {"train": 9, "test": 1, "size": 64},
             }
         },
-        "encoders": {"tiny-clip": {"model": f"local-dir:{ROOT}/cdul_steps/demo/tiny-clip"}},
+        "encoders": {"tiny-clip": {"model": "local-dir:cdul_steps/demo/tiny-clip"}},
         "labels": {"final": {}},
-        "trainings": {"small": SMALL_TRAINING},
+        "trainings": {"small": {**SMALL_TRAINING, "epochs": 1}},
+        "sweep": {"tau": [1], "zeta": [0.3], "lambda": [0], "standardise": [False]},
+        "ablation": {"training": "small", "table": "variants.csv", "seeds": [0]},
     }
+    (tmp_path / "variants.csv").write_text("variant\nas-it-is\n")
     (tmp_path / "outer.yaml").write_text(yaml.safe_dump({"labelling": config}))
     (tmp_path / "Snakefile").write_text(SNAKEFILE)
     return tmp_path
@@ -80,11 +85,23 @@ def test_as_a_module(outer):
     assert len(pq.read_table(labels)) == 9
     assert int((outer / "count.txt").read_text()) == labels.stat().st_size
     assert not (outer / "found").exists() and not (outer / "results").exists()
-    assert "Nothing to be done" in snakemake(outer)
-    plan = snakemake(outer, "-n", "cdul_all")
-    for rule in ("cdul_quality", "cdul_train", "cdul_predict", "cdul_evaluate", "cdul_model_card"):
-        assert rule in plan
-    assert "cdul_encode " not in plan and "cdul_manifest " not in plan
+
+    # What reads and writes beside the rules' own files stands behind the prefix too.
+    encoder = outer / "taken/found/photos/tiny-clip"
+    gallery = encoder / "final/small/gallery/train"
+    targets = ["cdul_report", "cdul_sweep", "cdul_ablation", str(gallery.relative_to(outer))]
+    text = snakemake(outer, *targets)
+    assert "rule cdul_encode:" not in text and "cdul_manifest:" not in text
+    for made in (
+        outer / "taken/found/report/report.html",
+        encoder / "sweep/sweep.svg",
+        encoder / "ablation/ablation.md",
+        gallery / "index.html",
+    ):
+        assert made.is_file(), made
+    assert "small" in (outer / "taken/found/report/report.html").read_text()
+    assert not (outer / "found").exists() and not (outer / "results").exists()
+    assert "Nothing to be done" in snakemake(outer, *targets)
 
 
 def test_the_catalogues_front_door(project):

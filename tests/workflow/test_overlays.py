@@ -1,5 +1,8 @@
 """Every overlay on a miniature of its data set in the published layout."""
 
+import subprocess
+import sys
+
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -140,3 +143,34 @@ def test_half_a_set_ends_the_run_before_it_starts(project):
     assert "Traceback" not in done.stdout
     (line,) = [x for x in done.stdout.splitlines() if "cdul: error:" in x]
     assert "split 'train' has 1 images, not 82081" in line and "expected_images: null" in line
+
+
+def test_two_overlays_at_once(project):
+    """Both sets are made, each by its own settings; without a list under `run`, one line tells."""
+    for name in ("voc2007", "coco2014"):
+        lay_out(overlay(project, name), name)
+        (project.folder / f"{name}.yaml").write_text(yaml.safe_dump(project.config))
+    runs = [
+        {"datasets": [name], "encoders": ["rn50x64"], "labels": ["paper"], "trainings": [name]}
+        for name in ("voc2007", "coco2014")
+    ]
+    (project.folder / "both.yaml").write_text(yaml.safe_dump({"run": runs}))
+
+    def plan(*files: str) -> str:
+        words = [sys.executable, "-m", "snakemake", "-n", "-p", "--configfile", *files]
+        return subprocess.run(
+            words,
+            cwd=project.folder,
+            env=project.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ).stdout
+
+    text = plan("voc2007.yaml", "coco2014.yaml", "both.yaml")
+    assert "replaces" not in text
+    for name, size in (("voc2007", 8), ("coco2014", 16)):
+        (train,) = [x for x in text.splitlines() if "cdul train" in x and f"/paper/{name}" in x]
+        assert f'"batch_size":{size}' in train.replace("\\", "")
+    text = plan("voc2007.yaml", "coco2014.yaml")
+    assert "cdul: coco2014.yaml replaces 'run' of voc2007.yaml" in text

@@ -1,7 +1,9 @@
 """The report by Snakemake: ours, and Snakemake's own around it."""
 
 import shutil
+import zipfile
 from html.parser import HTMLParser
+from pathlib import Path
 
 
 class Loaded(HTMLParser):
@@ -48,6 +50,15 @@ def test_report(demo):
     assert not [s for s in loaded(own) if s.startswith(("http:", "https:", "//"))]
     assert own.stat().st_size > (folder / "report.html").stat().st_size
     assert "Where the classifier sees its three most probable labels" in own.read_text()
+
+
+def test_snakemakes_own_report_holds_results(demo):
+    """Also of a run that never made the target `report`."""
+    archive = demo.folder / "report.zip"
+    demo.snakemake("--report", archive.name)
+    with zipfile.ZipFile(archive) as report:
+        held = {Path(name).name for name in report.namelist()}
+    assert {"metrics.json", "quality.json", "README.md"} <= held
 
 
 def test_lost_benchmarks_rerun_nothing(demo):

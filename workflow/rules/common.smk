@@ -1,29 +1,44 @@
+import importlib.util
 import os
 import shlex
 import sys
 from functools import cache, wraps
+from itertools import chain
 from pathlib import Path
+from typing import get_args
 
 # Not `workflow.basedir`, which is another workflow's where that takes this one as a module.
-ROOT = Path(str(workflow.current_basedir)).parents[1]
-# The package lies beside the Snakefile.
-sys.path.insert(0, str(ROOT))
+BESIDE = Path(str(workflow.current_basedir)).parents[1]
+# In a clone the package lies beside the Snakefile; all others have installed it.
+if (BESIDE / "cdul_steps").is_dir():
+    sys.path.insert(0, str(BESIDE))
+if importlib.util.find_spec("cdul_steps") is None:
+    sys.exit(
+        "cdul: error: the rules need the package cdul-steps beside Snakemake "
+        f"({sys.executable}): pip install it there, in the version of this workflow"
+    )
 
+from snakemake.common.configfile import load_configfile
+from snakemake.logging import logger
 from snakemake.utils import Paramspace
 
+# What is imported here needs nothing but what Snakemake brings, so that Snakemake's lint can read
+# the rules without the package's other dependencies; functions import the rest.
 from cdul_steps import results
-from cdul_steps.config import load
-from cdul_steps.data.classes import check_choice, load_classes, load_names
+from cdul_steps.config import LOCAL, Split, clashes, load
 from cdul_steps.data.files import check_dates, digest
-from cdul_steps.data.readers import check_counts, fingerprint, read_dataset
-from cdul_steps.data.tables import read_facts
 from cdul_steps.errors import UserError
 from cdul_steps.provenance import source_digest
 from cdul_steps.report.captions import CAPTIONS, TITLES
+from cdul_steps.shipped import PACKAGE
 
-# Jobs find `cdul` beside the Python that runs Snakemake, whether or not it is on the path.
+# Jobs find `cdul` beside the Python that runs Snakemake, whether or not it is on the path. An image
+# of a container has its own.
 BIN = shlex.quote(str(Path(sys.executable).parent))
-shell.prefix(f'set -euo pipefail; export PATH={BIN}:"$PATH"; ')
+shell.prefix(
+    'set -euo pipefail; [ -n "${{APPTAINER_CONTAINER:-}}" ] || '
+    f'export PATH={BIN}:"$PATH"; '
+)
 
 
 def one_line(function):
@@ -41,8 +56,13 @@ def one_line(function):
 
 
 CONFIG = one_line(load)(config)
-RUN = CONFIG.run
 RUNTIME = CONFIG.runtime
+# Of another workflow that takes this one as a module, the files are its own business.
+if str(BASE_CONFIG) in workflow.configfiles and not workflow.remote_exec:
+    for clash in clashes(
+        [(file.name, load_configfile(file)) for file in workflow.overwrite_configfiles]
+    ):
+        logger.warning(f"cdul: {clash}")
 RESULTS = CONFIG.results
 
 
@@ -77,12 +97,57 @@ METRICS = below(results.METRICS)
 FIGURE_OF = "{dataset,[^/]+}/{encoder,[^/]+}/{labels,[^/]+}"
 
 
+# Used with `--sdm apptainer` only.
+container: CONFIG.container
+
+
 wildcard_constraints:
     **results.WILDCARDS,
     dataset="|".join(CONFIG.datasets),
     encoder="|".join(CONFIG.encoders),
     labels="|".join(CONFIG.labels),
     training="|".join([*CONFIG.trainings, r"ablation/variant~[^/]+/seed~\d+"]),
+
+
+def made(pattern, **further):
+    """A pattern for everything that the config's `run` makes; `further` are other names in it."""
+    paths = [
+        path
+        for of in CONFIG.made
+        for path in expand(
+            pattern,
+            **of._asdict(),
+            split=list(CONFIG.datasets[of.dataset].splits),
+            **further,
+        )
+    ]
+    return list(dict.fromkeys(paths))
+
+
+def reported_files(wildcards):
+    """What the report reads beside the results of `all`: a storage brings only what a rule names."""
+    if not IN_STORAGE:
+        return []
+    of_runs = (IMAGES, TEXT, SIMILARITY, PSEUDO_LABELS, WEIGHTS, CARD, METRICS)
+    of_shards = [
+        expand(
+            [SHARD, ENCODED],
+            dataset=of.dataset,
+            encoder=of.encoder,
+            split=split,
+            shard=shards_of(of.dataset, split),
+        )
+        for of in CONFIG.made
+        for split in CONFIG.datasets[of.dataset].splits
+    ]
+    return [*chain(*map(made, of_runs)), *dict.fromkeys(chain(*of_shards))]
+
+
+def training_folders(wildcards, input):
+    """The folders of the trainings that are made."""
+    return [
+        str(Path(card).parents[1]) for card in input if Path(card).name == "README.md"
+    ]
 
 
 def dataset_key(key):
@@ -97,7 +162,8 @@ def encoder_key(key):
 
 def label_settings(wildcards):
     """The settings of a job's labels, as `cdul label` takes them."""
-    return CONFIG.labels[wildcards.labels].model_dump_json(by_alias=True)
+    settings = CONFIG.labels[wildcards.labels].of(wildcards.dataset)
+    return settings.model_dump_json(by_alias=True, exclude={"positives_of"})
 
 
 def option(name, value):
@@ -151,6 +217,9 @@ def dataset_root(wildcards, input):
 @one_line
 def dataset_content(wildcards):
     """What changes when images come, go or change; scenes have a rule that says so."""
+    from cdul_steps.data.classes import load_classes
+    from cdul_steps.data.readers import check_counts, fingerprint, read_dataset
+
     dataset = CONFIG.datasets[wildcards.dataset]
     if dataset.reader == "demo":
         return "scenes"
@@ -169,6 +238,8 @@ def dataset_content(wildcards):
 
 def name_tables(wildcards):
     """Class table and context list. Read before hours of encoding, at whose end they would fail."""
+    from cdul_steps.data.classes import check_choice, load_names
+
     dataset = CONFIG.datasets[wildcards.dataset]
     context = dataset.context and Path(dataset.context)
     tables = load_names(Path(dataset.classes), context, dataset.context_keep)
@@ -196,10 +267,22 @@ def grid_options(wildcards):
     ]
 
 
+IN_STORAGE = workflow.storage_settings.default_storage_provider is not None
+
+
+def stored_folders():
+    """The folders of shard manifests, where results lie in a storage (one without a split is empty)."""
+    splits = get_args(Split) if IN_STORAGE else ()
+    return [str(Path(SHARD.replace("{split}", split)).parent) for split in splits]
+
+
 def shards_of(dataset, split):
     """The shards of a data set's split, known once the manifest is made."""
-    images = checkpoints.manifest.get(dataset=dataset).output[0]
-    facts = read_facts(Path(images))
+    from cdul_steps.data.tables import read_facts
+
+    # Opened, since a storage is asked for it only then.
+    with checkpoints.manifest.get(dataset=dataset).output.images.open("rb") as images:
+        facts = read_facts(Path(images.name))
     return range(-(-facts["rows"][split] // facts["layout"]["shard_size"]))
 
 
@@ -211,9 +294,9 @@ def shards(wildcards):
 @one_line
 def shard_manifest(wildcards):
     """The views of a shard. Written by the manifest only when they change."""
-    images = checkpoints.manifest.get(dataset=wildcards.dataset).output[0]
+    images = checkpoints.manifest.get(dataset=wildcards.dataset).output.images
     path = Path(images).parent / wildcards.split / f"{wildcards.shard}.parquet"
-    if not path.is_file():
+    if not (path.is_file() or IN_STORAGE):
         raise UserError(f"{path} is missing: run again with --forcerun manifest")
     # Not `path`: where this workflow is a module, Snakemake puts its prefix before the answer.
     return SHARD
@@ -232,8 +315,8 @@ def encoder_weights(wildcards):
     """Digest of an encoder's own files; a tag of open_clip always means the same weights."""
     encoder = CONFIG.encoders[wildcards.encoder]
     what = f"encoders.{wildcards.encoder}"
-    if encoder.model.startswith("local-dir:"):
-        return content(encoder.model.removeprefix("local-dir:"), what)
+    if encoder.model.startswith(LOCAL):
+        return content(encoder.model.removeprefix(LOCAL), what)
     file = Path(encoder.pretrained or "")
     if (
         file.suffix in (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
@@ -263,12 +346,21 @@ def ablation_trainings():
     from cdul_steps.variants import read_variants
 
     variants = read_variants(
-        CONFIG.ablation, CONFIG.trainings, CONFIG.labels, default=RUN.labels[0]
+        CONFIG.ablation,
+        CONFIG.trainings,
+        CONFIG.labels,
+        default=CONFIG.ablated.labels[0],
     )
     pairs = [(variant.name, variant.settings.seed) for variant in variants]
     space = Paramspace(DataFrame(pairs, columns=["variant", "seed"]))
     names = (f"ablation/{pattern}" for pattern in space.instance_patterns)
     return dict(zip(names, variants))
+
+
+@one_line
+def ablation_content(wildcards):
+    """Digest of the table of the variants."""
+    return content(CONFIG.ablation.table, "ablation.table")
 
 
 def ablation_files(file):
@@ -441,9 +533,14 @@ def figure_labels(wildcards):
     """How Snakemake's report tells figures of one data set apart."""
     if "figure" not in wildcards.keys():
         return {"figure": "tables and figures on one page"}
-    return {
-        "encoder": wildcards.encoder,
-        "labels": wildcards.labels,
-        "training": wildcards.get("training", ""),
-        "figure": TITLES[wildcards.figure],
-    }
+    return report_labels(TITLES[wildcards.figure])(wildcards)
+
+
+def report_labels(what):
+    """How Snakemake's report tells a file apart from others of its data set."""
+
+    def labels(wildcards):
+        names = ("encoder", "labels", "training")
+        return {name: wildcards.get(name, "") for name in names} | {"figure": what}
+
+    return labels

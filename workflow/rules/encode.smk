@@ -5,8 +5,6 @@ rule encode_text:
         f"{LOGS}/encode_text/{{dataset}}/{{encoder}}.log",
     benchmark:
         f"{BENCHMARKS}/encode_text/{{dataset}}/{{encoder}}.tsv"
-    conda:
-        "../../environment.yml"
     params:
         model=encoder_key("model"),
         pretrained=option("--pretrained", encoder_key("pretrained")),
@@ -31,8 +29,6 @@ rule encode:
         f"{LOGS}/encode/{{dataset}}/{{encoder}}/{{split}}/{{shard}}.log",
     benchmark:
         f"{BENCHMARKS}/encode/{{dataset}}/{{encoder}}/{{split}}/{{shard}}.tsv"
-    conda:
-        "../../environment.yml"
     threads: 8
     resources:
         gpu=gpus,

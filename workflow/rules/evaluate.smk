@@ -4,13 +4,16 @@ rule quality:
         similarity=similarities,
         labels=PSEUDO_LABELS,
     output:
-        QUALITY,
+        report(
+            QUALITY,
+            category="{dataset}",
+            labels=report_labels("quality of the pseudo-labels"),
+            caption="../report/measures.rst",
+        ),
     log:
         f"{LOGS}/quality/{{dataset}}/{{encoder}}/{{labels}}.log",
     benchmark:
         f"{BENCHMARKS}/quality/{{dataset}}/{{encoder}}/{{labels}}.tsv"
-    conda:
-        "../../environment.yml"
     params:
         similarity=similarity_options,
         difficult=CONFIG.evaluate.difficult,
@@ -28,13 +31,16 @@ rule evaluate:
         ),
         images=IMAGES,
     output:
-        METRICS,
+        report(
+            METRICS,
+            category="{dataset}",
+            labels=report_labels("metrics of the classifier"),
+            caption="../report/measures.rst",
+        ),
     log:
         f"{LOGS}/evaluate/{{dataset}}/{{encoder}}/{{labels}}/{{training}}.log",
     benchmark:
         f"{BENCHMARKS}/evaluate/{{dataset}}/{{encoder}}/{{labels}}/{{training}}.tsv"
-    conda:
-        "../../environment.yml"
     params:
         difficult=CONFIG.evaluate.difficult,
         ap=CONFIG.evaluate.ap,

@@ -7,8 +7,6 @@ rule feature_store:
         f"{LOGS}/feature_store/{{dataset}}/{{trunk}}/{{split}}.log",
     benchmark:
         f"{BENCHMARKS}/feature_store/{{dataset}}/{{trunk}}/{{split}}.tsv"
-    conda:
-        "../../environment.yml"
     params:
         store=subpath(output[0], parent=True),
         settings=network_settings,
@@ -29,8 +27,6 @@ rule features:
         f"{LOGS}/features/{{dataset}}/{{trunk}}/{{split}}/{{shard}}.log",
     benchmark:
         f"{BENCHMARKS}/features/{{dataset}}/{{trunk}}/{{split}}/{{shard}}.tsv"
-    conda:
-        "../../environment.yml"
     threads: 8
     resources:
         gpu=gpus,

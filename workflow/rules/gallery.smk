@@ -10,12 +10,10 @@ rule gallery:
         directory(below(results.GALLERY)),
     log:
         f"{LOGS}/gallery/{{dataset}}/{{encoder}}/{{labels}}/{{training}}/{{split}}.log",
-    conda:
-        "../../environment.yml"
     threads: 8
     params:
         training=subpath(input.refined, parent=True),
         code=code("gallery", "make_gallery"),
-        page=digest(ROOT / "cdul_steps/gallery"),
+        page=digest(PACKAGE / "gallery"),
     shell:
         "cdul gallery {params.training:q} --split {wildcards.split} --output {output:q} 2> {log:q}"

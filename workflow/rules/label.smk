@@ -8,8 +8,6 @@ rule label:
         f"{LOGS}/label/{{dataset}}/{{encoder}}/{{labels}}.log",
     benchmark:
         f"{BENCHMARKS}/label/{{dataset}}/{{encoder}}/{{labels}}.tsv"
-    conda:
-        "../../environment.yml"
     params:
         settings=label_settings,
         corrected=corrections_content,

@@ -5,8 +5,6 @@ rule scenes:
         f"{LOGS}/scenes/{{dataset}}.log",
     benchmark:
         f"{BENCHMARKS}/scenes/{{dataset}}.tsv"
-    conda:
-        "../../environment.yml"
     threads: 8
     params:
         seed=scenes_key("seed"),
@@ -24,13 +22,13 @@ checkpoint manifest:
         dataset_source,
     output:
         # Kept for the next run, which gives known images their rows again.
-        update(IMAGES),
+        images=update(IMAGES),
+        # Beside it; known to Snakemake only where it must bring them to a storage.
+        shards=[update(directory(folder)) for folder in stored_folders()],
     log:
         f"{LOGS}/manifest/{{dataset}}.log",
     benchmark:
         f"{BENCHMARKS}/manifest/{{dataset}}.tsv"
-    conda:
-        "../../environment.yml"
     params:
         reader=lambda wildcards: {"demo": "table"}.get(
             CONFIG.datasets[wildcards.dataset].reader,
@@ -56,8 +54,9 @@ checkpoint manifest:
         content=dataset_content,
         code=code("manifest", "make_manifest"),
     shell:
+        'mkdir -p "$(dirname {output.images:q})" {output.shards:q}; '
         "cdul manifest --reader {params.reader} --root {params.root:q} "
         "--classes {params.classes:q} {params.splits:q} {params.grid} "
         "--overlap {params.overlap} --shard-size {params.shard_size} --max-pixels {params.max_pixels} "
         "{params.labelled_only} {params.exclude:q} --max-failed-share {params.max_failed_share} "
-        "--output {output:q} 2> {log:q}"
+        "--output {output.images:q} 2> {log:q}"

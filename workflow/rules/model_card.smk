@@ -5,11 +5,13 @@ rule model_card:
         quality=QUALITY,
         metrics=METRICS,
     output:
-        f"{MODEL}/README.md",
+        report(
+            f"{MODEL}/README.md",
+            category="{dataset}",
+            labels=report_labels("model card"),
+        ),
     log:
         f"{LOGS}/model_card/{{dataset}}/{{encoder}}/{{labels}}/{{training}}.log",
-    conda:
-        "../../environment.yml"
     params:
         model=subpath(input.model, parent=True),
         code=code("model_card", "make_model_card"),

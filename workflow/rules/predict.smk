@@ -11,8 +11,6 @@ rule predict:
         f"{LOGS}/predict/{{dataset}}/{{encoder}}/{{labels}}/{{training}}/{{split}}.log",
     benchmark:
         f"{BENCHMARKS}/predict/{{dataset}}/{{encoder}}/{{labels}}/{{training}}/{{split}}.tsv"
-    conda:
-        "../../environment.yml"
     threads: 8
     resources:
         gpu=gpus,

@@ -2,6 +2,7 @@
 rule report:
     input:
         rules.all.input,
+        reported_files,
     output:
         report(
             directory(below(results.REPORT)),
@@ -17,18 +18,10 @@ rule report:
         ),
     log:
         f"{LOGS}/report.log",
-    conda:
-        "../../environment.yml"
     params:
-        folders=expand(
-            TRAINING,
-            dataset=RUN.datasets,
-            encoder=RUN.encoders,
-            labels=RUN.labels,
-            training=RUN.trainings,
-        ),
+        folders=training_folders,
         captions=CAPTIONS,
-        page=digest(ROOT / "cdul_steps/report/page.html"),
+        page=digest(PACKAGE / "report/page.html"),
         code=code("report", "make_report"),
     shell:
         "cdul report {params.folders:q} --output {output:q} 2> {log:q}"

@@ -8,8 +8,6 @@ rule store:
         f"{LOGS}/store/{{dataset}}/{{encoder}}/{{split}}.log",
     benchmark:
         f"{BENCHMARKS}/store/{{dataset}}/{{encoder}}/{{split}}.tsv"
-    conda:
-        "../../environment.yml"
     params:
         store=subpath(output[0], parent=True),
         code=code("similarity", "write_store"),
@@ -31,8 +29,6 @@ rule similarity:
         f"{LOGS}/similarity/{{dataset}}/{{encoder}}/{{split}}.log",
     benchmark:
         f"{BENCHMARKS}/similarity/{{dataset}}/{{encoder}}/{{split}}.tsv"
-    conda:
-        "../../environment.yml"
     params:
         store=subpath(input.store, parent=True),
         tables=lambda wildcards, input: [f"--table={table}" for table in input.tables],

@@ -1,6 +1,6 @@
 rule sweep:
     input:
-        expand(SWEEP, dataset=RUN.datasets, encoder=RUN.encoders),
+        made(SWEEP),
 
 
 rule sweep_labels:
@@ -9,11 +9,13 @@ rule sweep_labels:
         similarity=similarities,
     output:
         table=SWEEP,
-        figure=SWEEP.replace(".parquet", ".svg"),
+        figure=report(
+            SWEEP.replace(".parquet", ".svg"),
+            category="{dataset}",
+            labels=report_labels("sweep of label settings"),
+        ),
     log:
         f"{LOGS}/sweep/{{dataset}}/{{encoder}}.log",
-    conda:
-        "../../environment.yml"
     threads: 8
     params:
         similarity=similarity_options,

@@ -14,8 +14,6 @@ rule train:
         f"{LOGS}/train/{{dataset}}/{{encoder}}/{{labels}}/{{training}}.log",
     benchmark:
         f"{BENCHMARKS}/train/{{dataset}}/{{encoder}}/{{labels}}/{{training}}.tsv"
-    conda:
-        "../../environment.yml"
     threads: 8 * RUNTIME.train_devices
     resources:
         gpu=train_gpus,

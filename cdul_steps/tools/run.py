@@ -1,0 +1,25 @@
+"""Command run: Snakemake on the workflow that comes with this package."""
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+from cdul_steps.shipped import SNAKEFILE
+
+
+def run_workflow(words: Sequence[str]) -> NoReturn:
+    """Run Snakemake in the working directory, with targets and options of its command line.
+
+    Ends the process, with status 0 where all went well. Where neither the words nor a profile
+    say how many cores, it takes all of the machine's.
+    """
+    from snakemake.cli import args_to_api, parse_args, parse_cores, print_exception
+
+    try:
+        parser, options = parse_args(["--snakefile", str(SNAKEFILE), *words])
+        if options.cores is None and options.jobs is None and options.executor is None:
+            options.cores = parse_cores("all")
+        done = args_to_api(options, parser)
+    except Exception as error:
+        print_exception(error)
+        done = False
+    raise SystemExit(0 if done else 1)

@@ -1,0 +1,82 @@
+"""The workflow out of the wheel, in folders that know nothing of a clone."""
+
+import os
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import yaml
+from copies import ROOT
+
+SMALL = {
+    "datasets": {"demo": {"scenes": {"train": 4, "test": 2, "size": 64}}},
+    "run": {"labels": ["final"]},
+}
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A function that runs a module's command line in a folder, with the wheel as its package."""
+    place = tmp_path_factory.mktemp("installed")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(place)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = place.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(place / "site")
+
+    def run(folder, module, *words):
+        # The name is that of the installed command, which the rules call.
+        return subprocess.run(
+            [sys.executable, "-m", module, *words],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(place / "site")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    run.site = place / "site"
+    return run
+
+
+def test_the_wheel_has_all_that_a_clone_has_beside_the_package(installed):
+    project = installed.site / "cdul_steps/project"
+    for folder in ("config", "profiles", "workflow"):
+        for file in (ROOT / folder).rglob("*.*"):
+            assert (project / file.relative_to(ROOT)).is_file() or "__pycache__" in file.parts
+    assert (installed.site / "cdul_steps/py.typed").is_file()
+
+
+def test_a_folder_of_ones_own(installed, tmp_path):
+    done = installed(tmp_path, "cdul_steps.cli", "init", "mine", "--config", "demo")
+    assert done.returncode == 0, done.stdout
+    mine = tmp_path / "mine"
+    (mine / "small.yaml").write_text(yaml.safe_dump(SMALL))
+    words = ["--configfile", "small.yaml"]
+    # To plan, the class file of the folder is read, and the model of the package.
+    scenes = "results/demo/scenes/scenes.csv"
+    done = installed(mine, "cdul_steps.cli", "run", scenes, *words)
+    assert done.returncode == 0, done.stdout
+    assert (mine / scenes).is_file()
+    done = installed(mine, "cdul_steps.cli", "run", "--dry-run", "--quiet", "rules", *words)
+    assert done.returncode == 0, done.stdout
+    assert "encode_text" in done.stdout and "scenes" not in done.stdout
+    snakefile = installed(mine, "cdul_steps.cli", "snakefile").stdout.strip()
+    assert snakefile.startswith(str(installed.site))
+
+
+def test_an_empty_folder_has_the_demo(installed, tmp_path):
+    """With `--directory`, which is another one than that of the shell."""
+    snakefile = str(installed.site / "cdul_steps/project/Snakefile")
+    (tmp_path / "there").mkdir()
+    words = ["-s", snakefile, "--directory", "there", "-n", "--cores", "1"]
+    done = installed(tmp_path, "snakemake", *words)
+    assert done.returncode == 0, done.stdout
+    assert "encode_text" in done.stdout and "train" in done.stdout
+
+
+def test_a_mistake_is_snakemakes(installed, tmp_path):
+    done = installed(tmp_path, "cdul_steps.cli", "run", "--nonsense")
+    assert done.returncode == 2 and "--nonsense" in done.stdout
+    assert "Traceback" not in done.stdout
