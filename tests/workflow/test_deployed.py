@@ -2,8 +2,8 @@
 
 import os
 import subprocess
-import sys
 
+import launcher
 import yaml
 from copies import PARTS, ROOT, SMALL_TRAINING
 
@@ -60,5 +60,5 @@ def test_deployed(tmp_path):
     config["trainings"]["aligned"] = SMALL_TRAINING
     (mine / "config/config.yaml").write_text(yaml.safe_dump(config))
     scenes = "results/demo/scenes/scenes.csv"
-    run(sys.executable, "-m", "snakemake", "--cores", "1", scenes, folder=mine)
+    run(str(launcher.commands() / "snakemake"), "--cores", "1", scenes, folder=mine)
     assert (mine / scenes).is_file()

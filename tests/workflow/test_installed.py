@@ -5,6 +5,7 @@ import subprocess
 import sys
 import zipfile
 
+import launcher
 import pytest
 import yaml
 from copies import ROOT
@@ -17,7 +18,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A function that runs a module's command line in a folder, with the wheel as its package."""
+    """A function that runs a command in a folder, with the wheel as its package."""
     place = tmp_path_factory.mktemp("installed")
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(place)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
@@ -25,10 +26,9 @@ def installed(tmp_path_factory):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(place / "site")
 
-    def run(folder, module, *words):
-        # The name is that of the installed command, which the rules call.
+    def run(folder, command, *words):
         return subprocess.run(
-            [sys.executable, "-m", module, *words],
+            [launcher.commands() / command, *words],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": str(place / "site")},
             stdout=subprocess.PIPE,
@@ -49,20 +49,20 @@ def test_the_wheel_has_all_that_a_clone_has_beside_the_package(installed):
 
 
 def test_a_folder_of_ones_own(installed, tmp_path):
-    done = installed(tmp_path, "cdul_steps.cli", "init", "mine", "--config", "demo")
+    done = installed(tmp_path, "cdul", "init", "mine", "--config", "demo")
     assert done.returncode == 0, done.stdout
     mine = tmp_path / "mine"
     (mine / "small.yaml").write_text(yaml.safe_dump(SMALL))
     words = ["--configfile", "small.yaml"]
     # To plan, the class file of the folder is read, and the model of the package.
     scenes = "results/demo/scenes/scenes.csv"
-    done = installed(mine, "cdul_steps.cli", "run", scenes, *words)
+    done = installed(mine, "cdul", "run", scenes, *words)
     assert done.returncode == 0, done.stdout
     assert (mine / scenes).is_file()
-    done = installed(mine, "cdul_steps.cli", "run", "--dry-run", "--quiet", "rules", *words)
+    done = installed(mine, "cdul", "run", "--dry-run", "--quiet", "rules", *words)
     assert done.returncode == 0, done.stdout
     assert "encode_text" in done.stdout and "scenes" not in done.stdout
-    snakefile = installed(mine, "cdul_steps.cli", "snakefile").stdout.strip()
+    snakefile = installed(mine, "cdul", "snakefile").stdout.strip()
     assert snakefile.startswith(str(installed.site))
 
 
@@ -77,6 +77,6 @@ def test_an_empty_folder_has_the_demo(installed, tmp_path):
 
 
 def test_a_mistake_is_snakemakes(installed, tmp_path):
-    done = installed(tmp_path, "cdul_steps.cli", "run", "--nonsense")
+    done = installed(tmp_path, "cdul", "run", "--nonsense")
     assert done.returncode == 2 and "--nonsense" in done.stdout
     assert "Traceback" not in done.stdout

@@ -1,8 +1,8 @@
 """Every overlay on a miniature of its data set in the published layout."""
 
 import subprocess
-import sys
 
+import launcher
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -157,7 +157,7 @@ def test_two_overlays_at_once(project):
     (project.folder / "both.yaml").write_text(yaml.safe_dump({"run": runs}))
 
     def plan(*files: str) -> str:
-        words = [sys.executable, "-m", "snakemake", "-n", "-p", "--configfile", *files]
+        words = [launcher.commands() / "snakemake", "-n", "-p", "--configfile", *files]
         return subprocess.run(
             words,
             cwd=project.folder,

@@ -2,8 +2,8 @@
 
 import shutil
 import subprocess
-import sys
 
+import launcher
 import pytest
 import yaml
 from copies import SMALL_TRAINING, copy_project
@@ -37,7 +37,7 @@ def test_results_in_a_storage(tmp_path):
     stored = tmp_path / "stored"
 
     def snakemake(*words: str) -> str:
-        command = [sys.executable, "-m", "snakemake", "--cores", "2", *words]
+        command = [str(launcher.commands() / "snakemake"), "--cores", "2", *words]
         command += ["--default-storage-provider", "fs", "--default-storage-prefix", str(stored)]
         done = subprocess.run(
             [*command, "--configfile", "overlay.yaml"],
