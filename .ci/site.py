@@ -15,6 +15,8 @@ PAGES = {
     "CHANGELOG.md": "changes.md",
 }
 """Pages outside docs/, by what the site calls them."""
+FENCE = re.compile(r"^```(\w+) .*$", re.MULTILINE)
+"""A block whose second word says that a test runs it; to Markdown's extension it is no block."""
 LINK = re.compile(r"\[([^\]]*)\]\((?!https?:)([^)#\s]+)(#[^)]*)?\)")
 
 
@@ -44,4 +46,4 @@ def within(text: str, folder: Path) -> str:
             return f"[{words}]({page}{anchor})"
         return words if path in words else f"{words} (`{path}`)"
 
-    return LINK.sub(link, text)
+    return LINK.sub(link, FENCE.sub(r"```\1", text))
