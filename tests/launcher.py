@@ -19,6 +19,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import traceback
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -39,11 +41,13 @@ def commands() -> Path:
     """The folder of commands `cdul`, `snakemake` and `python`, the first two run by a server."""
     folder = Path(mkdtemp(prefix="cdul-launcher-"))
     words = [sys.executable, __file__, str(folder / "socket")]
-    python = Path(sys.executable)
+    python, clients = shlex.quote(sys.executable), {}
     for name in MODULES:
-        client = shlex.join([str(python), "-IS", __file__, str(folder / "socket"), name])
-        _write(folder / name, client)
-    _write(folder / "python", shlex.quote(str(python)))
+        clients[name] = shlex.join([sys.executable, "-IS", __file__, str(folder / "socket"), name])
+        _write(folder / name, f'exec {clients[name]} "$@"')
+    # So Snakemake starts itself anew on a cluster.
+    again = f'if [ "$1 $2" = "-m snakemake" ]; then shift 2; exec {clients["snakemake"]} "$@"; fi'
+    _write(folder / "python", f'{again}\nexec {python} "$@"')
     # It ends with the tests, whose end of this pipe closes.
     server = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert server.stdout.readline() == b"ready\n"
@@ -51,8 +55,8 @@ def commands() -> Path:
     return folder
 
 
-def _write(path: Path, command: str) -> None:
-    path.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+def _write(path: Path, script: str) -> None:
+    path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
 
 
@@ -158,7 +162,23 @@ def main() -> None:
     gc.freeze()
     name, *arguments = serve(address)
     sys.argv = [name, *arguments]
-    runpy.run_module(MODULES[name], run_name="__main__", alter_sys=True)
+    code: int | str | None = 0
+    try:
+        runpy.run_module(MODULES[name], run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+    # All that the interpreter does at its end, but for taking the libraries apart again: that
+    # would copy the memory which the fork shares with the server.
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 if __name__ == "__main__":
