@@ -49,6 +49,7 @@ def gpus(jobs: list[dict[str, str]]) -> list[tuple[str, str | None]]:
 
 def test_the_demo_on_slurm(cluster, project):
     log = project.results / "logs/train/cut/tiny-clip/final/small.log"
+    project.snakemake(*OPTIONS, "--until", "quality")
     run = project.start(*OPTIONS, "--retries", "0")
     while not (log.exists() and "epoch 3:" in log.read_text()):
         assert run.poll() is None, run.stdout.read()
