@@ -76,6 +76,7 @@ def test_every_output_is_known():
     assert {" ".join(w) for w, _ in FOLDERS} == {
         *("encode", "store", "similarity", "train", "ablation", "export", "gallery", "report"),
         *("review export", "demo scenes", "demo train-clip", "features", "feature-store"),
+        "check draw",
     }
 
 
@@ -123,6 +124,7 @@ def arguments(results: Path, tmp_path: Path) -> dict[tuple[str, ...], list[str]]
         ("gallery",): [str(encoder / "calibrated/aligned")],
         ("report",): [str(results)],
         ("review", "export"): ["--labels", labels, "--format", "csv"],
+        ("check", "draw"): ["--scores", labels],
         ("demo", "scenes"): ["--train", "2", "--test", "1", "--size", "64"],
         ("demo", "train-clip"): [],
     }
@@ -132,7 +134,7 @@ def arguments(results: Path, tmp_path: Path) -> dict[tuple[str, ...], list[str]]
     "words",
     [
         *(("store",), ("feature-store",), ("similarity",), ("train",), ("gallery",), ("report",)),
-        *(("review", "export"), ("demo", "scenes"), ("demo", "train-clip")),
+        *(("review", "export"), ("demo", "scenes"), ("demo", "train-clip"), ("check", "draw")),
     ],
     ids=" ".join,
 )
