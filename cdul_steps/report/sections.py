@@ -8,21 +8,19 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import zarr
 from matplotlib.figure import Figure
 from PIL import Image
 
 from cdul_steps.data.images import ImageError, decode
 from cdul_steps.data.labels import build_rows, labels_like
 from cdul_steps.data.manifest import read_split
-from cdul_steps.data.stores import context_of, open_similarity, read_blocks
+from cdul_steps.data.stores import context_of, read_blocks
 from cdul_steps.data.tables import read_facts, read_scores, read_table
 from cdul_steps.data.truth import THRESHOLD
 from cdul_steps.method.aggregation import global_scores, local_scores
 from cdul_steps.method.context import context_bias
 from cdul_steps.method.losses import LOSSES, Loss
 from cdul_steps.method.similarity import scores as scores_of
-from cdul_steps.method.similarity import temperature
 from cdul_steps.progress import note
 from cdul_steps.report import figures
 from cdul_steps.report.page import Section, Table
@@ -180,16 +178,6 @@ def _words_of(construction: str | None) -> str:
     return (construction or "").replace("_", " ")
 
 
-def _open_scores(run: Run, split: str) -> tuple[zarr.Array, list[str], float]:
-    """The cosines of a split, the classes, and the temperature of the labels.
-
-    It is the model's own where labels of other software do not say theirs.
-    """
-    tau = run.label_facts.tau
-    array, classes, scale = open_similarity(run.similarity(split), tau)
-    return array, classes, temperature(scale) if tau is None else tau
-
-
 def _nothing_found(run: Run) -> list[str]:
     """How many images have no label, where images may show none of the classes."""
     _, _, labels = read_scores(run.place.path(PSEUDO_LABELS))
@@ -202,7 +190,7 @@ def _nothing_found(run: Run) -> list[str]:
 def _context_table(run: Run) -> Table:
     """Which context names the whole images of the train split went to."""
     store, facts = run.similarity("train"), run.label_facts
-    array, classes, tau = _open_scores(run, "train")
+    array, classes, tau = run.open_similarity("train")
     context = context_of(array)
     bias = context_bias(len(context), facts.context_weight)
     shares, best, images = np.zeros(len(context)), np.zeros(len(context), int), 0
@@ -229,7 +217,7 @@ def _context_table(run: Run) -> Table:
 def score_panels(run: Run) -> dict[str, dict[str, np.ndarray]]:
     """Counts of the train split's scores: by truth, where it is known, then by kind."""
     store = run.similarity("train")
-    array, classes, tau = _open_scores(run, "train")
+    array, classes, tau = run.open_similarity("train")
     table = read_split(run.images, "train", ["image_id", "row"])
     truth, counted = run.truth(table["image_id"].to_pylist(), classes)
     pairs = {"Class is in the image": truth & counted, "Class is not in it": ~truth & counted}
@@ -346,7 +334,7 @@ def _clip_scores(run: Run, scored: Scored) -> dict[str, np.ndarray]:
     store, facts = run.similarity(scored.split), run.label_facts
     if not store.is_dir():
         return {}
-    array, _, tau = _open_scores(run, scored.split)
+    array, _, tau = run.open_similarity(scored.split)
     table = read_split(run.images, scored.split, ["image_id", "row"])
     row = dict(zip(table["image_id"].to_pylist(), table["row"].to_pylist(), strict=True))
     rows = np.array([row[name] for name in scored.images["image_id"].to_pylist()])

@@ -3,26 +3,23 @@
 import json
 import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from cdul_steps.data.files import check_replaceable, replacing
-from cdul_steps.data.images import ImageError, decode
 from cdul_steps.data.labels import labels_like
 from cdul_steps.data.manifest import read_shard, read_split, read_truth
 from cdul_steps.data.stores import context_of, open_similarity, read_blocks
 from cdul_steps.data.tables import read_facts, read_scores
+from cdul_steps.data.thumbnails import write_thumbnails
 from cdul_steps.data.truth import thresholds_of
 from cdul_steps.errors import UserError
 from cdul_steps.method.context import context_bias, largest_context
 from cdul_steps.method.similarity import scores as scores_of
-from cdul_steps.method.similarity import temperature
 from cdul_steps.progress import Progress, note
 from cdul_steps.report.runs import Run
 from cdul_steps.report.words import labels_in_words
@@ -76,7 +73,16 @@ def make_gallery(*, folder: Path, split: str, output: Path) -> None:
 
     with replacing(output, GALLERY) as part:
         shutil.copytree(PAGE, part)
-        drawn = _write_thumbnails(table["path"].to_pylist(), part / "thumbnails", max_pixels)
+        drawn = write_thumbnails(
+            table["path"].to_pylist(),
+            part / "thumbnails",
+            side=THUMBNAIL,
+            quality=75,
+            max_pixels=max_pixels,
+            what="gallery, thumbnails",
+        )
+        if not all(drawn):
+            note(f"gallery: files that cannot be read and have no thumbnail: {drawn.count(False)}")
         images = []
         for i, image in enumerate(table.to_pylist()):
             known = truth.get(image["image_id"], {})
@@ -185,11 +191,10 @@ class _Views(NamedTuple):
 
 def _read_views(run: Run, classes: list[str], table: pa.Table, split: str) -> _Views:
     """What CLIP sees in the images of `table`, at the temperature of the labels."""
-    similarity, tau = run.similarity(split), run.label_facts.tau
-    array, names, scale = open_similarity(similarity, tau)
+    similarity = run.similarity(split)
+    array, names, tau = run.open_similarity(split)
     if names != classes:
         raise UserError(f"{similarity}: its classes are not those of the scores; run snakemake")
-    tau = temperature(scale) if tau is None else tau
     context = context_of(array)
     bias = context_bias(len(context), run.label_facts.context_weight)
     found = []
@@ -227,32 +232,6 @@ def _measures(scores: np.ndarray, kinds: list[str]) -> dict[str, np.ndarray]:
         if CLIP in of and kind in of:
             found[name] = np.abs(of[kind] - of[CLIP])
     return found
-
-
-def _write_thumbnails(paths: list[str], folder: Path, max_pixels: int) -> list[bool]:
-    """Write `{place}.webp` for every image that can be read; whether each could."""
-    folder.mkdir()
-
-    def draw(place: int) -> bool:
-        try:
-            image = decode(Path(paths[place]), max_pixels=max_pixels)
-        except ImageError:
-            return False
-        image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC, reducing_gap=2)
-        image.save(folder / f"{place}.webp", quality=75, method=2)
-        return True
-
-    drawn = []
-    with (
-        ThreadPoolExecutor() as pool,
-        Progress("gallery, thumbnails", len(paths), "images") as progress,
-    ):
-        for done in pool.map(draw, range(len(paths))):
-            drawn.append(done)
-            progress.update()
-    if not all(drawn):
-        note(f"gallery: files that cannot be read and have no thumbnail: {drawn.count(False)}")
-    return drawn
 
 
 def _link(path: Path, output: Path) -> str:

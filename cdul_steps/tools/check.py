@@ -4,14 +4,13 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from cdul_steps.data.corrections import (
     UNKNOWN,
@@ -21,7 +20,6 @@ from cdul_steps.data.corrections import (
 )
 from cdul_steps.data.files import check_replaceable, digest, read_json, replacing, write_json
 from cdul_steps.data.foreign import ClassNames
-from cdul_steps.data.images import ImageError, decode
 from cdul_steps.data.tables import (
     describe,
     read_facts,
@@ -31,6 +29,7 @@ from cdul_steps.data.tables import (
     score_table,
     write_table,
 )
+from cdul_steps.data.thumbnails import write_thumbnails
 from cdul_steps.data.truth import match_images, thresholds_of
 from cdul_steps.errors import UserError
 from cdul_steps.limits import MAX_PIXELS
@@ -53,7 +52,7 @@ from cdul_steps.method.sampling import (
     horvitz_thompson,
     permanent_numbers,
 )
-from cdul_steps.progress import Progress, note
+from cdul_steps.progress import note
 from cdul_steps.results import CARD as CARD_PATTERN
 from cdul_steps.results import WEIGHTS as WEIGHTS_PATTERN
 
@@ -90,7 +89,7 @@ class Population:
     threshold: np.ndarray
     facts: dict[str, Any]
 
-    @property
+    @cached_property
     def ids(self) -> list[str]:
         return self.table["image_id"].to_pylist()
 
@@ -126,20 +125,30 @@ def draw_sample(
     check_replaceable(output, HOLDS)
     population = _read_population(scores, only, threshold, corrections, seed)
     _check_same(output, population)
-    rows, columns = population.design().sample(number)
+    drawing = population.design()
+    rows, columns = drawing.sample(number)
     if not len(rows):
         raise UserError(f"{scores}: no entry is left to be looked at; all are corrected")
-    paths = population.table["path"].take(pa.array(np.unique(rows))).to_pylist()
+    asked, place = np.unique(rows, return_inverse=True)
+    paths = population.table["path"].take(pa.array(asked)).to_pylist()
     with replacing(output, HOLDS) as part:
         shutil.copytree(PAGE, part)
         for file in output.glob("*.csv"):
             shutil.copy2(file, part)
-        shown = _write_images(paths, part / "images")
-        place = np.searchsorted(np.unique(rows), rows)
+        shown = write_thumbnails(
+            paths,
+            part / "images",
+            side=SIDE,
+            quality=80,
+            max_pixels=MAX_PIXELS,
+            what="check, images",
+        )
+        if not all(shown):
+            note(f"check: images that cannot be read, so nothing is asked: {shown.count(False)}")
         readable = np.array(shown)[place]
         _write_population(population, part / SCORES)
         rows, columns, place = rows[readable], columns[readable], place[readable]
-        inclusion = population.design().inclusion(number)[rows, columns]
+        inclusion = drawing.inclusion(number)[rows, columns]
         named = population.scores[rows, columns] >= population.threshold[columns]
         ids = [population.ids[row] for row in rows]
         classes = [population.classes[column] for column in columns]
@@ -261,29 +270,6 @@ def _write_population(population: Population, path: Path) -> None:
     )
     scores = scores.append_column("corrected", left_out)
     write_table(describe(scores, "scores", **population.facts), path)
-
-
-def _write_images(paths: Sequence[str], folder: Path) -> list[bool]:
-    """Write `{place}.webp` of every image that can be read; whether each could."""
-    folder.mkdir()
-
-    def write(place: int) -> bool:
-        try:
-            image = decode(Path(paths[place]), max_pixels=MAX_PIXELS)
-        except ImageError:
-            return False
-        image.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC, reducing_gap=2)
-        image.save(folder / f"{place}.webp", quality=80, method=2)
-        return True
-
-    written = []
-    with ThreadPoolExecutor() as pool, Progress("check, images", len(paths), "images") as progress:
-        for done in pool.map(write, range(len(paths))):
-            written.append(done)
-            progress.update()
-    if not all(written):
-        note(f"check: images that cannot be read, so nothing is asked: {written.count(False)}")
-    return written
 
 
 # -- estimate --------------------------------------------------------------------------------------

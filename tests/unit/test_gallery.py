@@ -13,10 +13,10 @@ import zarr
 from PIL import Image
 
 from cdul_steps.data.tables import describe, read_facts, read_scores, write_table
+from cdul_steps.data.thumbnails import write_thumbnails
 from cdul_steps.errors import UserError
 from cdul_steps.method.similarity import scores as scores_of
-from cdul_steps.steps import gallery
-from cdul_steps.steps.gallery import make_gallery
+from cdul_steps.steps.gallery import THUMBNAIL, make_gallery
 from cdul_steps.steps.label import make_labels
 
 CLASSES = ["boat", "<script>alert(1)</script>", "cat & 'dog' \"x\""]
@@ -172,7 +172,8 @@ def test_thumbnails_are_small_and_in_order(page, tmp_path):
             assert np.abs(difference).mean() < 6
     large = tmp_path / "large.png"
     Image.new("RGB", (2000, 500), "red").save(large)
-    assert gallery._write_thumbnails([str(large)], tmp_path / "t", 10**7) == [True]
+    made_so = {"side": THUMBNAIL, "quality": 75, "max_pixels": 10**7, "what": "test"}
+    assert write_thumbnails([str(large)], tmp_path / "t", **made_so) == [True]
     with Image.open(tmp_path / "t/0.webp") as thumbnail:
         assert thumbnail.size == (256, 64)
 
