@@ -55,6 +55,20 @@ def commands() -> Path:
     return folder
 
 
+def run_snakemake(
+    folder: Path, environment: dict[str, str], *words: str
+) -> subprocess.CompletedProcess:
+    """Run Snakemake in a folder by the server; the answer's stdout holds stderr too."""
+    return subprocess.run(
+        [commands() / "snakemake", *words],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
 def _write(path: Path, script: str) -> None:
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)

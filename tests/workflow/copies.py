@@ -38,18 +38,14 @@ class Project:
         path.write_text(yaml.safe_dump(self.config))
         return str(path)
 
-    def command(self, *arguments: str) -> list[str]:
-        """The words that run snakemake in the copy's folder."""
-        words = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
-        return [*words, "--configfile", self.overlay()]
+    def words(self, *arguments: str) -> list[str]:
+        """The arguments of snakemake with the copy's config."""
+        return ["--cores", "2", *arguments, "--configfile", self.overlay()]
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen:
         """Start snakemake in the copy, with options of Popen; its stdout holds stderr too."""
-        return self._start(self.command(*arguments), **options)
-
-    def _start(self, command: list[str], **options: Any) -> subprocess.Popen:
         return subprocess.Popen(
-            command,
+            [sys.executable, "-m", "snakemake", *self.words(*arguments)],
             cwd=self.folder,
             env=self.environment,
             stdout=subprocess.PIPE,
@@ -60,12 +56,11 @@ class Project:
 
     def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
         """Run snakemake in the copy by the launcher; the answer's stdout holds stderr too."""
-        words = self.command(*arguments)[3:]
-        run = self._start([str(launcher.commands() / "snakemake"), *words])
-        output, _ = run.communicate()
+        words = self.words(*arguments)
+        done = launcher.run_snakemake(self.folder, self.environment, *words)
         if check:
-            assert run.returncode == 0, output
-        return subprocess.CompletedProcess(run.args, run.returncode, output)
+            assert done.returncode == 0, done.stdout
+        return done
 
     def plan(self, *arguments: str) -> dict[str, int]:
         """The jobs that snakemake would run, by rule."""

@@ -1,7 +1,6 @@
 """Another workflow takes this one as a module, under a prefix and with a config of its own."""
 
 import os
-import subprocess
 from pathlib import Path
 
 import launcher
@@ -67,14 +66,8 @@ def outer(tmp_path: Path) -> Path:
 
 
 def snakemake(folder: Path, *words: str) -> str:
-    done = subprocess.run(
-        [launcher.commands() / "snakemake", "--cores", "2", *words],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = launcher.run_snakemake(folder, environment, "--cores", "2", *words)
     assert done.returncode == 0, done.stdout
     return done.stdout
 

@@ -1,7 +1,5 @@
 """Every overlay on a miniature of its data set in the published layout."""
 
-import subprocess
-
 import launcher
 import pyarrow.parquet as pq
 import pytest
@@ -157,15 +155,8 @@ def test_two_overlays_at_once(project):
     (project.folder / "both.yaml").write_text(yaml.safe_dump({"run": runs}))
 
     def plan(*files: str) -> str:
-        words = [launcher.commands() / "snakemake", "-n", "-p", "--configfile", *files]
-        return subprocess.run(
-            words,
-            cwd=project.folder,
-            env=project.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        ).stdout
+        words = ["-n", "-p", "--configfile", *files]
+        return launcher.run_snakemake(project.folder, project.environment, *words).stdout
 
     text = plan("voc2007.yaml", "coco2014.yaml", "both.yaml")
     assert "replaces" not in text

@@ -1,7 +1,6 @@
 """Results in a storage of Snakemake's: nothing but what its rules declare comes back from there."""
 
 import shutil
-import subprocess
 
 import launcher
 import pytest
@@ -37,15 +36,10 @@ def test_results_in_a_storage(tmp_path):
     stored = tmp_path / "stored"
 
     def snakemake(*words: str) -> str:
-        command = [str(launcher.commands() / "snakemake"), "--cores", "2", *words]
-        command += ["--default-storage-provider", "fs", "--default-storage-prefix", str(stored)]
-        done = subprocess.run(
-            [*command, "--configfile", "overlay.yaml"],
-            cwd=project.folder,
-            env=project.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        options = ["--default-storage-provider", "fs", "--default-storage-prefix", str(stored)]
+        options += ["--configfile", "overlay.yaml"]
+        done = launcher.run_snakemake(
+            project.folder, project.environment, "--cores", "2", *words, *options
         )
         assert done.returncode == 0, done.stdout
         return done.stdout
