@@ -4,6 +4,9 @@ BIN := .venv/bin
 
 # As in the command line itself: torch's threads sleep while they wait, and leave room for others.
 export OMP_WAIT_POLICY ?= PASSIVE
+# Installing compiles nothing. Python keeps what it compiles at the first import, though, or each of
+# the hundreds of processes of the tests would compile torch anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install demo report test test-fast coverage lint format docs rulegraph lock audit
 
