@@ -22,6 +22,33 @@ from cdul_steps.steps.manifest import make_manifest
 PHOTOS = Path(os.environ.get("CDUL_TEST_DATA", "")) / "voc2007/VOCdevkit/VOC2007/JPEGImages"
 """Real photographs (tests/conftest.py says what the variable names)."""
 
+# `cdul`, which leaves a note of when a function of one of its modules first returned.
+NOTING = """
+import importlib, sys, time
+from cdul_steps import cli
+module, name = importlib.import_module(sys.argv.pop(1)), sys.argv.pop(1)
+function, returned = getattr(module, name), []
+def noting(*words, **options):
+    result = function(*words, **options)
+    if not returned:
+        returned.append(time.monotonic())
+        print("returned at", returned[0], file=sys.stderr)
+    return result
+setattr(module, name, noting)
+cli.main()
+"""
+
+
+def noting(module: str, function: str) -> list[str]:
+    """The start of a `cdul` command whose log says when `function` of `module` returned."""
+    return [sys.executable, "-c", NOTING, module, function]
+
+
+def noted(log: str) -> float:
+    """When the function returned, by the monotonic clock (s)."""
+    (line,) = re.findall(r"^returned at (\S+)$", log, re.MULTILINE)
+    return float(line)
+
 
 def machine() -> dict[str, Any]:
     """The processor, its cores that may be used, memory, GPUs, and how busy it is."""

@@ -35,19 +35,19 @@ def make_data(photos: Path, folder: Path, images: int, classes: int) -> None:
 
 
 def seconds(folder: Path, aligned: bool, options: argparse.Namespace) -> float:
-    """Seconds of the epochs of a training, from the first image to before the results."""
+    """Seconds of the epochs of a training, from the first image to the last."""
     marks: list[float] = []
-    epoch, write = train.Trainer.train_epoch, train._write_results
+    epoch, end = train.Trainer.train_epoch, train._match_labels
 
     def marked_epoch(*words: object) -> float:
         marks.append(time.monotonic())
         return epoch(*words)
 
-    def marked_write(*words: object) -> None:
+    def marked_end(*words: object) -> None:
         marks.append(time.monotonic())
-        write(*words)
+        end(*words)
 
-    train.Trainer.train_epoch, train._write_results = marked_epoch, marked_write
+    train.Trainer.train_epoch, train._match_labels = marked_epoch, marked_end
     settings = {
         "model": options.model,
         "weights": options.weights,
@@ -59,8 +59,7 @@ def seconds(folder: Path, aligned: bool, options: argparse.Namespace) -> float:
     try:
         with tempfile.TemporaryDirectory() as output:
             train.train_classifier(
-                labels=folder / "labels.parquet",
-                images=folder / "images.parquet",
+                inputs=train.Inputs(folder / "labels.parquet", folder / "images.parquet"),
                 settings=Training(**settings),
                 difficult="ignore",
                 max_pixels=MAX_PIXELS,
@@ -68,7 +67,7 @@ def seconds(folder: Path, aligned: bool, options: argparse.Namespace) -> float:
                 output=Path(output),
             )
     finally:
-        train.Trainer.train_epoch, train._write_results = epoch, write
+        train.Trainer.train_epoch, train._match_labels = epoch, end
     return marks[-1] - marks[0]
 
 

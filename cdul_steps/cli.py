@@ -23,6 +23,7 @@ from cdul_steps.config import (
     Scenes,
     Section,
     Side,
+    Views,
     read_labels,
     read_sweep,
     read_training,
@@ -284,6 +285,9 @@ def encode(
         ResizeMode | None,
         Option(help="How a view becomes the model's input; default: the model's own way."),
     ] = None,
+    views: Annotated[
+        Views, Option(help="An image's crops one by one, or all views from one pass.")
+    ] = "crops",
     max_pixels: MaxPixels = MAX_PIXELS,
     device: Device = "auto",
     gpus: Gpus = 1,
@@ -306,6 +310,7 @@ def encode(
             pretrained=pretrained,
             precision=precision,
             resize_mode=resize_mode,
+            views=views,
         ),
         max_pixels=max_pixels,
         machine=Machine(
@@ -522,6 +527,9 @@ def train(
     features: Annotated[
         list[str], Option(help="SPLIT=STORE of features, for `trunk: frozen`; once per split.")
     ] = [],  # noqa: B006
+    start: Annotated[
+        Path | None, Option(help="Folder of a classifier to start from, for `start_from`.")
+    ] = None,
     settings: Annotated[
         str, Option(help="Keys of `trainings.NAME` (config/README.md): JSON, or a YAML file.")
     ] = "{}",
@@ -543,15 +551,13 @@ def train(
 ) -> None:
     """Train the classifier and refine its labels; goes on from OUTPUT/checkpoint.pt."""
     from cdul_steps.models.device import Machine
-    from cdul_steps.steps.train import train_classifier
+    from cdul_steps.steps.train import Inputs, train_classifier
 
     if device != "auto" or gpus is None:
         gpus = devices
     train_classifier(
-        labels=labels,
-        images=images,
+        inputs=Inputs(labels, images, _stores("--features", features), start),
         settings=read_training(settings),
-        features=_stores("--features", features),
         difficult=difficult,
         max_pixels=max_pixels,
         machine=Machine(device=device, gpus=min(devices, gpus), workers=workers, threads=threads),

@@ -78,6 +78,7 @@ Split = Literal["train", "test"]
 Reader = Literal["voc", "coco", "nuswide", "folder", "table"]
 Precision = Literal["fp32", "fp16", "bf16"]
 ResizeMode = Literal["shortest", "longest", "squash"]
+Views = Literal["crops", "dense"]
 Engine = Literal["auto", "torch", "onnx"]
 
 
@@ -239,6 +240,12 @@ class Encoder(Section):
         description="How a view becomes the model's square input; default: the model's own way. "
         "`squash` keeps all of a snippet, `shortest` crops its long side.",
     )
+    views: Views = Field(
+        "crops",
+        description="`crops`: each view is cut out and encoded by itself, as in the paper. "
+        "`dense`: the whole image is encoded once, squashed to twice the model's input size, and "
+        "each view is the mean of what the last layer has for its place; docs/method.md.",
+    )
 
 
 class Harden(Section):
@@ -392,6 +399,34 @@ class Training(Network):
         "weights, which must be given, and only its last layer learns, from features that are "
         "computed once for all trainings of the same `model`, `model_args`, `weights` and "
         "`image_size` (linear probing). Then `crop_scale`, `flip` and `precision` have no effect.",
+    )
+    start_from: str | None = Field(
+        None,
+        description="Name under `trainings`: start from the classifier that this training makes "
+        "of the same labels, rather than with a new head on `weights`. For fine-tuning after a "
+        "frozen trunk has got its head (LP-FT: Kumar et al., 2022); `model` and `model_args` must "
+        "be the same.",
+    )
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Factor on the learning rate from each group of layers to the one below it.",
+    )
+    ema_decay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Decay of a moving average of the weights over the steps, which is the "
+        "network that is tested and kept; 0 for none.",
+    )
+    batch_norm: Literal["trained", "frozen"] = Field(
+        "trained",
+        description="`frozen`: batch norm keeps the statistics that it starts with, as small "
+        "batches want it.",
+    )
+    auto_augment: str | None = Field(
+        None, description="A policy of timm's for further augmentation: `rand-m9-mstd0.5-inc1`."
     )
     epochs: int = Field(20, ge=1, description="Passes over the train split.")
     batch_size: int = Field(8, ge=1, description="Images a step of the optimiser.")
@@ -649,6 +684,8 @@ def load(values: dict[str, Any], *, check_run: bool = True) -> Config:
             raise UserError(
                 f"config: trainings.{name}: a frozen trunk needs 'weights': 'timm' or a file"
             )
+        if training.start_from is not None and check_run:
+            _check_start(config, name)
         if LOSSES[training.loss].hard_labels:
             for wrong, change in (
                 (training.positives == "soft", "positives: top1"),
@@ -660,6 +697,26 @@ def load(values: dict[str, Any], *, check_run: bool = True) -> Config:
                         f"positives, which are given; set '{change}'"
                     )
     return config
+
+
+def _check_start(config: Config, name: str) -> None:
+    """Raise UserError where a training cannot start from the one that it names."""
+    training, trainings = config.trainings[name], config.trainings
+    where = f"config: trainings.{name}.start_from"
+    if (first := trainings.get(training.start_from or "")) is None:
+        near = nearest(training.start_from or "", list(trainings))
+        raise UserError(
+            f"{where} names {training.start_from!r}, which is not under 'trainings'{near}"
+        )
+    if training.trunk == "frozen":
+        raise UserError(f"{where}: a frozen trunk gets a head of its own; set 'trunk: trained'")
+    if (training.model, training.model_args) != (first.model, first.model_args):
+        raise UserError(
+            f"{where}: {training.start_from!r} trains {first.model} with {first.model_args}, "
+            f"not {training.model} with {training.model_args}"
+        )
+    if first.start_from is not None:
+        raise UserError(f"{where}: {training.start_from!r} starts from another training itself")
 
 
 def clashes(overlays: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:

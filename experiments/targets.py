@@ -27,7 +27,7 @@ from cdul_steps.method.similarity import temperature
 from cdul_steps.models.device import Machine
 from cdul_steps.provenance import versions
 from cdul_steps.steps.label import make_labels
-from cdul_steps.steps.train import train_classifier
+from cdul_steps.steps.train import Inputs, train_classifier
 
 
 def make_tables(encoder: Path, images: Path, positives: float, folder: Path) -> dict[str, Path]:
@@ -90,8 +90,7 @@ def main() -> None:
             output = options.output / labels.stem / str(seed)
             if not (output / "history.parquet").is_file():
                 train_classifier(
-                    labels=labels,
-                    images=images,
+                    inputs=Inputs(labels, images),
                     settings=training.model_copy(update={"seed": seed}),
                     difficult="ignore",
                     max_pixels=MAX_PIXELS,

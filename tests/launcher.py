@@ -15,6 +15,7 @@ import os
 import runpy
 import selectors
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -51,6 +52,7 @@ def commands() -> Path:
     # It ends with the tests, whose end of this pipe closes.
     server = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert server.stdout.readline() == b"ready\n"
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     atexit.register(server.communicate)
     return folder
 

@@ -56,6 +56,29 @@ def view_boxes(
     return np.concatenate(boxes).astype(np.int32)
 
 
+def view_cells(
+    rows: int, columns: int, grid: Grid | Sequence[Grid] = (3, 3), overlap: float = 0.0
+) -> np.ndarray:
+    """How much of each view of an image lies in each cell of a feature map.
+
+    The cells of the map, `rows` x `columns`, tile the image; the views are those of `view_boxes`,
+    but not rounded to pixels. Returns float32 (1 + S, rows * columns) whose rows sum to 1: by a
+    matrix product with a map's cells, each view gets the mean over what it covers. Raises
+    ValueError as `view_boxes` does.
+    """
+    # An image of this size has no view whose sides are not whole pixels, or hardly.
+    fine = 1 << 20
+    x0, y0, x1, y1 = view_boxes(fine, fine, grid, overlap).T.astype(np.float64) / fine
+
+    def covered(low: np.ndarray, high: np.ndarray, count: int) -> np.ndarray:
+        edges = np.arange(count + 1) / count
+        inside = np.minimum(high[:, None], edges[1:]) - np.maximum(low[:, None], edges[:-1])
+        return np.maximum(inside, 0) / (high - low)[:, None]
+
+    shares = covered(y0, y1, rows)[:, :, None] * covered(x0, x1, columns)[:, None, :]
+    return shares.reshape(len(x0), -1).astype(np.float32)
+
+
 def grid_views(grids: Sequence[Grid], chosen: Grid) -> np.ndarray:
     """Which of an image's views a single grid uses: 0, the whole image, and its own snippets.
 

@@ -28,13 +28,14 @@ class BatchedEncoder(InBatches):
         super().__init__(encoder, batch_size, "encode")
 
     def __call__(self, views: np.ndarray) -> np.ndarray:
-        """Embed uint8 views (B, 3, H, W): float32 unit vectors (B, D), NaN where it failed."""
+        """Embed uint8 views (B, 3, H, W): float32 unit vectors (B, ..., D), NaN where it failed."""
         return unit(super().__call__(views))
 
 
 Item = tuple[int, np.ndarray | None, str, str, float]
-"""`(index, array, status, error, seconds)` of an image. The array is float32 vectors (V, D) or
-uint8 views (V, 3, H, W), None for an unusable image; the seconds are those of decoding and cutting.
+"""`(index, array, status, error, seconds)` of an image. The array is float32 vectors (V, D), where
+views are dense (1, V, D), or uint8 views (V, 3, H, W), or None for an unusable image; the seconds
+are those of decoding and cutting.
 """
 
 
@@ -122,7 +123,7 @@ def encode_images(
     On a CPU `images` encode themselves, so many of them `together`. Returns what became of each,
     and the seconds it all took.
     """
-    in_workers, views = images.encode is not None, rows.shape[1]
+    in_workers = images.encode is not None
     loader = DataLoader(
         images,
         batch_size=together if in_workers else 1,
@@ -154,7 +155,7 @@ def encode_images(
                 keep(index, np.asarray(array))
             elif array is not None:
                 waiting[index] = np.asarray(array)
-                if (len(waiting) + 1) * views > encode.batch_size:
+                if (len(waiting) + 1) * len(array) > encode.batch_size:
                     flush()
             progress.update()
         if waiting:
@@ -177,8 +178,9 @@ def encode_shard_images(
     """
     facts, images, boxes = manifest
     blank = encoder.preprocess.views(Image.new("RGB", (8, 8)), np.array([[0, 0, 8, 8]]))
-    shape = (facts["shard_size"], boxes.shape[1], encode(blank).shape[1])
-    rows = np.full(shape, np.nan, dtype)
+    vectors = encode(np.repeat(blank, boxes.shape[1], axis=0))
+    of_image = vectors.reshape(-1, vectors.shape[-1]).shape
+    rows = np.full((facts["shard_size"], *of_image), np.nan, dtype)
     shard_images = ImageViews(
         images["path"].combine_chunks(),
         boxes,

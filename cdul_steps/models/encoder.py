@@ -195,9 +195,15 @@ class Preprocess:
     std: tuple[float, ...]
 
     @classmethod
-    def of(cls, network: torch.nn.Module) -> "Preprocess":
-        """Read the preprocessing that belongs to an open_clip model."""
+    def of(cls, network: torch.nn.Module, *, scale: int = 1) -> "Preprocess":
+        """Read the preprocessing that belongs to an open_clip model.
+
+        With another `scale`, all of an image becomes an input so many times as wide and as high.
+        """
         config = PreprocessCfg(**open_clip.get_model_preprocess_cfg(network))
+        if scale != 1:
+            height, width = to_2tuple(config.size)
+            config.size, config.resize_mode = (height * scale, width * scale), "squash"
         transform = image_transform_v2(config, is_train=False)
         *resize, to_tensor, normalize = transform.transforms
         assert isinstance(normalize, Normalize) and "ToTensor" in type(to_tensor).__name__

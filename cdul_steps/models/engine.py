@@ -175,7 +175,7 @@ def _onnx(encoder: ImageEncoder, probe: Tensor) -> OnnxEncoder:
     try:
         onnx = OnnxEncoder(encoder)
         some = probe[:2]
-        cosine = (unit(encoder(some)) * unit(onnx(some))).sum(axis=1).min()
+        cosine = (unit(encoder(some)) * unit(onnx(some))).sum(axis=-1).min()
     except Exception as error:
         raise UserError(f"engine 'onnx' cannot take this model: {first_line(error)}") from error
     if not cosine >= SAME:

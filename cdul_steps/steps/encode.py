@@ -26,6 +26,7 @@ from cdul_steps.data.tables import describe, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.context import REFERENCE, Near, centred_cosine, find_near
 from cdul_steps.method.similarity import class_embedding
+from cdul_steps.models.dense import DenseEncoder
 from cdul_steps.models.device import Machine
 from cdul_steps.models.embedding import BatchedEncoder, encode_shard_images
 from cdul_steps.models.encoder import (
@@ -36,6 +37,7 @@ from cdul_steps.models.encoder import (
 )
 from cdul_steps.models.engine import choose_engine
 from cdul_steps.models.recipe import assumed
+from cdul_steps.models.timm_encoder import TOGETHER
 from cdul_steps.progress import Progress, note
 from cdul_steps.provenance import versions
 
@@ -58,7 +60,7 @@ def encode_shard(
     Writes the shard's object of `store`, float16 unit vectors (shard_size, 1+S, D) with NaN for
     images that cannot be used, and last `table`, a row an image: `image_id, row, status, error,
     seconds`. `choose_engine` says what the machine's engine and batch size are. Raises UserError
-    where the model cannot be loaded.
+    where the model cannot be loaded, or has no dense views.
     """
     check_store(store, "embeddings")
     facts, images, boxes = read_shard(manifest)
@@ -71,16 +73,26 @@ def encode_shard(
         resize_mode=encoder.resize_mode,
         device=target,
     )
-    tower = ImageEncoder(network, encoder.precision, target)
-    loaded = time.monotonic() - start
     views = boxes.shape[1]
+    tower: ImageEncoder
+    if encoder.views == "dense":
+        grids, overlap = facts["grid"], facts["overlap"]
+        tower = DenseEncoder(network, encoder.precision, target, grids, overlap)
+        passes, together = 1, TOGETHER
+        boxes = boxes[:, :1]
+    else:
+        tower = ImageEncoder(network, encoder.precision, target)
+        passes, together = views, 1
+    loaded = time.monotonic() - start
     choice = choose_engine(
         tower,
         machine.engine,
         machine.batch_size,
-        views=views,
-        work=len(images) * views / max(1, workers),
+        views=passes * together,
+        work=len(images) * passes / max(1, workers),
     )
+    if together > 1:
+        together = min(together, choice.batch_size)
     encode = BatchedEncoder(choice.encoder, choice.batch_size)
     note(
         f"encode: {encoder.model} in {encoder.precision} on {target}, loaded in {loaded:.1f} s; "
@@ -91,7 +103,7 @@ def encode_shard(
         note(f"encode: {encoder.model}: {words}")
     shard = facts["shard"]
     rows, outcome, seconds = encode_shard_images(
-        (facts, images, boxes), encode, tower, np.float16, workers, max_pixels
+        (facts, images, boxes), encode, tower, np.float16, workers, max_pixels, together
     )
     write_shard(store, shard, rows, facts["shard_size"])
     failed = sum(status != "ok" for status, _, _ in outcome)
@@ -103,6 +115,7 @@ def encode_shard(
         pretrained=encoder.pretrained,
         precision=encoder.precision,
         resize_mode=encoder.resize_mode,
+        views=encoder.views,
         logit_scale=logit_scale(network),
         device=str(target),
         engine=choice.engine,

@@ -5,7 +5,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,14 @@ from cdul_steps.data.truth import Truth
 from cdul_steps.errors import UserError, first_line
 from cdul_steps.method.choices import Difficult
 from cdul_steps.method.losses import LOSSES
-from cdul_steps.models.classifier import Card, network_and_card, save_classifier, start_head
+from cdul_steps.models.classifier import (
+    WEIGHTS,
+    Card,
+    load_classifier,
+    network_and_card,
+    save_classifier,
+    start_head,
+)
 from cdul_steps.models.device import Machine
 from cdul_steps.progress import note
 from cdul_steps.provenance import source_digest, versions
@@ -38,17 +45,29 @@ SOFTWARE = ("torch", "timm", "torchvision", "pillow")
 
 
 @dataclass(frozen=True)
-class _Task:
-    """The arguments of `train_classifier`, as each of its processes gets them."""
+class Inputs:
+    """What a training reads: a table of labels, the manifest, and what it starts from.
+
+    `features` are the stores of a frozen trunk, by split. `start` is the model folder of a
+    classifier of the same network and classes, in whose weights the training starts.
+    """
 
     labels: Path
     images: Path
+    features: Mapping[str, Path] = field(default_factory=dict)
+    start: Path | None = None
+
+
+@dataclass(frozen=True)
+class _Task:
+    """The arguments of `train_classifier`, as each of its processes gets them."""
+
+    inputs: Inputs
     settings: Training
     difficult: Difficult
     max_pixels: int
     machine: Machine
     output: Path
-    features: Mapping[str, Path]
 
     @property
     def checkpoint(self) -> Path:
@@ -56,14 +75,15 @@ class _Task:
 
     def identity(self) -> str:
         """Digest of all that the training and its history depend on but the images' own bytes."""
-        weights = Path(self.settings.weights or "")
+        given, weights = self.inputs, Path(self.settings.weights or "")
         parts = [
             self.settings.model_dump_json(),
-            digest(self.labels),
-            digest(self.images),
+            digest(given.labels),
+            digest(given.images),
             self.difficult,
             digest(weights) if weights.is_file() else "",
-            *(digest(store) for _, store in sorted(self.features.items())),
+            *(digest(store) for _, store in sorted(given.features.items())),
+            digest(given.start / WEIGHTS) if given.start else "",
             str(self.max_pixels),
             source_digest(__name__, train_classifier.__name__),
         ]
@@ -93,36 +113,37 @@ def _load_checkpoint(path: Path, identity: str) -> dict[str, Any] | None:
 
 def train_classifier(
     *,
-    labels: Path,
-    images: Path,
+    inputs: Inputs,
     settings: Training,
     difficult: Difficult,
     max_pixels: int,
     machine: Machine,
     output: Path,
-    features: Mapping[str, Path] | None = None,
 ) -> None:
     """Learn a classifier from pseudo-labels, and refine them as it learns.
 
-    `labels` is a table of scores with the class table, `images` the manifest, whose truth is
-    read for the columns of `history.parquet` alone and never touches learning. Writes in the
-    folder `output`: `model/`, `history.parquet` (one row per epoch), `refined_labels.parquet`;
-    while it runs, `checkpoint.pt`, from which a killed training goes on. The final epoch is what
-    counts. Raises UserError for input that does not fit and for a loss that is not finite.
+    The manifest's truth is read for the columns of `history.parquet` alone and never touches
+    learning. Writes in the folder `output`: `model/`, `history.parquet` (one row per epoch),
+    `refined_labels.parquet`; while it runs, `checkpoint.pt`, from which a killed training goes on.
+    The final epoch is what counts. Raises UserError for input that does not fit and for a loss that
+    is not finite.
 
     On several GPUs (or with the device cpu, processes) each takes its part of every batch, and the
     result is that of one, but for rounding and dropout. Batch norm is over the whole batch too, on
     GPUs; on a CPU, where it cannot be, UserError is raised.
 
-    With a frozen trunk, `features` are its stores by split, and the last layer learns on the CPU,
-    on one thread, which is the fastest for so small a thing.
+    With a frozen trunk the last layer learns on the CPU, on one thread, which is the fastest for so
+    small a thing.
     """
+    if settings.start_from and not inputs.start:
+        raise UserError("training: start_from needs --start FOLDER, a classifier's model folder")
     frozen = settings.trunk == "frozen"
     machines = [Machine("cpu", threads=1, workers=0)] if frozen else machine.split()
-    features = dict(features or {}) if frozen else {}
-    if frozen and "train" not in features:
+    if not frozen:
+        inputs = replace(inputs, features={})
+    elif "train" not in inputs.features:
         raise UserError("training: a frozen trunk needs --features train=STORE of 'cdul features'")
-    task = _Task(labels, images, settings, difficult, max_pixels, machines[0], output, features)
+    task = _Task(inputs, settings, difficult, max_pixels, machines[0], output)
     if len(machines) == 1:
         _train(Ranks(), machines[0].device, task)
     else:
@@ -132,7 +153,7 @@ def train_classifier(
 def _train(ranks: Ranks, device: str, task: _Task) -> None:
     target, workers = replace(task.machine, device=device).set_up(cpu_workers=1)
     settings = task.settings
-    table, classes, scores = read_scores(task.labels)
+    table, classes, scores = read_scores(task.inputs.labels)
     trainer = _new_trainer(task, table, classes, scores, target, ranks)
     card, identity = trainer.card, task.identity()
     history = _resume(trainer, task, identity)
@@ -140,7 +161,7 @@ def _train(ranks: Ranks, device: str, task: _Task) -> None:
         loader: Loader | FeatureLoader = FeatureLoader(trainer.features)
     else:
         loader = _pixels(task, card, table, workers, target)
-    truth = Truth.of(task.images, table["image_id"].to_pylist(), classes, task.difficult)
+    truth = Truth.of(task.inputs.images, table["image_id"].to_pylist(), classes, task.difficult)
     test = _test_set(task, trainer, workers)
     steps = settings.epochs * len(batches(np.arange(len(table)), settings.batch_size))
     epochs = settings.epochs * trainer.rounds
@@ -176,6 +197,7 @@ def _train(ranks: Ranks, device: str, task: _Task) -> None:
         _note_epoch(row, trainer.unusable)
         if epoch + 1 < epochs and not ranks.rank:
             _save_checkpoint(trainer, task, identity, history)
+    _match_labels(trainer, loader, len(table))
     if not ranks.rank:
         _write_results(task.output, trainer, table, history)
         task.checkpoint.unlink(missing_ok=True)
@@ -196,23 +218,38 @@ def _new_trainer(
         raise UserError("training: a softmax over one class learns nothing; use the loss 'kl'")
     torch.manual_seed(settings.seed)
     network, card = network_and_card(
-        settings,
+        settings.model_copy(update={"weights": None}) if task.inputs.start else settings,
         classes,
         threshold=settings.threshold,
         activation=head,
         provenance={
             "training": settings.model_dump(by_alias=True),
-            "labels": {"digest": digest(task.labels), **read_facts(task.labels)},
+            "labels": {"digest": digest(task.inputs.labels), **read_facts(task.inputs.labels)},
             "software": versions(*SOFTWARE),
         },
     )
     corrected = torch.from_numpy(corrected_entries(table, classes)).to(device)
     labels = new_labels(torch.from_numpy(scores).to(device), corrected, settings)
-    if task.features:
-        rows = _rows(task.images, "train", table["image_id"].to_pylist())
-        return HeadTrainer(task.features["train"], rows, card, settings, labels)
-    start_head(network, labels.labels.cpu())
+    if task.inputs.features:
+        rows = _rows(task.inputs.images, "train", table["image_id"].to_pylist())
+        return HeadTrainer(task.inputs.features["train"], rows, network, card, settings, labels)
+    if task.inputs.start:
+        _start_from(network, card, task.inputs.start)
+    else:
+        start_head(network, labels.labels.cpu())
     return Trainer(network, card, settings, labels, device, ranks)
+
+
+def _start_from(network: torch.nn.Module, card: Card, folder: Path) -> None:
+    """Give a network the weights of a classifier; UserError where that is another network's."""
+    first, its = load_classifier(folder, torch.device("cpu"))
+    for key in ("model", "model_args", "classes"):
+        if getattr(its, key) != getattr(card, key):
+            raise UserError(
+                f"{folder}: this classifier's {key} is {getattr(its, key)}, and this training's "
+                f"{getattr(card, key)}: it cannot start from it"
+            )
+    network.load_state_dict(first.state_dict())
 
 
 def _resume(trainer: Trainer, task: _Task, identity: str) -> list[dict[str, Any]]:
@@ -248,7 +285,9 @@ def _check_epoch(task: _Task, trainer: Trainer, table: pa.Table, epoch: int, los
     """Raise UserError where `epoch` (from 1) has left nothing to go on with."""
     if np.isfinite(loss) and trainer.unusable == len(table):
         first = table["path"][0].as_py()
-        raise UserError(f"{task.labels}: none of its images can be read, the first being {first}")
+        raise UserError(
+            f"{task.inputs.labels}: none of its images can be read, the first being {first}"
+        )
     if not (np.isfinite(loss) and trainer.is_finite()):
         kept = f"; the state before it is in {task.checkpoint}" if epoch > 1 else ""
         raise UserError(
@@ -310,24 +349,42 @@ def _test_set(
 ) -> Callable[[Trainer], float | None] | None:
     """A function from a trainer to its mAP on the test split; None where nothing is known."""
     try:
-        table = read_split(task.images, "test", ["image_id", "path"])
+        table = read_split(task.inputs.images, "test", ["image_id", "path"])
     except UserError:
         return None
     names, card = table["image_id"].to_pylist(), trainer.card
-    truth = Truth.of(task.images, names, card.classes, task.difficult)
+    truth = Truth.of(task.inputs.images, names, card.classes, task.difficult)
     if not len(truth.places):
         return None
     if isinstance(trainer, HeadTrainer):
-        if "test" not in task.features:
+        if "test" not in task.inputs.features:
             return None
-        features = read_features(task.features["test"], _rows(task.images, "test", names))
+        features = read_features(
+            task.inputs.features["test"], _rows(task.inputs.images, "test", names)
+        )
         loader: Loader | FeatureLoader = FeatureLoader(trainer.standardise(features))
     else:
         loader = _pixels(task, card, table, workers, trainer.device)
     plan = trainer.ranks.part(batches(np.arange(len(table)), max(task.settings.batch_size, 32)))
     return lambda trainer: truth.mean_average_precision(
-        _array(trainer.predict(loader.epoch(-1, plan), len(table)))
+        _array(card.probabilities(trainer.predict(loader.epoch(-1, plan), len(table))).nan_to_num())
     )
+
+
+def _match_labels(trainer: Trainer, loader: Loader | FeatureLoader, images: int) -> None:
+    """Let the network name as much as soft labels do.
+
+    Hard ones do not say how much an image shows, nor does a softmax.
+    """
+    settings = trainer.settings
+    if trainer.card.activation != "sigmoid" or settings.positives != "soft":
+        return
+    plan = trainer.ranks.part(batches(np.arange(images), max(settings.batch_size, 32)))
+    if not trainer.match_labels(trainer.predict(loader.epoch(-1, plan), images)):
+        note(
+            "train: the last layer is not a linear one with a bias, so probabilities stay as the "
+            "network has learnt them"
+        )
 
 
 def _write_results(

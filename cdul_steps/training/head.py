@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from cdul_steps.config import Training
-from cdul_steps.method.calibration import match_labels
-from cdul_steps.models.classifier import Card, network_and_card, start_head
+from cdul_steps.models.classifier import Card, start_head
 from cdul_steps.training.features import Standardised, read_features
 from cdul_steps.training.labels import AlignedLabels, FixedLabels
 from cdul_steps.training.ranks import Ranks
@@ -27,9 +26,16 @@ class HeadTrainer(Trainer):
     """
 
     def __init__(
-        self, store: Path, rows: np.ndarray, card: Card, settings: Training, labels: FixedLabels
+        self,
+        store: Path,
+        rows: np.ndarray,
+        whole: torch.nn.Module,
+        card: Card,
+        settings: Training,
+        labels: FixedLabels,
     ) -> None:
-        """`rows` int (N,) are those of the labels' images in the store of features."""
+        """`rows` int (N,) are those of the labels' images in the store of features of the `whole`
+        network's trunk."""
         features = read_features(store, rows)
         both = settings.model_args.get("global_pool") == "catavgmax"
         self.standardise = Standardised(features, poolings=2 if both else 1)
@@ -37,6 +43,7 @@ class HeadTrainer(Trainer):
         head = torch.nn.Linear(self.features.shape[1], len(card.classes))
         super().__init__(head, card, settings, labels, torch.device("cpu"), Ranks())
         self.rounds = 2 if isinstance(labels, AlignedLabels) else 1
+        self._whole = whole
 
     def begin_round(self, number: int) -> None:
         """Start with a new head."""
@@ -60,16 +67,12 @@ class HeadTrainer(Trainer):
         if self.rounds == 1 or not self._last:
             super().move_labels(epoch)
 
+    @property
+    def last_layer(self) -> torch.nn.Module:
+        """The head, which is all there is."""
+        return self.network
+
     def finished_network(self) -> torch.nn.Module:
         """The whole network, with the head on its trunk."""
-        head = self.network
-        usable = self.features.isfinite().all(dim=1)
-        if self.card.activation == "sigmoid":
-            with torch.no_grad():
-                logits = head(self.features[usable]).numpy()
-                slope, bias = match_labels(logits, self.labels.labels[usable].numpy())
-                head.weight.mul_(slope)
-                head.bias.mul_(slope).add_(bias)
-        network, _ = network_and_card(self.settings, self.card.classes)
-        self.standardise.fold(head, network.get_classifier())
-        return network
+        self.standardise.fold(self.network, self._whole.get_classifier())
+        return self._whole

@@ -23,7 +23,9 @@ def run(manifest: Path, folder: Path, model: str, **options) -> tuple[np.ndarray
         **options,
     }
     store, table = folder / "a.zarr", folder / f"{manifest.stem}.parquet"
-    settings = {key: arguments.pop(key) for key in ("precision", "resize_mode") if key in arguments}
+    settings = {
+        key: arguments.pop(key) for key in ("precision", "resize_mode", "views") if key in arguments
+    }
     encode_shard(
         manifest=manifest,
         store=store,

@@ -30,7 +30,7 @@ from cdul_steps.steps import train as steps_train
 from cdul_steps.steps.evaluate import evaluate_scores
 from cdul_steps.steps.features import make_features, write_feature_store
 from cdul_steps.steps.predict import SplitImages, predict_images
-from cdul_steps.steps.train import train_classifier
+from cdul_steps.steps.train import Inputs, train_classifier
 from cdul_steps.training.features import FeatureLoader, Standardised, read_features
 
 MODEL = "test_byobnet"
@@ -151,14 +151,16 @@ def train(data: Path, output: Path, **changes) -> Path:
     values |= {"weight_decay": 3, "alignment": {"enabled": True, "step_size": 0.2, "warmup": 2}}
     settings = {**json.loads(network_settings(data)), **values, **changes}
     train_classifier(
-        labels=data / "labels.parquet",
-        images=data / "images.parquet",
+        inputs=Inputs(
+            data / "labels.parquet",
+            data / "images.parquet",
+            {split: data / f"{split}.zarr" for split in ("train", "test")},
+        ),
         settings=read_training(json.dumps(settings)),
         difficult="ignore",
         max_pixels=10_000,
         machine=Machine("cpu", workers=0, threads=1),
         output=output,
-        features={split: data / f"{split}.zarr" for split in ("train", "test")},
     )
     return output
 
@@ -262,8 +264,7 @@ def test_a_frozen_trunk_needs_features_and_weights(data, tmp_path):
     settings = read_training(network_settings(data, trunk="frozen"))
     with pytest.raises(UserError, match="--features"):
         train_classifier(
-            labels=data / "labels.parquet",
-            images=data / "images.parquet",
+            inputs=Inputs(data / "labels.parquet", data / "images.parquet"),
             settings=settings,
             difficult="ignore",
             max_pixels=10_000,

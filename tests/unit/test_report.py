@@ -40,7 +40,7 @@ from cdul_steps.steps.manifest import make_manifest
 from cdul_steps.steps.predict import SplitImages, predict_images
 from cdul_steps.steps.report import make_report
 from cdul_steps.steps.similarity import make_similarity, write_store
-from cdul_steps.steps.train import train_classifier
+from cdul_steps.steps.train import Inputs, train_classifier
 
 CLASSES = ["cat", "<script>alert(1)</script>", "狗 & $x_1$"]
 TINY = {"max_pixels": tiny.MAX_PIXELS, "machine": tiny.MACHINE}
@@ -290,8 +290,7 @@ def run_stages(root: Path, known: bool) -> Path:
     training = labels / "small"
     text = '{"model": "test_resnet", "image_size": 64, "epochs": 2, "alignment": {"warmup": 0}}'
     train_classifier(
-        labels=labels / "pseudo_labels.parquet",
-        images=images,
+        inputs=Inputs(labels / "pseudo_labels.parquet", images),
         settings=read_training(text),
         difficult="ignore",
         output=training,

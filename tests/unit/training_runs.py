@@ -17,7 +17,7 @@ from cdul_steps.data.tables import describe, read_scores, score_table, write_tab
 from cdul_steps.errors import UserError
 from cdul_steps.steps import train
 from cdul_steps.steps.manifest import make_manifest
-from cdul_steps.steps.train import train_classifier
+from cdul_steps.steps.train import Inputs, train_classifier
 
 CLASSES = ["red", "green", "blue"]
 COLUMNS = [
@@ -102,15 +102,17 @@ def write_labels(path: Path, table: pa.Table, classes: list[str], scores: np.nda
 
 def arguments(data: Path, output: Path, **changes) -> dict:
     values = {
-        "labels": data / "labels.parquet",
-        "images": data / "images.parquet",
         "difficult": "ignore",
         "max_pixels": 10_000,
         "output": output,
     }
     settings = {k: v for k, v in changes.items() if k in Training.model_fields}
-    values.update((k, v) for k, v in changes.items() if k not in settings)
-    return {**tiny.on(values), "settings": read_training(json.dumps({**SETTINGS, **settings}))}
+    files = {"labels": data / "labels.parquet", "images": data / "images.parquet"}
+    for name, value in changes.items():
+        if name not in settings:
+            (files if name in Inputs.__dataclass_fields__ else values)[name] = value
+    read = read_training(json.dumps({**SETTINGS, **settings}))
+    return {**tiny.on(values), "inputs": Inputs(**files), "settings": read}
 
 
 def run(data: Path, output: Path, **changes) -> Path:

@@ -75,6 +75,37 @@ def test_another_training_on_the_same_trunk_shares_its_features(frozen):
     assert other.set("run.trainings", ["other"]).plan() == {"train": 1, **AFTER_TRAIN}
 
 
+def test_fine_tuning_starts_from_the_head(frozen):
+    head = frozen.config["trainings"]["head"]
+    tuned = {**head, "trunk": "trained", "start_from": "head", "epochs": 1}
+    project = frozen.set("trainings.tuned", tuned).set("run.trainings", ["tuned"])
+    assert project.plan() == {"train": 1, **AFTER_TRAIN}
+    assert project.set("trainings.head.seed", 1).plan() == {"train": 2, **AFTER_TRAIN}
+    project.snakemake()
+    history = pq.read_table(frozen.results / "demo/tiny-clip/final/tuned/history.parquet")
+    assert history["epoch"].to_pylist() == [1]
+    assert project.plan() == {} and frozen.plan() == {}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"start_from": "haed"},
+            " names 'haed', which is not under 'trainings'; did you mean 'head'?",
+        ),
+        ({"trunk": "frozen"}, ": a frozen trunk gets a head of its own"),
+        ({"model": "test_resnet"}, ": 'head' trains test_byobnet with {}, not test_resnet with {}"),
+    ],
+)
+def test_what_cannot_be_started_from_is_told_before_anything_runs(frozen, changes, message):
+    head = frozen.config["trainings"]["head"]
+    tuned = {**head, "trunk": "trained", "start_from": "head", **changes}
+    done = frozen.set("trainings.tuned", tuned).snakemake("-n", check=False)
+    assert done.returncode == 1
+    assert f"config: trainings.tuned.start_from{message}" in done.stdout
+
+
 @pytest.mark.parametrize("path, value", [("image_size", 96), ("model_args", {"drop_rate": 0.1})])
 def test_another_network_has_features_of_its_own(frozen, path, value):
     jobs = frozen.set(f"trainings.head.{path}", value).plan()

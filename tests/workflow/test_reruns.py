@@ -168,7 +168,8 @@ def test_aliases_rerun_no_encode(demo):
 
 
 def test_precision_reruns_every_encode(demo):
-    jobs = demo.set("encoders.tiny-clip.precision", "bf16").plan()
+    jobs = demo.set("encoders.tiny-clip.views", "dense").plan()
+    assert jobs == demo.set("encoders.tiny-clip.precision", "bf16").plan()
     assert jobs["encode"] == ENCODE_JOBS and "encode_text" not in jobs
 
 

@@ -179,6 +179,14 @@ def option(name, value):
     return words
 
 
+def input_mode(wildcards):
+    """Command line words for how images become the encoder's input; none for the usual way, so that
+    a key that is new re-encodes nothing."""
+    encoder = CONFIG.encoders[wildcards.encoder]
+    words = option("--resize-mode", encoder_key("resize_mode"))(wildcards)
+    return words + (["--views", "dense"] if encoder.views == "dense" else [])
+
+
 def flag(name, value):
     """A function from wildcards to `--name` where the value is true, else `--no-name`."""
     return lambda wildcards: f"--{name}" if value(wildcards) else f"--no-{name}"
@@ -452,6 +460,19 @@ def training_features(pattern):
         for split in CONFIG.datasets[wildcards.dataset].splits
         for file in features_of(wildcards, split, pattern)
     ]
+
+
+def first_classifier(wildcards):
+    """The classifier that a training starts from, where it names one."""
+    first = training(wildcards).start_from
+    if first is None:
+        return []
+    return expand([WEIGHTS, CARD], training=first, allow_missing=True)
+
+
+def start_option(wildcards, input):
+    """Command line words that name the folder of that classifier."""
+    return [f"--start={Path(input.start[0]).parent}"] if input.start else []
 
 
 def split_features(pattern):

@@ -41,14 +41,14 @@ rule encode:
         model=encoder_key("model"),
         pretrained=option("--pretrained", encoder_key("pretrained")),
         precision=encoder_key("precision"),
-        resize_mode=option("--resize-mode", encoder_key("resize_mode")),
+        input_mode=input_mode,
         max_pixels=dataset_key("max_pixels"),
         weights=encoder_weights,
         code=code("encode", "encode_shard"),
     shell:
         "cdul encode --manifest {input:q} --store {params.store:q} --table {output.table:q} "
         "--model {params.model:q} {params.pretrained:q} --precision {params.precision} "
-        "{params.resize_mode:q} --max-pixels {params.max_pixels} "
+        "{params.input_mode:q} --max-pixels {params.max_pixels} "
         "--device {resources.device:q} --gpus {resources.gpu} --engine {resources.engine} "
         "--batch-size {resources.batch_size} "
         "--workers={resources.workers} --threads {threads} 2> {log:q}"

@@ -5,6 +5,7 @@ rule train:
         features=training_features(f"{FEATURES}/zarr.json"),
         feature_shards=training_features(f"{FEATURES}/c/{{shard}}/0/0"),
         feature_tables=training_features(FEATURE_TABLE),
+        start=first_classifier,
     output:
         weights=WEIGHTS,
         card=CARD,
@@ -25,12 +26,13 @@ rule train:
         settings=lambda wildcards: training(wildcards).model_dump_json(by_alias=True),
         weights=start_weights,
         features=feature_options,
+        start=start_option,
         difficult=CONFIG.evaluate.difficult,
         max_pixels=dataset_key("max_pixels"),
         code=code("train", "train_classifier"),
     shell:
         "cdul train --labels {input.labels:q} --images {input.images:q} "
-        "--settings {params.settings:q} {params.features:q} --difficult {params.difficult} "
+        "--settings {params.settings:q} {params.features:q} {params.start:q} --difficult {params.difficult} "
         "--max-pixels {params.max_pixels} --device {resources.device:q} "
         "--devices {resources.devices} --gpus {resources.gpu} "
         "--workers={resources.workers} --threads {threads} --output {params.folder:q} 2> {log:q}"
