@@ -23,11 +23,16 @@ from typing import Any
 import torch
 from bare import add_options, again, all_ways, fastest
 from measuring import PHOTOS, link_photos, measure, noted, noting, print_result
-from safetensors.torch import save_file
 
 from cdul_steps.config import Network
 from cdul_steps.data.images import decode
-from cdul_steps.models.classifier import Card, load_classifier, network_and_card, save_classifier
+from cdul_steps.models.classifier import (
+    WEIGHTS,
+    Card,
+    load_classifier,
+    network_and_card,
+    save_classifier,
+)
 from cdul_steps.models.timm_encoder import pooled_features
 
 CLASSES = [f"class {number}" for number in range(20)]
@@ -118,8 +123,7 @@ def main() -> None:
         settings = Network(model=options.model, image_size=options.image_size)
         network, card = network_and_card(settings, CLASSES)
         save_classifier(network, card, folder / "model")
-        save_file(network.state_dict(), folder / "weights.safetensors")
-        settings = settings.model_copy(update={"weights": str(folder / "weights.safetensors")})
+        settings = settings.model_copy(update={"weights": str(folder / "model" / WEIGHTS)})
         link_photos(options.photos, folder / "data", options.images, options.images)
         files = sorted((folder / "data/images").iterdir())
         for stage in options.stages:

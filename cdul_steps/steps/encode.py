@@ -91,8 +91,6 @@ def encode_shard(
         views=passes * together,
         work=len(images) * passes / max(1, workers),
     )
-    if together > 1:
-        together = min(together, choice.batch_size)
     encode = BatchedEncoder(choice.encoder, choice.batch_size)
     note(
         f"encode: {encoder.model} in {encoder.precision} on {target}, loaded in {loaded:.1f} s; "

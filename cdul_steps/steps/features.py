@@ -70,7 +70,7 @@ def make_features(
         np.float32,
         workers,
         max_pixels,
-        choice.batch_size,
+        TOGETHER,
     )
     write_shard(store, facts["shard"], rows, facts["shard_size"])
     failed = sum(status != "ok" for status, _, _ in outcome)

@@ -135,7 +135,7 @@ def _score(
     classes = encode(np.zeros((1, 3, *encoder.preprocess.size), np.uint8)).shape[1]
     rows = np.full((len(paths), 1, classes), np.nan, np.float32)
     outcome, _ = encode_images(
-        images, encode, encoder, rows, np.arange(len(paths)), workers, choice.batch_size
+        images, encode, encoder, rows, np.arange(len(paths)), workers, TOGETHER
     )
     return rows[:, 0], [status for status, _, _ in outcome]
 
