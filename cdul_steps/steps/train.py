@@ -380,10 +380,15 @@ def _match_labels(trainer: Trainer, loader: Loader | FeatureLoader, images: int)
     if trainer.card.activation != "sigmoid" or settings.positives != "soft":
         return
     plan = trainer.ranks.part(batches(np.arange(images), max(settings.batch_size, 32)))
-    if not trainer.match_labels(trainer.predict(loader.epoch(-1, plan), images)):
+    matched = trainer.match_labels(trainer.predict(loader.epoch(-1, plan), images))
+    if matched is None:
         note(
             "train: the last layer is not a linear one with a bias, so probabilities stay as the "
             "network has learnt them"
+        )
+    else:
+        note(
+            f"train: logits times {matched[0]:.3g} {matched[1]:+.3g} name as much as the labels do"
         )
 
 

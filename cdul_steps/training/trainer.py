@@ -87,21 +87,21 @@ class Trainer:
         self.labels.end_epoch(epoch, self.logits)
 
     @torch.no_grad()
-    def match_labels(self, logits: Tensor) -> bool:
+    def match_labels(self, logits: Tensor) -> tuple[float, float] | None:
         """Let the probabilities name as much as the labels do, by `calibration.match_labels`.
 
         `logits` (N, C) are what the network now makes of the labels' images, NaN for an unusable
-        one. The last layer takes up their slope and bias. False, and nothing done, where it
-        cannot, since it is not a linear layer with a bias.
+        one. The last layer takes up the slope and the bias that are returned. None, and nothing
+        done, where it cannot, since it is not a linear layer with a bias.
         """
         head = self.last_layer
         if not isinstance(head, torch.nn.Linear | torch.nn.Conv2d) or head.bias is None:
-            return False
+            return None
         known = logits.isfinite() & ~self.labels.unknown.cpu()
         slope, bias = match_labels(logits[known].numpy(), self.labels.labels.cpu()[known].numpy())
         head.weight.mul_(slope)
         head.bias.mul_(slope).add_(bias)
-        return True
+        return slope, bias
 
     @property
     def kept(self) -> torch.nn.Module:

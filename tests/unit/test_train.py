@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import time
@@ -121,6 +122,25 @@ def test_corrected_labels_stay_while_the_others_move(data, tmp_path):
     assert corrected.sum() == 9 and set(given[corrected]) == set(values)
     np.testing.assert_allclose(after[corrected], given[corrected], atol=1.1 * EPSILON)
     assert (np.abs(after - np.clip(given, EPSILON, 1 - EPSILON))[~corrected] > 1e-6).all()
+
+
+@pytest.mark.parametrize("variant", ["kl", *VARIANTS])
+def test_a_classifier_names_as_much_as_soft_labels_do(data, tmp_path, variant, capsys):
+    settings = VARIANTS.get(variant, {})
+    run(data, tmp_path, **settings)
+    log = capsys.readouterr().err
+    if settings.get("positives") or variant == "kl_classes":
+        assert "name as much" not in log
+        return
+    slope, bias = map(float, re.search(r"logits times (\S+) (\S+) name as much", log).groups())
+    assert slope > 0 and abs(slope - 1) + abs(bias) > 1e-2
+    network, card = load_classifier(tmp_path / "model", torch.device("cpu"))
+    table, _, labels = read_scores(tmp_path / "refined_labels.parquet")
+    images = [card.resize(Image.open(path)) for path in table["path"].to_pylist()]
+    with torch.inference_mode():
+        logits = network(card.normalize(torch.from_numpy(np.stack(images))))
+    named = int((card.probabilities(logits) >= 0.5).sum())
+    assert abs(named - int((labels >= 0.5).sum())) <= 1
 
 
 @pytest.mark.parametrize("variant", ["kl", *VARIANTS])
