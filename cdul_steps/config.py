@@ -407,27 +407,6 @@ class Training(Network):
         "frozen trunk has got its head (LP-FT: Kumar et al., 2022); `model` and `model_args` must "
         "be the same.",
     )
-    layer_decay: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="Factor on the learning rate from each group of layers to the one below it.",
-    )
-    ema_decay: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="Decay of a moving average of the weights over the steps, which is the "
-        "network that is tested and kept; 0 for none.",
-    )
-    batch_norm: Literal["trained", "frozen"] = Field(
-        "trained",
-        description="`frozen`: batch norm keeps the statistics that it starts with, as small "
-        "batches want it.",
-    )
-    auto_augment: str | None = Field(
-        None, description="A policy of timm's for further augmentation: `rand-m9-mstd0.5-inc1`."
-    )
     epochs: int = Field(20, ge=1, description="Passes over the train split.")
     batch_size: int = Field(8, ge=1, description="Images a step of the optimiser.")
     learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate.")

@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).parent
 NEUTRAL = {f"{PACKAGE.name}.{name}" for name in ("config", "errors", "progress", "provenance")}
 """Modules that cannot change a result; the config's values are params of their own."""
 SAME_RESULTS = {
-    # encode_shard: the same bytes for the same pixels, and for JPEGs without a colour profile; views
-    # that are crops are what they were.
+    # encode_shard: the same bytes for the same pixels, and for JPEGs without a colour profile;
+    # crops are what they were.
     "9f500d8ca678cc46": "79d221a7dc04ce0c",
 }
 """Digests of code whose results are those of an earlier release, to the digest of then: what users

@@ -1,14 +1,11 @@
 """Batches of training images: decoded and augmented by worker processes, epoch after epoch."""
 
-import random as python_random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image
-from timm.data.auto_augment import rand_augment_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -29,9 +26,6 @@ class TrainImages(Dataset):
         """`resize` takes an image, and optionally a box of it, to uint8 (3, H, W)."""
         self.paths, self.resize, self.max_pixels = paths, resize, max_pixels
         self.settings = settings
-        self._augment = None
-        if settings.auto_augment:
-            self._augment = rand_augment_transform(settings.auto_augment, {})
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[int, np.ndarray] | None:
         """`(index, uint8 (3, H, W))` of image `index` in `epoch`; None if it is unusable.
@@ -49,13 +43,6 @@ class TrainImages(Dataset):
         pixels = self.resize(image, self._crop(image.size, random))
         if self.settings.flip and random.random() < 0.5:
             pixels = np.ascontiguousarray(pixels[:, :, ::-1])
-        if self._augment:
-            # timm's draws by Python's and NumPy's own generators.
-            seeds = random.integers(2**32, size=2).tolist()
-            python_random.seed(seeds[0])
-            np.random.seed(seeds[1])
-            image = self._augment(Image.fromarray(pixels.transpose(1, 2, 0)))
-            pixels = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
         return index, pixels
 
     def _crop(self, size: tuple[int, int], random: np.random.Generator) -> tuple[float, ...] | None:

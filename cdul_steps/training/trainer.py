@@ -5,10 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.optim import param_groups_layer_decay
-from timm.utils import ModelEmaV3
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from cdul_steps.config import Training
 from cdul_steps.method.calibration import match_labels
@@ -37,16 +34,6 @@ def optimizer(settings: Training, groups: list[dict[str, Any]]) -> torch.optim.O
     return torch.optim.SGD(groups, momentum=0.9, **common)
 
 
-def _layers(network: torch.nn.Module, settings: Training) -> list[dict[str, Any]]:
-    """The network's parameters, in groups of layers where their learning rates differ."""
-    if settings.layer_decay == 1:
-        return [{"params": list(network.parameters())}]
-    groups = param_groups_layer_decay(
-        network, settings.weight_decay, layer_decay=settings.layer_decay
-    )
-    return [{key: g[key] for key in ("params", "weight_decay", "lr_scale")} for g in groups]
-
-
 class Trainer:
     """The state of a training: network, labels, and the optimiser of both."""
 
@@ -65,10 +52,7 @@ class Trainer:
         self.network = ranks.prepare(network.to(device))
         self.card, self.settings, self.labels, self.device = card, settings, labels, device
         self.ranks, self._training_network = ranks, ranks.wrap(self.network)
-        self._average = None
-        if settings.ema_decay:
-            self._average = ModelEmaV3(self.network, decay=settings.ema_decay, foreach=True)
-        groups = [*_layers(self.network, settings), *labels.parameter_groups()]
+        groups = [{"params": list(self.network.parameters())}, *labels.parameter_groups()]
         self.optimizer = optimizer(settings, groups)
         self.dtype = DTYPES[settings.precision]
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
@@ -98,24 +82,21 @@ class Trainer:
         if not isinstance(head, torch.nn.Linear | torch.nn.Conv2d) or head.bias is None:
             return None
         known = logits.isfinite() & ~self.labels.unknown.cpu()
+        if not known.any():
+            return 1.0, 0.0
         slope, bias = match_labels(logits[known].numpy(), self.labels.labels.cpu()[known].numpy())
         head.weight.mul_(slope)
         head.bias.mul_(slope).add_(bias)
         return slope, bias
 
     @property
-    def kept(self) -> torch.nn.Module:
-        """The network that is tested and kept: the average of the weights, where there is one."""
-        return self._average.module if self._average else self.network
-
-    @property
     def last_layer(self) -> torch.nn.Module:
         """The layer that gives the logits."""
-        return self.kept.get_classifier()
+        return self.network.get_classifier()
 
     def finished_network(self) -> torch.nn.Module:
         """The network as it is kept, after the last epoch."""
-        return self.kept
+        return self.network
 
     def _forward(self, network: torch.nn.Module, images: Tensor) -> Tensor:
         images = self.prepare(images.to(self.device, non_blocking=True))
@@ -129,10 +110,6 @@ class Trainer:
         each image's logits for the labels.
         """
         self.network.train()
-        if self.settings.batch_norm == "frozen":
-            for module in self.network.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
         self.logits.fill_(torch.nan)
         total, count = torch.zeros((), device=self.device), 0
         spare = torch.zeros((1, 3, *[self.card.image_size] * 2), dtype=torch.uint8)
@@ -159,8 +136,6 @@ class Trainer:
                 self.scaler.scale(loss.mean()).backward()
                 self.scaler.step(self.optimizer)
                 self.scaler.update()
-                if self._average:
-                    self._average.update(self.network, step=self.step)
                 self.logits[index] = logits.detach()
                 total += loss.detach().sum()
                 count += len(index)
@@ -174,11 +149,11 @@ class Trainer:
 
         `data` is this rank's part, the logits are those of all.
         """
-        network = self.kept.eval()
+        self.network.eval()
         rows = torch.zeros(images, len(self.card.classes) + 1)
         for index, pixels in data:
             if len(index):
-                rows[index, :-1] = self._forward(network, pixels).cpu()
+                rows[index, :-1] = self._forward(self.network, pixels).cpu()
                 rows[index, -1] = 1
         rows = self.ranks.sum(rows)
         return rows[:, :-1].where(rows[:, -1:] == 1, torch.nan)
@@ -190,13 +165,12 @@ class Trainer:
 
     def is_finite(self) -> bool:
         """Whether the network's weights and statistics are."""
-        return all(bool(t.isfinite().all()) for t in self.kept.state_dict().values())
+        return all(bool(t.isfinite().all()) for t in self.network.state_dict().values())
 
     def state(self) -> dict[str, Any]:
         """All that the next epoch depends on. Random numbers are seeded anew each epoch."""
         return {
             "network": self.network.state_dict(),
-            "average": self._average.module.state_dict() if self._average else {},
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "latents": self.labels.latents.detach(),
@@ -206,8 +180,6 @@ class Trainer:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a `state`."""
         self.network.load_state_dict(state["network"])
-        if self._average:
-            self._average.module.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.labels.restore(state["latents"])

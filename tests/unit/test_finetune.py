@@ -1,4 +1,4 @@
-"""Fine-tuning from a classifier: where it starts, and how its layers, averages and norms learn."""
+"""Fine-tuning from a classifier: where it starts, and from what it cannot."""
 
 from pathlib import Path
 
@@ -29,14 +29,13 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
 
 
 def test_it_starts_where_the_first_has_ended(data, first, tmp_path):
-    run(data, tmp_path, start=first / "model", batch_norm="frozen", **STILL)
+    run(data, tmp_path, start=first / "model", **STILL)
     before, after = weights(first), weights(tmp_path)
-    for name in before.keys() - set(HEAD):
+    statistics = {name for name in before if "running" in name or "tracked" in name}
+    for name in before.keys() - set(HEAD) - statistics:
         torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-6, msg=name)
     slopes = after["fc.weight"] / before["fc.weight"]
     torch.testing.assert_close(slopes, slopes.mean().expand_as(slopes), rtol=1e-3, atol=0)
-    ours, theirs = (training_runs.history(f)["test_mAP"].iloc[-1] for f in (tmp_path, first))
-    assert ours == pytest.approx(theirs)
 
 
 def test_another_start_is_another_training(data, first, tmp_path, monkeypatch, capsys):
@@ -62,22 +61,3 @@ def test_what_cannot_be_started_from_is_one_line(data, first, tmp_path):
     assert "not a model folder" in fails(data, tmp_path, start=tmp_path)
     assert "start_from needs --start" in fails(data, tmp_path, start_from="first")
     assert not (tmp_path / "model").exists()
-
-
-def test_lower_layers_learn_more_slowly(data, first, tmp_path):
-    run(data, tmp_path, start=first / "model", layer_decay=0.1, weight_decay=0)
-    before, after = weights(first), weights(tmp_path)
-    moved = {name: (after[name] - before[name]).abs().double().mean() for name in before}
-    assert moved["conv1.0.weight"] < moved["layer4.0.conv1.weight"] / 20
-
-
-def test_batch_norm_keeps_its_statistics_where_it_is_told_to(data, first, tmp_path):
-    run(data, tmp_path / "kept", start=first / "model", batch_norm="frozen")
-    run(data, tmp_path / "learnt", start=first / "model")
-    before, kept, learnt = map(weights, (first, tmp_path / "kept", tmp_path / "learnt"))
-    names = [name for name in before if name.endswith("running_mean")]
-    assert names
-    assert all(torch.equal(before[name], kept[name]) for name in names)
-    assert not any(torch.equal(before[name], learnt[name]) for name in names)
-    # The layers' own weights learn.
-    assert not torch.equal(before["bn1.weight"], kept["bn1.weight"])

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from training_runs import PLAIN
 from cdul_steps.data.corrections import UNKNOWN
 from cdul_steps.errors import UserError
 from cdul_steps.models.device import several_devices
+from cdul_steps.steps import train
 from cdul_steps.training.ranks import Ranks, run_ranks
 
 WEIGHTS = "model/model.safetensors"
@@ -44,21 +46,39 @@ def assert_close(a: Path, b: Path) -> None:
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize(("variant", "size"), [("aligned", 1), ("role", 5), ("corrected", 5)])
-def test_two_processes_do_what_one_does(data, tmp_path, variant, size):
-    settings = {**PLAIN, "batch_size": size}
-    if variant == "role":  # whose labels the optimiser learns, and whose loss is the batch's
-        settings.update(training_runs.VARIANTS["role"], role={"learning_rate_scale": 100.0})
-    if variant == "corrected":
-        labels = training_runs.corrected_labels(
-            data, tmp_path / "labels.parquet", lambda ids: {(ids[3], "blue"): UNKNOWN}
-        )
-        settings.update(labels, weight_decay=0.1, schedule="cosine")
-    one = training_runs.run(data, tmp_path / "one", **settings)
-    two = training_runs.run(data, tmp_path / "two", gpus=2, workers=1, **settings)
-    assert (training_runs.history(one)["label_movement"][1:] > 1e-4).all()
-    assert_close(one, two)
-    assert sorted(p.name for p in two.iterdir()) == sorted(p.name for p in one.iterdir())
+def variants(data: Path, folder: Path) -> dict[str, dict]:
+    """Settings of trainings that exchange something of their own."""
+    corrected = training_runs.corrected_labels(
+        data, folder / "labels.parquet", lambda ids: {(ids[3], "blue"): UNKNOWN}
+    )
+    # Of ROLE the labels are learnt by the optimiser, and the loss is the batch's.
+    role = {**training_runs.VARIANTS["role"], "role": {"learning_rate_scale": 100.0}}
+    return {
+        "aligned": {**PLAIN, "batch_size": 1},
+        "role": {**PLAIN, "batch_size": 5, **role},
+        "corrected": {
+            **{**PLAIN, "batch_size": 5, "weight_decay": 0.1, "schedule": "cosine"},
+            **corrected,
+        },
+    }
+
+
+def train_all(ranks: Ranks, device: str, data: Path, folder: Path, settings: dict) -> None:
+    """Several trainings one after the other in the same processes, whose start takes long."""
+    for name, changes in settings.items():
+        values = training_runs.arguments(data, folder / name, workers=1, **changes)
+        task = train._Task(**{**values, "machine": replace(values["machine"], gpus=1)})
+        train._train(ranks, device, task)
+
+
+def test_two_processes_do_what_one_does(data, tmp_path):
+    settings = variants(data, tmp_path)
+    run_ranks(train_all, ["cpu"] * 2, data=data, folder=tmp_path / "two", settings=settings)
+    for name, changes in settings.items():
+        one, two = training_runs.run(data, tmp_path / name, **changes), tmp_path / "two" / name
+        assert (training_runs.history(one)["label_movement"][1:] > 1e-4).all()
+        assert_close(one, two)
+        assert sorted(p.name for p in two.iterdir()) == sorted(p.name for p in one.iterdir())
 
 
 def test_another_number_of_devices_goes_on(data, tmp_path, monkeypatch, capfd):
