@@ -94,7 +94,8 @@ def read_shard(manifest: Path) -> tuple[dict[str, Any], pa.Table, np.ndarray]:
     try:
         views = facts["views"]
         shards = table["row"].to_numpy() // max(1, facts["shard_size"])
-        whole = views > 0 and len(table) % views == 0 and bool((shards == facts["shard"]).all())
+        whole = type(views) is int and views > 0 and len(table) % views == 0
+        whole = whole and bool((shards == facts["shard"]).all())
     except (KeyError, IndexError, TypeError, ValueError, OverflowError):
         whole = False
     if not whole:

@@ -114,6 +114,11 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ())
             raise UserError(
                 f"{path}: column {name!r} holds {column.type}, expected {TYPES[name]}"
             ) from error
+        try:
+            table[place].validate(full=pa.types.is_string(table[place].type))
+        except pa.ArrowException as error:
+            damage = first_line(error)
+            raise UserError(f"{path}: torn or damaged ({damage}); make it again") from error
         if name in columns and column.null_count:
             raise UserError(f"{path}: column {name!r} has blanks")
     return table

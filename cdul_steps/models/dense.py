@@ -16,6 +16,7 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor
 from torch.nn import functional
 
+from cdul_steps.config import Encoder
 from cdul_steps.errors import UserError
 from cdul_steps.method.snippets import Grid, view_cells
 from cdul_steps.models.encoder import ImageEncoder, Preprocess
@@ -27,6 +28,22 @@ SAME = 1e-3
 
 Dense = Callable[[Tensor, Tensor], Tensor]
 """From images (B, 3, H, W) and cells of views (V, h * w) to the views' embeddings (B, V, D)."""
+
+
+def new_encoder(
+    network: torch.nn.Module,
+    settings: Encoder,
+    device: torch.device,
+    grids: Sequence[Grid],
+    overlap: float,
+) -> ImageEncoder:
+    """The image tower of an encoder, for crops or for whole images as its settings say.
+
+    Raises UserError as `DenseEncoder` does.
+    """
+    if settings.views == "dense":
+        return DenseEncoder(network, settings.precision, device, grids, overlap)
+    return ImageEncoder(network, settings.precision, device)
 
 
 class DenseEncoder(ImageEncoder):

@@ -26,11 +26,10 @@ from cdul_steps.data.tables import describe, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.context import REFERENCE, Near, centred_cosine, find_near
 from cdul_steps.method.similarity import class_embedding
-from cdul_steps.models.dense import DenseEncoder
+from cdul_steps.models.dense import new_encoder
 from cdul_steps.models.device import Machine
 from cdul_steps.models.embedding import BatchedEncoder, encode_shard_images
 from cdul_steps.models.encoder import (
-    ImageEncoder,
     TextEncoder,
     load_clip,
     logit_scale,
@@ -73,16 +72,11 @@ def encode_shard(
         resize_mode=encoder.resize_mode,
         device=target,
     )
-    views = boxes.shape[1]
-    tower: ImageEncoder
+    tower = new_encoder(network, encoder, target, facts["grid"], facts["overlap"])
+    views = passes = boxes.shape[1]
+    together = 1
     if encoder.views == "dense":
-        grids, overlap = facts["grid"], facts["overlap"]
-        tower = DenseEncoder(network, encoder.precision, target, grids, overlap)
-        passes, together = 1, TOGETHER
-        boxes = boxes[:, :1]
-    else:
-        tower = ImageEncoder(network, encoder.precision, target)
-        passes, together = views, 1
+        boxes, passes, together = boxes[:, :1], 1, TOGETHER
     loaded = time.monotonic() - start
     choice = choose_engine(
         tower,

@@ -30,14 +30,10 @@ from cdul_steps.demo.scenes import write_scenes
 from cdul_steps.errors import UserError, first_line
 from cdul_steps.method.snippets import view_boxes
 from cdul_steps.models.classifier import fitting_args, network_and_card, new_classifier
+from cdul_steps.models.dense import new_encoder
 from cdul_steps.models.device import DTYPES, Machine
 from cdul_steps.models.embedding import BatchedEncoder, ImageViews
-from cdul_steps.models.encoder import (
-    ImageEncoder,
-    MissingWeightsError,
-    TextEncoder,
-    load_clip,
-)
+from cdul_steps.models.encoder import MissingWeightsError, TextEncoder, load_clip
 from cdul_steps.models.engine import choose_engine
 from cdul_steps.models.recipe import assumed
 from cdul_steps.models.timm_encoder import TOGETHER, TimmEncoder
@@ -294,6 +290,8 @@ def _encoder(encoder: Encoder) -> Result:
             f"encoder {encoder.model}: its vectors are not finite; are these the right weights?"
         )
     parameters, dimension = sum(p.numel() for p in network.parameters()), image.shape[1]
+    if encoder.views == "dense":
+        new_encoder(network, encoder, torch.device("cpu"), [(1, 1)], 0)
     found = f"its weights are here: {parameters / 1e6:.0f} M parameters, vectors of {dimension}"
     return f"{found}; {words}" if words else found, {
         "parameters": parameters,
@@ -348,10 +346,16 @@ def _encode_time(
             device=target,
         )
     in_workers = target.type == "cpu"
-    model = ImageEncoder(network, encoder.precision, target)
-    views = _views(dataset)
-    work = dataset.shard_size * views / max(1, workers)
-    choice = choose_engine(model, machine.engine, machine.batch_size, views=views, work=work)
+    model = new_encoder(network, encoder, target, dataset.grid, dataset.overlap)
+    views, dense = _views(dataset), encoder.views == "dense"
+    passes, together = (1, TOGETHER) if dense else (views, 1)
+    choice = choose_engine(
+        model,
+        machine.engine,
+        machine.batch_size,
+        views=passes * together,
+        work=dataset.shard_size * passes / max(1, workers),
+    )
     encode = BatchedEncoder(choice.encoder, choice.batch_size)
     with tempfile.TemporaryDirectory() as scratch:
         paths, boxes = [], []
@@ -365,7 +369,7 @@ def _encode_time(
             raise UserError("fewer than two images can be read, too few to measure")
         shard = ImageViews(
             pa.array(paths),
-            np.stack(boxes),
+            np.stack(boxes)[:, :passes],
             model.preprocess,
             dataset.max_pixels,
             encode if in_workers else None,

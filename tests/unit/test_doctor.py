@@ -167,6 +167,20 @@ def test_a_text_tower_that_gives_no_numbers(small, tmp_path):
     assert not finding.ok and "its vectors are not finite" in finding.text
 
 
+def test_dense_views_are_tried_and_measured(small, tmp_path):
+    attentional = {**tiny.CLIP["vision_cfg"], "attentional_pool": True}
+    for name, changes in (("has", {}), ("lacks", {"vision_cfg": attentional})):
+        encoder = {"model": tiny.make_clip(tmp_path / name, **changes), "views": "dense"}
+        options = {"run": {"encoders": [name]}, "encoders": {name: encoder}}
+        findings = found(overlay(tmp_path, **options), seconds=0.2)
+        if name == "has":
+            assert findings["encoder has"].ok
+            assert any("views/s" in finding.text for finding in findings.values())
+        else:
+            assert not findings["encoder lacks"].ok
+            assert "use views: crops" in findings["encoder lacks"].text
+
+
 def test_weights_that_are_missing_and_those_of_a_file(small, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     folder = Path(tiny.make_clip(tmp_path / "clip").removeprefix("local-dir:"))

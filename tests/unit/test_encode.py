@@ -21,7 +21,7 @@ from cdul_steps.data.manifest import read_shard
 from cdul_steps.data.stores import shard_file
 from cdul_steps.data.tables import read_facts
 from cdul_steps.errors import UserError
-from cdul_steps.steps import encode
+from cdul_steps.models import dense
 from cdul_steps.steps.encode import encode_text
 
 
@@ -195,7 +195,7 @@ def test_batch_size_does_not_matter(data, clip, tmp_path):
         assert cosines(rows, expected).min() >= 0.99999
 
 
-class SmallDevice(encode.ImageEncoder):
+class SmallDevice(dense.ImageEncoder):
     """A device whose memory holds two views."""
 
     sizes: list[int]
@@ -211,7 +211,7 @@ def test_out_of_memory_halves_the_batch_for_good(data, clip, tmp_path, monkeypat
     manifest = data / "manifest/train/0.parquet"
     expected, _ = run(manifest, tmp_path / "large", clip, batch_size=8)
     SmallDevice.sizes = []
-    monkeypatch.setattr(encode, "ImageEncoder", SmallDevice)
+    monkeypatch.setattr(dense, "ImageEncoder", SmallDevice)
     rows, outcome = run(manifest, tmp_path / "small", clip, engine="torch", batch_size=16)
     assert set(statuses(outcome).values()) == {"ok"}
     assert cosines(rows, expected).min() >= 0.99999
@@ -227,7 +227,7 @@ def test_out_of_memory_with_one_view_is_an_error(data, clip, tmp_path, monkeypat
                 raise torch.OutOfMemoryError
             return super().__call__(views)
 
-    monkeypatch.setattr(encode, "ImageEncoder", NoMemory)
+    monkeypatch.setattr(dense, "ImageEncoder", NoMemory)
     with pytest.raises(torch.OutOfMemoryError):
         run(data / "manifest/train/0.parquet", tmp_path, clip)
     assert not shard_file(tmp_path / "a.zarr", 0).exists()

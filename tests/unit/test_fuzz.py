@@ -200,6 +200,23 @@ def test_the_facts_of_a_parquet_file(tables, tmp_path, name, data):
     told(READERS[name], tmp_path / "t.parquet")
 
 
+def test_text_that_is_no_text_and_a_number_that_is_none(tables, tmp_path):
+    table = pa.parquet.read_table(tables / "manifest/images.parquet")
+    damaged = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\x80")]
+    )
+    splits = pa.concat_arrays([damaged] * len(table))
+    place = table.column_names.index("split")
+    write_table(table.set_column(place, "split", splits), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=r"t\.parquet: torn or damaged"):
+        read_split(tmp_path / "t.parquet", "train", ["image_id"])
+    table = pa.parquet.read_table(tables / "manifest/train/0.parquet")
+    facts = {**json.loads(table.schema.metadata[KEY]), "views": True}
+    write_table(table.replace_schema_metadata({KEY: json.dumps(facts)}), tmp_path / "s.parquet")
+    with pytest.raises(UserError, match="not whole images of the shard"):
+        read_shard(tmp_path / "s.parquet")
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("store") / "s.zarr"
