@@ -2,6 +2,7 @@
 
 import argparse
 import multiprocessing
+import os
 import sys
 import tempfile
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import PHOTOS
 
 ENGINES = ("eager", "channels_last", "compile", "onnx")
 BATCHES = {"cpu": [1, 2, 4, 8, 16, 32, 64], "cuda": [64, 128, 256, 512, 1024]}
@@ -23,8 +25,26 @@ Several processes call it, so it must be picklable.
 """
 
 
+class Called(torch.nn.Module):
+    """A part of a network, as a network of its own."""
+
+    def __init__(self, network: torch.nn.Module, part: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.network, self.part = network, part
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.part(images)
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `bare`; `device`, `precision` and `threads` are the benchmark's own."""
+    """Add the options of `bare`, and of a stage that takes turns with it.
+
+    `precision` is the benchmark's own.
+    """
+    parser.add_argument("--photos", type=Path, default=PHOTOS, help="folder of JPEGs")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--turns", type=int, default=3, help="how often all take turns")
     parser.add_argument("--engines", nargs="+", default=ENGINES, choices=ENGINES)
     parser.add_argument("--batches", type=int, nargs="+", help="of the bare network")
     parser.add_argument("--seconds", type=float, default=1.0, help="of each bare measurement")

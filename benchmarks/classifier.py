@@ -12,7 +12,6 @@ the network take turns with the commands. The network has random weights, which 
 
 import argparse
 import multiprocessing
-import os
 import sys
 import tempfile
 import time
@@ -21,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bare import add_options, again, all_ways, fastest
-from measuring import PHOTOS, link_photos, measure, noted, noting, print_result
+from bare import Called, add_options, again, all_ways, fastest
+from measuring import link_photos, measure, noted, noting, print_result
 
 from cdul_steps.config import Network
 from cdul_steps.data.images import decode
@@ -38,22 +37,13 @@ from cdul_steps.models.timm_encoder import pooled_features
 CLASSES = [f"class {number}" for number in range(20)]
 
 
-class Trunk(torch.nn.Module):
-    """What the features stage runs: all but the last layer."""
-
-    def __init__(self, network: torch.nn.Module) -> None:
-        super().__init__()
-        self.network, self.pooled = network, pooled_features(network)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.pooled(images)
-
-
 def bare_network(model: Path, device: str, stage: str) -> tuple[torch.nn.Module, tuple[int, int]]:
     """What a stage runs of the network of a model folder, and the size of its input."""
     network, card = load_classifier(model, torch.device(device))
     size = (card.image_size, card.image_size)
-    return Trunk(network) if stage == "features" else network, size
+    if stage == "features":
+        return Called(network, pooled_features(network)), size
+    return network, size
 
 
 def _decode(files: list[Path], card: Card, barrier: Any, queue: Any) -> None:
@@ -99,11 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="tf_efficientnet_lite0", help="a model of timm")
     parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--photos", type=Path, default=PHOTOS, help="folder of JPEGs")
     parser.add_argument("--images", type=int, default=4000)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--turns", type=int, default=3, help="how often all take turns")
     parser.add_argument(
         "--stages", nargs="+", default=["predict", "features"], choices=["predict", "features"]
     )

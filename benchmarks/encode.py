@@ -15,7 +15,6 @@ look: `--images 20 --usual-images 5 --seconds 0.2 --turns 1`.
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -26,8 +25,8 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
-from bare import add_options, again, all_ways, fastest
-from measuring import PHOTOS, link_photos, measure, noted, noting, print_result
+from bare import Called, add_options, again, all_ways, fastest
+from measuring import link_photos, measure, noted, noting, print_result
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -80,17 +79,6 @@ def encode_rate(manifest: Path, model: str, options: argparse.Namespace) -> dict
     }
 
 
-class ImageTower(torch.nn.Module):
-    """A CLIP model's image tower alone."""
-
-    def __init__(self, clip: torch.nn.Module) -> None:
-        super().__init__()
-        self.clip = clip
-
-    def forward(self, views: torch.Tensor) -> torch.Tensor:
-        return self.clip.encode_image(views)
-
-
 def tower(
     model: str, precision: str, device: str, views: str
 ) -> tuple[torch.nn.Module, tuple[int, int]]:
@@ -99,8 +87,8 @@ def tower(
     network = load_clip(model, precision=precision, device=target)
     if views == "dense":
         dense = DenseEncoder(network, precision, target, [(3, 3)], 0)
-        return ImageTower(dense.network), dense.preprocess.size
-    return ImageTower(network), Preprocess.of(network).size
+        return Called(dense.network, dense.network.encode_image), dense.preprocess.size
+    return Called(network, network.encode_image), Preprocess.of(network).size
 
 
 def usual(manifest: Path, model: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -154,17 +142,13 @@ def main() -> None:
     """Measure the parts asked for, and print the rates and their ratios."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="local-dir:cdul_steps/demo/tiny-clip")
-    parser.add_argument("--photos", type=Path, default=PHOTOS, help="folder of JPEGs")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--usual-images", type=int, default=40)
     parser.add_argument("--memory-images", type=int, nargs=2, default=[1000, 10_000])
     parser.add_argument("--memory-jobs", type=int, default=5, help="at least so many of a size")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--views", default="crops", choices=["crops", "dense"])
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"])
     add_options(parser)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--turns", type=int, default=3, help="how often encode and bare take turns")
     parts = ("encode", "bare", "usual", "memory")
     parser.add_argument("--parts", nargs="+", default=parts[:3], choices=parts)
     options = parser.parse_args()

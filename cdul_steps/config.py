@@ -664,7 +664,7 @@ def load(values: dict[str, Any], *, check_run: bool = True) -> Config:
                 f"config: trainings.{name}: a frozen trunk needs 'weights': 'timm' or a file"
             )
         if training.start_from is not None and check_run:
-            _check_start(config, name)
+            _check_start(config.trainings, name, training.start_from)
         if LOSSES[training.loss].hard_labels:
             for wrong, change in (
                 (training.positives == "soft", "positives: top1"),
@@ -678,24 +678,21 @@ def load(values: dict[str, Any], *, check_run: bool = True) -> Config:
     return config
 
 
-def _check_start(config: Config, name: str) -> None:
-    """Raise UserError where a training cannot start from the one that it names."""
-    training, trainings = config.trainings[name], config.trainings
-    where = f"config: trainings.{name}.start_from"
-    if (first := trainings.get(training.start_from or "")) is None:
-        near = nearest(training.start_from or "", list(trainings))
-        raise UserError(
-            f"{where} names {training.start_from!r}, which is not under 'trainings'{near}"
-        )
+def _check_start(trainings: Mapping[str, Training], name: str, start: str) -> None:
+    """Raise UserError where a training cannot start from the one called `start`."""
+    training, where = trainings[name], f"config: trainings.{name}.start_from"
+    if (first := trainings.get(start)) is None:
+        near = nearest(start, list(trainings))
+        raise UserError(f"{where} names {start!r}, which is not under 'trainings'{near}")
     if training.trunk == "frozen":
         raise UserError(f"{where}: a frozen trunk gets a head of its own; set 'trunk: trained'")
     if (training.model, training.model_args) != (first.model, first.model_args):
         raise UserError(
-            f"{where}: {training.start_from!r} trains {first.model} with {first.model_args}, "
+            f"{where}: {start!r} trains {first.model} with {first.model_args}, "
             f"not {training.model} with {training.model_args}"
         )
     if first.start_from is not None:
-        raise UserError(f"{where}: {training.start_from!r} starts from another training itself")
+        raise UserError(f"{where}: {start!r} starts from another training itself")
 
 
 def clashes(overlays: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:

@@ -7,8 +7,8 @@ tower pools by a mean. Where it pools by attention, each cell takes its own valu
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
-import numpy as np
 import torch
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
@@ -20,14 +20,15 @@ from cdul_steps.config import Encoder
 from cdul_steps.errors import UserError
 from cdul_steps.method.snippets import Grid, view_cells
 from cdul_steps.models.encoder import ImageEncoder, Preprocess
+from cdul_steps.models.timm_encoder import TOGETHER
 
 SCALE = 2
 """Width and height of the input, as multiples of the tower's own."""
 SAME = 1e-3
 """Difference of unit vectors' entries up to which the mean of the cells is the tower's pooling."""
 
-Dense = Callable[[Tensor, Tensor], Tensor]
-"""From images (B, 3, H, W) and cells of views (V, h * w) to the views' embeddings (B, V, D)."""
+Dense = Callable[[Any, Tensor, Tensor], Tensor]
+"""From a tower, images (B, 3, H, W) and cells of views (V, h * w) to embeddings (B, V, D)."""
 
 
 def new_encoder(
@@ -46,8 +47,14 @@ def new_encoder(
     return ImageEncoder(network, settings.precision, device)
 
 
+def passes(settings: Encoder, views: int) -> tuple[int, int]:
+    """How many passes of the tower an image of so many views takes, and how many images a worker
+    on a CPU takes together."""
+    return (1, TOGETHER) if settings.views == "dense" else (views, 1)
+
+
 class DenseEncoder(ImageEncoder):
-    """An image tower that takes whole images, and gives the embeddings of all their views."""
+    """An image tower that takes whole images to the embeddings of all their views, (B, V, D)."""
 
     def __init__(
         self,
@@ -62,10 +69,6 @@ class DenseEncoder(ImageEncoder):
         self.preprocess = Preprocess.of(network, scale=SCALE)
         self.network = _DenseTower(network.visual, self.preprocess.size, grids, overlap)
         self.network.to(device, memory_format=torch.channels_last)
-
-    def __call__(self, views: Tensor) -> np.ndarray:
-        """Embed uint8 images (B, 3, H, W): float32 vectors (B, V, D), as the tower gives them."""
-        return super().__call__(views)
 
 
 class _DenseTower(torch.nn.Module):
@@ -86,7 +89,7 @@ class _DenseTower(torch.nn.Module):
             self.dense, rows, columns = _dense(visual, noise)
             cells = torch.from_numpy(view_cells(rows, columns, grids, overlap))
             self.register_buffer("cells", cells.to(weight))
-            embedded = functional.normalize(self.dense(noise, self.cells)[:, 0].float(), dim=-1)
+            embedded = functional.normalize(self.encode_image(noise)[:, 0].float(), dim=-1)
             own = functional.normalize(visual(noise).float(), dim=-1)
         if (embedded - own).abs().max() > SAME:
             raise UserError(
@@ -95,20 +98,22 @@ class _DenseTower(torch.nn.Module):
             )
 
     def encode_image(self, images: Tensor) -> Tensor:
-        return self.dense(images, self.cells)
+        return self.dense(self.visual, images, self.cells)
 
 
 def _dense(visual: torch.nn.Module, images: Tensor) -> tuple[Dense, int, int]:
-    """The function of a tower, for images of this size, and the rows and columns of its cells."""
+    """The function of a tower, and the rows and columns of its cells for images of this size.
+
+    A tower that adds embeddings of positions gets those of these cells.
+    """
     if isinstance(visual, TimmModel):
         found = visual.trunk.forward_features(images)
         if found.ndim == 4 and found.shape[1] == visual.trunk.num_features:
-            return _Convolutional(visual), found.shape[2], found.shape[3]
+            return _convolutional, found.shape[2], found.shape[3]
     if isinstance(visual, ModifiedResNet):
         rows, columns = (side // 32 for side in images.shape[2:])
-        positions = visual.attnpool.positional_embedding
-        visual.attnpool.positional_embedding = _resized(positions, rows, columns)
-        return _AttentionPooled(visual), rows, columns
+        _resize_positions(visual.attnpool, rows, columns)
+        return _attention_pooled, rows, columns
     if (
         isinstance(visual, VisionTransformer)
         and visual.attn_pool is None
@@ -117,71 +122,58 @@ def _dense(visual: torch.nn.Module, images: Tensor) -> tuple[Dense, int, int]:
         rows, columns = (
             side // patch for side, patch in zip(images.shape[2:], visual.patch_size, strict=True)
         )
-        positions = visual.positional_embedding
-        visual.positional_embedding = _resized(positions, rows, columns)
-        return _Transformer(visual), rows, columns
+        _resize_positions(visual, rows, columns)
+        return _transformer, rows, columns
     raise UserError(
         f"encoder: views: dense is not written for this tower ({type(visual).__name__}): use "
         "views: crops"
     )
 
 
-def _resized(positions: Tensor, rows: int, columns: int) -> torch.nn.Parameter:
-    """Embeddings (1 + n * n, C) of a first token's and n * n cells' positions, for other cells."""
+def _resize_positions(layer: torch.nn.Module, rows: int, columns: int) -> None:
+    """Let a layer embed the positions of other cells than those of its own square, n * n.
+
+    Its embeddings are (1 + n * n, C), the first that of another token.
+    """
+    positions = layer.positional_embedding
     first, cells = positions[:1], positions[1:]
     side = round(len(cells) ** 0.5)
     grid = cells.T.reshape(1, -1, side, side).float()
     grid = functional.interpolate(grid, (rows, columns), mode="bicubic", align_corners=False)
     cells = grid.flatten(2)[0].T.to(positions.dtype)
-    return torch.nn.Parameter(torch.cat([first, cells]), requires_grad=False)
+    resized = torch.cat([first, cells])
+    layer.positional_embedding = torch.nn.Parameter(resized, requires_grad=False)
 
 
-class _Convolutional:
+def _convolutional(visual: TimmModel, images: Tensor, cells: Tensor) -> Tensor:
     """A network of timm's that takes the mean of its last feature map."""
-
-    def __init__(self, visual: TimmModel) -> None:
-        self.visual = visual
-
-    def __call__(self, images: Tensor, cells: Tensor) -> Tensor:
-        found = self.visual.trunk.forward_features(images)
-        pooled = cells @ found.flatten(2).transpose(1, 2)
-        pooled = pooled.reshape(-1, pooled.shape[2], 1, 1)
-        vectors = self.visual.head(self.visual.trunk.forward_head(pooled))
-        return vectors.reshape(-1, len(cells), vectors.shape[-1])
+    found = visual.trunk.forward_features(images)
+    pooled = cells @ found.flatten(2).transpose(1, 2)
+    pooled = pooled.reshape(-1, pooled.shape[2], 1, 1)
+    vectors = visual.head(visual.trunk.forward_head(pooled))
+    return vectors.reshape(-1, len(cells), vectors.shape[-1])
 
 
-class _AttentionPooled:
+def _attention_pooled(visual: ModifiedResNet, images: Tensor, cells: Tensor) -> Tensor:
     """A ResNet of CLIP's, whose pooling is a layer of attention."""
-
-    def __init__(self, visual: ModifiedResNet) -> None:
-        self.visual = visual
-
-    def __call__(self, images: Tensor, cells: Tensor) -> Tensor:
-        found = self.visual.forward_intermediates(images, indices=1)
-        pooled = cells[1:] @ found["image_intermediates"][0].flatten(2).transpose(1, 2)
-        pool = self.visual.attnpool
-        snippets = pool.c_proj(pool.v_proj(pooled))
-        return torch.cat([found["image_features"][:, None], snippets], dim=1)
+    found = visual.forward_intermediates(images, indices=1)
+    pooled = cells[1:] @ found["image_intermediates"][0].flatten(2).transpose(1, 2)
+    snippets = visual.attnpool.c_proj(visual.attnpool.v_proj(pooled))
+    return torch.cat([found["image_features"][:, None], snippets], dim=1)
 
 
-class _Transformer:
+def _transformer(visual: VisionTransformer, images: Tensor, cells: Tensor) -> Tensor:
     """A vision transformer; in its last block each cell attends to itself."""
-
-    def __init__(self, visual: VisionTransformer) -> None:
-        self.visual = visual
-
-    def __call__(self, images: Tensor, cells: Tensor) -> Tensor:
-        visual, block = self.visual, self.visual.transformer.resblocks[-1]
-        found = visual.forward_intermediates(images, indices=2, output_fmt="NLC")
-        tokens = found["image_intermediates"][0]
-        attention = block.attn
-        value = slice(2 * attention.embed_dim, None)
-        normed = block.ln_1(tokens)
-        values = functional.linear(
-            normed, attention.in_proj_weight[value], attention.in_proj_bias[value]
-        )
-        tokens = tokens + block.ls_1(attention.out_proj(values))
-        tokens = tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
-        pooled = cells[1:] @ visual.ln_post(tokens)
-        snippets = pooled if visual.proj is None else pooled @ visual.proj
-        return torch.cat([found["image_features"][:, None], snippets], dim=1)
+    found = visual.forward_intermediates(images, indices=2, output_fmt="NLC")
+    tokens = found["image_intermediates"][0]
+    block = visual.transformer.resblocks[-1]
+    attention = block.attn
+    value = slice(2 * attention.embed_dim, None)
+    values = functional.linear(
+        block.ln_1(tokens), attention.in_proj_weight[value], attention.in_proj_bias[value]
+    )
+    tokens = tokens + block.ls_1(attention.out_proj(values))
+    tokens = tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
+    pooled = cells[1:] @ visual.ln_post(tokens)
+    snippets = pooled if visual.proj is None else pooled @ visual.proj
+    return torch.cat([found["image_features"][:, None], snippets], dim=1)

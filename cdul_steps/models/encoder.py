@@ -235,7 +235,7 @@ class ImageEncoder:
 
     @torch.inference_mode()
     def __call__(self, views: Tensor) -> np.ndarray:
-        """Embed uint8 views (B, 3, H, W): float32 vectors (B, D), as the tower gives them."""
+        """Embed uint8 views (B, 3, H, W): float32 vectors (B, ..., D), as the tower gives them."""
         views = self.preprocess.normalize(views.to(self.device, non_blocking=True), self.dtype)
         views = views.contiguous(memory_format=torch.channels_last)
         return self.network.encode_image(views).float().cpu().numpy()

@@ -26,7 +26,7 @@ from cdul_steps.data.tables import describe, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.context import REFERENCE, Near, centred_cosine, find_near
 from cdul_steps.method.similarity import class_embedding
-from cdul_steps.models.dense import new_encoder
+from cdul_steps.models.dense import new_encoder, passes
 from cdul_steps.models.device import Machine
 from cdul_steps.models.embedding import BatchedEncoder, encode_shard_images
 from cdul_steps.models.encoder import (
@@ -36,7 +36,6 @@ from cdul_steps.models.encoder import (
 )
 from cdul_steps.models.engine import choose_engine
 from cdul_steps.models.recipe import assumed
-from cdul_steps.models.timm_encoder import TOGETHER
 from cdul_steps.progress import Progress, note
 from cdul_steps.provenance import versions
 
@@ -73,17 +72,15 @@ def encode_shard(
         device=target,
     )
     tower = new_encoder(network, encoder, target, facts["grid"], facts["overlap"])
-    views = passes = boxes.shape[1]
-    together = 1
-    if encoder.views == "dense":
-        boxes, passes, together = boxes[:, :1], 1, TOGETHER
+    views = boxes.shape[1]
+    each, together = passes(encoder, views)
     loaded = time.monotonic() - start
     choice = choose_engine(
         tower,
         machine.engine,
         machine.batch_size,
-        views=passes * together,
-        work=len(images) * passes / max(1, workers),
+        views=each * together,
+        work=len(images) * each / max(1, workers),
     )
     encode = BatchedEncoder(choice.encoder, choice.batch_size)
     note(
@@ -95,7 +92,13 @@ def encode_shard(
         note(f"encode: {encoder.model}: {words}")
     shard = facts["shard"]
     rows, outcome, seconds = encode_shard_images(
-        (facts, images, boxes), encode, tower, np.float16, workers, max_pixels, together
+        (facts, images, boxes[:, :each]),
+        encode,
+        tower,
+        np.float16,
+        workers,
+        max_pixels,
+        together,
     )
     write_shard(store, shard, rows, facts["shard_size"])
     failed = sum(status != "ok" for status, _, _ in outcome)

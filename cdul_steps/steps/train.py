@@ -365,10 +365,15 @@ def _test_set(
         loader: Loader | FeatureLoader = FeatureLoader(trainer.standardise(features))
     else:
         loader = _pixels(task, card, table, workers, trainer.device)
-    plan = trainer.ranks.part(batches(np.arange(len(table)), max(task.settings.batch_size, 32)))
     return lambda trainer: truth.mean_average_precision(
-        _array(card.probabilities(trainer.predict(loader.epoch(-1, plan), len(table))).nan_to_num())
+        _array(card.probabilities(_logits(trainer, loader, len(table))).nan_to_num())
     )
+
+
+def _logits(trainer: Trainer, loader: Loader | FeatureLoader, images: int) -> Tensor:
+    """What the network now makes of all images of a loader, as they are; see `Trainer.predict`."""
+    plan = batches(np.arange(images), max(trainer.settings.batch_size, 32))
+    return trainer.predict(loader.epoch(-1, trainer.ranks.part(plan)), images)
 
 
 def _match_labels(trainer: Trainer, loader: Loader | FeatureLoader, images: int) -> None:
@@ -379,8 +384,7 @@ def _match_labels(trainer: Trainer, loader: Loader | FeatureLoader, images: int)
     settings = trainer.settings
     if trainer.card.activation != "sigmoid" or settings.positives != "soft":
         return
-    plan = trainer.ranks.part(batches(np.arange(images), max(settings.batch_size, 32)))
-    matched = trainer.match_labels(trainer.predict(loader.epoch(-1, plan), images))
+    matched = trainer.match_labels(_logits(trainer, loader, images))
     if matched is None:
         note(
             "train: the last layer is not a linear one with a bias, so probabilities stay as the "

@@ -30,7 +30,7 @@ from cdul_steps.demo.scenes import write_scenes
 from cdul_steps.errors import UserError, first_line
 from cdul_steps.method.snippets import view_boxes
 from cdul_steps.models.classifier import fitting_args, network_and_card, new_classifier
-from cdul_steps.models.dense import new_encoder
+from cdul_steps.models.dense import new_encoder, passes
 from cdul_steps.models.device import DTYPES, Machine
 from cdul_steps.models.embedding import BatchedEncoder, ImageViews
 from cdul_steps.models.encoder import MissingWeightsError, TextEncoder, load_clip
@@ -347,14 +347,14 @@ def _encode_time(
         )
     in_workers = target.type == "cpu"
     model = new_encoder(network, encoder, target, dataset.grid, dataset.overlap)
-    views, dense = _views(dataset), encoder.views == "dense"
-    passes, together = (1, TOGETHER) if dense else (views, 1)
+    views = _views(dataset)
+    each, together = passes(encoder, views)
     choice = choose_engine(
         model,
         machine.engine,
         machine.batch_size,
-        views=passes * together,
-        work=dataset.shard_size * passes / max(1, workers),
+        views=each * together,
+        work=dataset.shard_size * each / max(1, workers),
     )
     encode = BatchedEncoder(choice.encoder, choice.batch_size)
     with tempfile.TemporaryDirectory() as scratch:
@@ -369,7 +369,7 @@ def _encode_time(
             raise UserError("fewer than two images can be read, too few to measure")
         shard = ImageViews(
             pa.array(paths),
-            np.stack(boxes)[:, :passes],
+            np.stack(boxes)[:, :each],
             model.preprocess,
             dataset.max_pixels,
             encode if in_workers else None,

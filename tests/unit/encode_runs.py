@@ -16,6 +16,14 @@ VIEWS = 5
 DIMENSION = tiny.CLIP["embed_dim"]
 
 
+def make_data(folder: Path) -> Path:
+    """Eight images of two sizes, and their manifest in two shards."""
+    for i in range(8):
+        tiny.noise(folder / f"images/{i}.png", i, (48, 40) if i % 2 else (37, 61))
+    tiny.folder_manifest(folder / "images", folder / "manifest", SHARD)
+    return folder
+
+
 def run(manifest: Path, folder: Path, model: str, **options) -> tuple[np.ndarray, list[dict]]:
     """Encode one shard; its rows, and those of its table."""
     arguments = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from encode_runs import DIMENSION, SHARD, VIEWS, cosines, run, statuses
+from encode_runs import DIMENSION, SHARD, VIEWS, cosines, make_data, run, statuses
 from hypothesis import given
 from hypothesis import strategies as st
 from open_clip.modified_resnet import ModifiedResNet
@@ -22,7 +22,6 @@ from cdul_steps.method.snippets import view_boxes, view_cells
 from cdul_steps.models.dense import DenseEncoder
 from cdul_steps.models.encoder import load_clip
 
-ROOT = Path(__file__).parents[2]
 GRIDS, OVERLAP = [(2, 3), (2, 2)], 0.25
 SIDE = 64
 """Of the towers' own input; dense views take images of twice that."""
@@ -63,8 +62,8 @@ def dense(kind: str) -> tuple[torch.nn.Module, DenseEncoder]:
     return made(kind).eval(), encoder
 
 
-def pixels(seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
+def pixels() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
     shape = (3, 3, 2 * SIDE, 2 * SIDE)
     return torch.randint(256, shape, generator=generator, dtype=torch.uint8)
 
@@ -128,7 +127,7 @@ def test_a_mean_pools_each_view_and_then_projects():
     found = encoder(pixels())
     with torch.inference_mode():
         cells = tower.trunk.forward_features(encoder.preprocess.normalize(pixels(), torch.float32))
-        # 12 x 5 x 4 pixels a cell: every corner of these views lies between two pixels.
+        # So many pixels a cell that rounding the views' corners to them changes little.
         fine = cells.shape[2] * 105
         for view, box in enumerate(view_boxes(fine, fine, GRIDS, OVERLAP)):
             pooled = mean_over(cells, box, fine)
@@ -195,10 +194,7 @@ def test_other_towers_are_refused_in_one_line():
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """Eight images, one of them damaged, and their manifest in two shards."""
-    folder = tmp_path_factory.mktemp("data")
-    for i in range(8):
-        tiny.noise(folder / f"images/{i}.png", i, (48, 40) if i % 2 else (37, 61))
-    tiny.folder_manifest(folder / "images", folder / "manifest", SHARD)
+    folder = make_data(tmp_path_factory.mktemp("data"))
     damaged = folder / "images/3.png"
     damaged.write_bytes(damaged.read_bytes()[:-200])
     return folder

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
-from encode_runs import DIMENSION, SHARD, VIEWS, cosines, run, statuses
+from encode_runs import DIMENSION, SHARD, VIEWS, cosines, make_data, run, statuses
 from PIL import Image
 
 from cdul_steps.config import Encoder
@@ -32,12 +32,7 @@ def clip(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """Eight images of two sizes, and their manifest in two shards."""
-    folder = tmp_path_factory.mktemp("data")
-    for i in range(8):
-        tiny.noise(folder / f"images/{i}.png", i, (48, 40) if i % 2 else (37, 61))
-    tiny.folder_manifest(folder / "images", folder / "manifest", SHARD)
-    return folder
+    return make_data(tmp_path_factory.mktemp("data"))
 
 
 def test_shard_and_table(data, clip, tmp_path):
