@@ -86,6 +86,10 @@ def test_killed_snakemake(project, undisturbed):
     assert is_whole(project, undisturbed)
     psutil.wait_procs([second])
     assert is_whole(project, undisturbed)
+    # Where the orphan wrote its shard last, its similarities are computed once more.
+    assert project.plan(SIMILARITY) in ({}, {"similarity": 1})
+    project.snakemake(SIMILARITY)
+    assert is_whole(project, undisturbed)
     assert project.plan(SIMILARITY) == {}
 
 
