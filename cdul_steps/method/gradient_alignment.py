@@ -50,3 +50,22 @@ def label_step(
     moved = latents - step_size * psi(labels, sigma) * gradient
     limit = math.log((1 - EPSILON) / EPSILON)
     return moved.clamp(-limit, limit)
+
+
+def halfway(first: Tensor, refined: Tensor) -> Tensor:
+    """Latents midway between the `first` and the `refined` ones, with the first labels' means.
+
+    `u[i,c] = (first[i,c] + refined[i,c]) / 2 + b[c]`, the bias `b` of each class being the one that
+    keeps the mean of its labels over the images. Alignment draws labels towards what the network
+    can say, and with it the number of positives; this keeps half of what the teacher knows beyond
+    the network, and all of what it says of how often a class occurs. All are float32 (N, C).
+    """
+    middle = (first.double() + refined.double()) / 2
+    mean = to_label(first.double()).mean(dim=0)
+    low = torch.full_like(mean, -2 * math.log(1 / EPSILON))
+    high = -low
+    for _ in range(60):
+        bias = (low + high) / 2
+        below = to_label(middle + bias).mean(dim=0) < mean
+        low, high = torch.where(below, bias, low), torch.where(below, high, bias)
+    return (middle + bias).float()

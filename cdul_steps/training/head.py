@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cdul_steps.config import Training
+from cdul_steps.method.gradient_alignment import halfway
 from cdul_steps.models.classifier import Card, start_head
 from cdul_steps.training.features import Standardised, read_features
 from cdul_steps.training.labels import AlignedLabels, FixedLabels
@@ -20,7 +21,7 @@ class HeadTrainer(Trainer):
 
     Labels that move do so in a first round of epochs, with a head that starts at each class's mean
     label and whose bias does not decay. The head that counts learns in the last round, from labels
-    that stay. It has no bias: its logits then stay where the sigmoid is almost linear, where noise
+    that stay: those `halfway` between the first and the refined ones. It has no bias: its logits then stay where the sigmoid is almost linear, where noise
     in the labels does least harm. How often a class occurs is put into its probabilities at the
     end, by `match_labels`.
     """
@@ -43,6 +44,7 @@ class HeadTrainer(Trainer):
         head = torch.nn.Linear(self.features.shape[1], len(card.classes))
         super().__init__(head, card, settings, labels, torch.device("cpu"), Ranks())
         self.rounds = 2 if isinstance(labels, AlignedLabels) else 1
+        self._first = labels.latents.detach().clone()
         self._whole = whole
 
     def begin_round(self, number: int) -> None:
@@ -57,6 +59,17 @@ class HeadTrainer(Trainer):
             start_head(head, self.labels.labels)
             groups.append({"params": [head.bias], "weight_decay": 0.0})
         self.optimizer = optimizer(self.settings, [*groups, *self.labels.parameter_groups()])
+        self._set_target()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
+        super().restore(state)
+        self._set_target()
+
+    def _set_target(self) -> None:
+        if self.rounds == 2 and self._last:
+            latents = halfway(self._first, self.labels.latents)
+            self.target = self.labels.fixed(latents)
 
     def prepare(self, images: Tensor) -> Tensor:
         """The features as they are."""

@@ -48,6 +48,11 @@ class FixedLabels:
             torch.where(unknown, held, logits), torch.where(unknown, torch.sigmoid(held), labels)
         )
 
+    def fixed(self, latents: Tensor) -> "FixedLabels":
+        """Labels that stay at other `latents` (N, C), but for what a person gave."""
+        kept = torch.where(self.corrected, self.latents.detach(), latents)
+        return FixedLabels(kept, self.corrected, self.unknown, self._loss)
+
     def end_epoch(self, epoch: int, logits: Tensor) -> None:
         """Move after `epoch` (from 1), given the logits (N, C) that each image had in it.
 

@@ -39,6 +39,8 @@ class Trainer:
 
     rounds = 1
     """How often all epochs are gone through."""
+    target: FixedLabels
+    """What the network learns from in this round: mostly the labels."""
 
     def __init__(
         self,
@@ -51,6 +53,7 @@ class Trainer:
     ) -> None:
         self.network = ranks.prepare(network.to(device))
         self.card, self.settings, self.labels, self.device = card, settings, labels, device
+        self.target = labels
         self.ranks, self._training_network = ranks, ranks.wrap(self.network)
         groups = [{"params": list(self.network.parameters())}, *labels.parameter_groups()]
         self.optimizer = optimizer(settings, groups)
@@ -72,7 +75,7 @@ class Trainer:
 
     @torch.no_grad()
     def match_labels(self, logits: Tensor) -> tuple[float, float] | None:
-        """Let the probabilities name as much as the labels do, by `calibration.match_labels`.
+        """Let the probabilities name as much as the target does, by `calibration.match_labels`.
 
         `logits` (N, C) are what the network now makes of the labels' images, NaN for an unusable
         one. The last layer takes up the slope and the bias that are returned. None, and nothing
@@ -81,10 +84,10 @@ class Trainer:
         head = self.last_layer
         if not isinstance(head, torch.nn.Linear | torch.nn.Conv2d) or head.bias is None:
             return None
-        known = logits.isfinite() & ~self.labels.unknown.cpu()
+        known = logits.isfinite() & ~self.target.unknown.cpu()
         if not known.any():
             return 1.0, 0.0
-        slope, bias = match_labels(logits[known].numpy(), self.labels.labels.cpu()[known].numpy())
+        slope, bias = match_labels(logits[known].numpy(), self.target.labels.cpu()[known].numpy())
         head.weight.mul_(slope)
         head.bias.mul_(slope).add_(bias)
         return slope, bias
@@ -131,7 +134,7 @@ class Trainer:
                 index = index.to(self.device, non_blocking=True)
                 logits = self._forward(self._training_network, images)[: mine.stop - mine.start]
                 logits = self.ranks.gather(logits, mine, len(index))
-                loss = self.labels.loss(logits, index)
+                loss = self.target.loss(logits, index)
                 self.optimizer.zero_grad(set_to_none=True)
                 self.scaler.scale(loss.mean()).backward()
                 self.scaler.step(self.optimizer)

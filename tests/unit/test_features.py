@@ -20,9 +20,10 @@ from training_runs import make_data as made_data
 
 from cdul_steps.config import read_network, read_training
 from cdul_steps.data.stores import new_store, open_store
-from cdul_steps.data.tables import read_facts, read_scores, write_table
+from cdul_steps.data.tables import describe, read_facts, read_scores, score_table, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.calibration import match_labels
+from cdul_steps.method.gradient_alignment import halfway, to_label, to_latent
 from cdul_steps.models.classifier import load_classifier, new_classifier
 from cdul_steps.models.device import Machine
 from cdul_steps.models.timm_encoder import pooled_features
@@ -220,10 +221,30 @@ def test_only_the_last_layer_learns_and_the_model_is_an_ordinary_one(data, tmp_p
         output=None,
     )
     assert measured["mAP"] == pytest.approx(history.test_mAP.iloc[-1])
-    labels = read_scores(output / "refined_labels.parquet")[2]
     predict(data, output / "model", "train", tmp_path / "train.parquet")
     probabilities = read_scores(tmp_path / "train.parquet")[2]
-    assert (probabilities >= 0.5).sum() == (labels >= 0.5).sum()
+    assert (probabilities >= 0.5).sum() == (halfway_labels(data, output) >= 0.5).sum()
+
+
+def halfway_labels(data: Path, output: Path) -> np.ndarray:
+    tables = (data / "labels.parquet", output / "refined_labels.parquet")
+    latents = [to_latent(torch.from_numpy(read_scores(table)[2])) for table in tables]
+    return to_label(halfway(*latents)).numpy()
+
+
+def test_the_head_learns_from_labels_halfway_to_the_refined_ones(data, tmp_path):
+    output = train(data, tmp_path / "aligned")
+    halfway = halfway_labels(data, output)
+    copy = shutil.copytree(data, tmp_path / "data")
+    ids, classes, first = read_scores(data / "labels.parquet")
+    np.testing.assert_allclose(halfway.mean(axis=0), first.mean(axis=0), atol=1e-5)
+    assert np.abs(halfway - first).max() > 0.05
+    table = score_table(ids["image_id"], ids["path"], classes, halfway)
+    write_table(describe(table, "scores", classes=classes), copy / "labels.parquet")
+    fixed = train(copy, tmp_path / "fixed", alignment={"enabled": False})
+    ours, its = (load_file(o / "model/model.safetensors") for o in (output, fixed))
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, its[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_labels_move_in_the_first_round_alone(data, tmp_path):

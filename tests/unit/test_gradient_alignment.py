@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loss_examples import BY_NAME, pairs
 
-from cdul_steps.method.gradient_alignment import label_step, psi, to_label, to_latent
+from cdul_steps.method.gradient_alignment import halfway, label_step, psi, to_label, to_latent
 from cdul_steps.method.loss_functions import EPSILON, kl_per_class
 
 # Those that a label step may descend.
@@ -133,3 +133,15 @@ def test_a_label_step_works_where_gradients_are_off():
     with torch.no_grad():
         moved = label_step(latents, logits, kl_per_class, sigma=0.2, step_size=0.5)
     assert torch.equal(moved, expected)
+
+
+@given(example=pairs())
+def test_halfway_keeps_the_means_of_the_first_labels(example):
+    refined, labels = example
+    first = to_latent(labels)
+    found = halfway(first, refined.float())
+    torch.testing.assert_close(to_label(found).mean(0), to_label(first).mean(0), rtol=0, atol=1e-5)
+    # Within a class all are shifted alike.
+    shift = found - (first + refined.float()) / 2
+    torch.testing.assert_close(shift, shift[:1].expand_as(shift), rtol=0, atol=1e-4)
+    torch.testing.assert_close(halfway(first, first), first, rtol=0, atol=1e-4)
