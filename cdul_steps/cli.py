@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from cdul_steps import __version__
 from cdul_steps.config import (
+    BoxShape,
     Dataset,
     Encoder,
     Engine,
@@ -120,6 +121,13 @@ Workers = Annotated[
 Threads = Annotated[int, Option(min=0, max=1024, help="CPU threads of the model; 0: all.")]
 Seed = Annotated[int, _key(Scenes, "seed", "Seed of all that is random.")]
 RunBy = Annotated[Engine, Option(help="What runs the network on a CPU; auto measures.")]
+BoxSettings = Annotated[
+    str,
+    Option(
+        help="`classes`, `threshold` and `margin` of `boxes.NAME` (config/README.md): JSON, or a "
+        "YAML file."
+    ),
+]
 NetworkSettings = Annotated[
     str,
     Option(
@@ -415,6 +423,23 @@ def label(
     )
 
 
+@app.command("join-labels")
+def join_labels(
+    labels: Annotated[
+        list[Path], Option(help="pseudo_labels.parquet; once for each table, at least twice.")
+    ],
+    output: Output,
+    settings: Annotated[
+        str,
+        Option(help="`positives`, `harden`, `corrections` (config/README.md): JSON, or a file."),
+    ] = "{}",
+) -> None:
+    """Join pseudo-labels of several teachers or views: their mean."""
+    from cdul_steps.steps.label import join_labels
+
+    join_labels(tables=labels, settings=read_labels(settings), output=output)
+
+
 @app.command()
 def quality(
     similarity: Similarities,
@@ -561,6 +586,45 @@ def train(
         difficult=difficult,
         max_pixels=max_pixels,
         machine=Machine(device=device, gpus=min(devices, gpus), workers=workers, threads=threads),
+        output=output,
+    )
+
+
+@app.command("box-images")
+def box_images(
+    images: Images,
+    output: Output,
+    classes: Annotated[int, _key(BoxShape, "classes", "Boxes an image.")] = 4,
+) -> None:
+    """Write the images.parquet of second views, which `boxes` makes shard by shard."""
+    from cdul_steps.steps.boxes import write_box_images
+
+    write_box_images(images=images, classes=classes, output=output)
+
+
+@app.command()
+def boxes(
+    manifest: Annotated[Path, Option(help="Manifest of the shard, SPLIT/SHARD.parquet.")],
+    model: Annotated[Path, Option(help="Folder of a trained classifier.")],
+    output: Output,
+    settings: BoxSettings = "{}",
+    max_pixels: MaxPixels = MAX_PIXELS,
+    device: Device = "auto",
+    gpus: Gpus = 1,
+    workers: Workers = -1,
+    threads: Threads = 0,
+) -> None:
+    """Cut second views of a shard's images: a box around each class that a classifier sees."""
+    from cdul_steps.config import read_box_shape
+    from cdul_steps.models.device import Machine
+    from cdul_steps.steps.boxes import make_boxes
+
+    make_boxes(
+        manifest=manifest,
+        model=model,
+        settings=read_box_shape(settings),
+        max_pixels=max_pixels,
+        machine=Machine(device=device, gpus=gpus, workers=workers, threads=threads),
         output=output,
     )
 

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from inspect import cleandoc
-from itertools import combinations, product
+from itertools import combinations, product, starmap
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
@@ -97,6 +97,20 @@ class Made(NamedTuple):
     encoder: str
     labels: str
     training: str
+
+
+class Boxed(NamedTuple):
+    """A data set's images with second views; the encoder is that of the labels behind them."""
+
+    dataset: str
+    encoder: str
+    boxes: str
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder of results, beside those of data sets."""
+        # `~` is in no name under `datasets`.
+        return "~".join(self)
 
 
 class Run(Section):
@@ -259,6 +273,25 @@ class Harden(Section):
     )
 
 
+class Part(Section):
+    """Labels that others are joined of."""
+
+    labels: Name = Field(description="Name under `labels`: how the scores become labels.")
+    encoder: Name | None = Field(
+        None, description="Name under `encoders`: another teacher; default: the run's own."
+    )
+    boxes: Name | None = Field(
+        None,
+        description="Name under `boxes`: labels of these second views, in place of the data set's "
+        "own views.",
+    )
+    training: Name | None = Field(
+        None,
+        description="Name under `trainings`: the labels as this training has refined them, to "
+        "learn a second time.",
+    )
+
+
 class Labels(Section):
     """How scores become pseudo-labels."""
 
@@ -307,11 +340,49 @@ class Labels(Section):
         description="As how many names the data set's context names count together, at most. More "
         "weight makes fewer labels, of which more are right.",
     )
+    join: list[Part] = Field(
+        [],
+        description="Labels that these are the mean of: those of several teachers, of first and "
+        "second views, or refined ones. Besides it, only `positives`, `harden` and `corrections` "
+        "count.",
+    )
     harden: Harden = Field(Harden(), description="Hard labels.")
     corrections: Place | None = Field(
         None,
         description="CSV of what people corrected (`image_id`, `class`, `value`: 1, 0 or unknown): "
         "see docs/review.md. Training keeps these entries as they are.",
+    )
+
+
+class BoxShape(Section):
+    """What boxes of second views are like."""
+
+    classes: int = Field(
+        4, ge=1, le=32, description="Boxes an image: one for each of so many most probable classes."
+    )
+    threshold: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="A box holds the cells of the class activation map from this share of its "
+        "range on. More makes smaller boxes.",
+    )
+    margin: float = Field(
+        0.1, ge=0, le=2, description="Share of a box's sides by which it grows on each of them."
+    )
+
+
+class Boxes(BoxShape):
+    """Second views: boxes around what a first classifier takes for a class, for the teacher to look
+    at again. They are made for every data set, of the train split, once labels name them under
+    `join`; docs/method.md."""
+
+    labels: Name = Field(description="Name under `labels`: what the classifier has learnt from.")
+    training: Name = Field(
+        description="Name under `trainings`: the classifier, a convolutional network."
+    )
+    encoder: Name | None = Field(
+        None, description="Name under `encoders`: whose labels these were; default: the run's own."
     )
 
 
@@ -561,6 +632,7 @@ class Config(Section):
     encoders: dict[Name, Encoder] = Field({}, description="Encoders by a name of your choice.")
     labels: dict[Name, Labels] = Field({}, description="Pseudo-labels by a name of your choice.")
     trainings: dict[Name, Training] = Field({}, description="Trainings by a name of your choice.")
+    boxes: dict[Name, Boxes] = Field({}, description="Second views by a name of your choice.")
     evaluate: Evaluate = Field(Evaluate(), description="Measuring.")
     sweep: Sweep = Field(Sweep(), description="Comparing label settings.")
     ablation: Ablation = Field(Ablation(), description="Comparison of variants.")
@@ -576,6 +648,16 @@ class Config(Section):
         """What `run` makes, each once."""
         products = (product(r.datasets, r.encoders, r.labels, r.trainings) for r in self.run)
         return list(dict.fromkeys(Made(*names) for found in products for names in found))
+
+    def boxed(self, dataset: str, encoder: str, boxes: str) -> "Boxed":
+        """The images of `dataset` with second views, for a run by `encoder`."""
+        return Boxed(dataset, self.boxes[boxes].encoder or encoder, boxes)
+
+    @property
+    def all_boxed(self) -> dict[str, "Boxed"]:
+        """All sets of images with second views that there can be, by their folder's name."""
+        found = starmap(self.boxed, product(self.datasets, self.encoders, self.boxes))
+        return {boxed.folder: boxed for boxed in found}
 
     @property
     def ablated(self) -> Run:
@@ -651,6 +733,10 @@ def load(values: dict[str, Any], *, check_run: bool = True) -> Config:
     for name, labels in config.labels.items():
         if None not in (labels.harden.threshold, labels.harden.top_k):
             raise UserError(f"config: labels.{name}.harden: give 'threshold' or 'top_k', not both")
+        if labels.join:
+            _check_join(config, name)
+    for name in config.boxes:
+        _check_boxes(config, name)
     for made in config.made if check_run else ():
         grid, grids = config.labels[made.labels].grid, config.datasets[made.dataset].grid
         if grid and grid not in grids:
@@ -658,6 +744,13 @@ def load(values: dict[str, Any], *, check_run: bool = True) -> Config:
                 f"config: labels.{made.labels}.grid is {list(grid)}, and "
                 f"datasets.{made.dataset}.grid has only {', '.join(str(list(g)) for g in grids)}"
             )
+        for part in config.labels[made.labels].join:
+            encoder = part.encoder or made.encoder
+            if part.boxes is not None and config.encoders[encoder].views == "dense":
+                raise UserError(
+                    f"config: labels.{made.labels}.join: encoders.{encoder} has dense views, which "
+                    f"boxes are not cut of; name an encoder with crops beside {part.boxes!r}"
+                )
     for name, training in config.trainings.items():
         if training.trunk == "frozen" and training.weights is None:
             raise UserError(
@@ -693,6 +786,72 @@ def _check_start(trainings: Mapping[str, Training], name: str, start: str) -> No
         )
     if first.start_from is not None:
         raise UserError(f"{where}: {start!r} starts from another training itself")
+
+
+def _check_named(config: Config, where: str, kind: str, name: str | None) -> None:
+    """Raise UserError where a section of a kind is named that is not there."""
+    sections = getattr(config, kind)
+    if name is not None and name not in sections:
+        raise UserError(
+            f"config: {where} names {name!r}, which is not under {kind!r}{nearest(name, sections)}"
+        )
+
+
+def _check_join(config: Config, name: str) -> None:
+    """Raise UserError for labels that cannot be joined of what they name."""
+    labels, where = config.labels[name], f"labels.{name}.join"
+    if useless := labels.model_fields_set - {
+        *("join", "positives", "positives_of", "harden", "corrections")
+    }:
+        key = min(useless).rstrip("_")
+        raise UserError(
+            f"config: labels.{name}: '{key}' has no use beside 'join'; set it for the labels that "
+            "are joined"
+        )
+    for part in labels.join:
+        for kind, named in (
+            ("labels", part.labels),
+            ("encoders", part.encoder),
+            ("boxes", part.boxes),
+            ("trainings", part.training),
+        ):
+            _check_named(config, where, kind, named)
+        if part.boxes is not None and part.training is not None:
+            raise UserError(
+                f"config: {where} names boxes and a training in one entry; trainings are of the "
+                "data set's own views"
+            )
+        of = config.labels[part.labels]
+        if of.join or of.corrections:
+            problem = "are joined themselves" if of.join else "have 'corrections'"
+            raise UserError(
+                f"config: {where} names {part.labels!r}, which {problem}; "
+                + ("name their parts" if of.join else f"give them to labels.{name}")
+            )
+        if part.boxes is not None and of.grid:
+            raise UserError(
+                f"config: labels.{part.labels}.grid: boxes, which {where} names, have none"
+            )
+
+
+def _check_boxes(config: Config, name: str, behind: tuple[str, ...] = ()) -> None:
+    """Raise UserError for boxes of what is not there, or of labels that they make themselves."""
+    boxes, where = config.boxes[name], f"boxes.{name}"
+    if name in behind:
+        raise UserError(
+            f"config: {where}: its classifier learns from labels that these boxes make: "
+            + " needs ".join((*behind, name))
+        )
+    for kind, named in (
+        ("labels", boxes.labels),
+        ("trainings", boxes.training),
+        ("encoders", boxes.encoder),
+    ):
+        _check_named(config, where, kind, named)
+    for part in config.labels[boxes.labels].join:
+        if part.boxes is not None:
+            _check_named(config, f"labels.{boxes.labels}.join", "boxes", part.boxes)
+            _check_boxes(config, part.boxes, (*behind, name))
 
 
 def clashes(overlays: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
@@ -749,6 +908,14 @@ def read_labels(text: str) -> Labels:
             "--settings: give this data set's number as 'positives', not 'positives_of'"
         )
     return labels
+
+
+def read_box_shape(text: str) -> BoxShape:
+    """Settings of second views from JSON, or from a YAML file. Raises UserError as `load` does."""
+    try:
+        return BoxShape.model_validate(_read_settings(text))
+    except ValidationError as error:
+        raise UserError(_explain(dict(error.errors()[0]))) from error
 
 
 def read_network(text: str) -> Network:
@@ -816,12 +983,14 @@ def reference() -> str:
         ("datasets.NAME.scenes", Scenes),
         ("encoders.NAME", Encoder),
         ("labels.NAME", Labels),
+        ("labels.NAME.join", Part),
         ("labels.NAME.harden", Harden),
         ("trainings.NAME", Training),
         ("trainings.NAME.asl", Asl),
         ("trainings.NAME.role", Role),
         ("trainings.NAME.smoothing", Smoothing),
         ("trainings.NAME.alignment", Alignment),
+        ("boxes.NAME", Boxes),
         ("evaluate", Evaluate),
         ("sweep", Sweep),
         ("ablation", Ablation),

@@ -34,7 +34,8 @@ class LabelFacts:
     """How a table of pseudo-labels was made: the settings, and what was learnt from the split.
 
     `classes` are in the table's order; `statistics` are those by which cosines were standardised;
-    labels with `positives` were rescaled by `slope` and `bias`; `corrections` counts the entries
+    labels with `positives` were rescaled by `slope` and `bias`; `joined` says what each of several
+    tables was, of which these labels are the mean; `corrections` counts the entries
     that people gave; `similarity` says which model the cosines are of, and which context names took
     part, as `context_weight` names at most. What a table does not say,
     since other software or an older release wrote it, is as the defaults here, and `whole` is false
@@ -55,6 +56,7 @@ class LabelFacts:
     slope: float = 1.0
     threshold: float | None = None
     top_k: int | None = None
+    joined: list[dict[str, Any]] = field(default_factory=list)
     corrections: int = 0
     similarity: dict[str, Any] = field(default_factory=dict)
     software: dict[str, str] = field(default_factory=dict)
@@ -112,8 +114,9 @@ class LabelFacts:
         """Write the table of labels with these facts in its metadata."""
         values = {key.name.rstrip("_"): getattr(self, key.name) for key in fields(self)}
         del values["whole"]
-        if not self.corrections:
-            del values["corrections"]
+        for key in ("corrections", "joined"):
+            if not values[key]:
+                del values[key]
         if not self.context:
             del values["context_weight"]
         write_table(describe(table, "scores", **values), path)

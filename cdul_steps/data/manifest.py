@@ -15,6 +15,11 @@ from cdul_steps.errors import UserError
 IMAGES_KIND = "images"
 SHARD_KIND = "shard"
 CORNERS = ("x0", "y0", "x1", "y1")
+# What a shard holds; a shard whose rows stay the same is not written again.
+IMAGE_COLUMNS = ("image_id", "path", "row", "bytes", "modified", "width", "height")
+IMAGE_SCHEMA = pa.schema(
+    [(name, pa.string() if name in ("image_id", "path") else pa.int64()) for name in IMAGE_COLUMNS]
+)
 
 
 def read_split(images: Path, split: str, columns: list[str]) -> pa.Table:
@@ -106,3 +111,17 @@ def read_shard(manifest: Path) -> tuple[dict[str, Any], pa.Table, np.ndarray]:
     boxes = np.stack([table[c].to_numpy() for c in CORNERS], axis=1).reshape(-1, views, 4)
     first_views = pa.array(np.arange(0, len(table), views))
     return facts, table.select(["image_id", "path", "row"]).take(first_views), boxes
+
+
+def shard_table(images: list[dict[str, Any]], boxes: np.ndarray) -> pa.Table:
+    """The table of a shard's manifest, without its facts: one row per view.
+
+    `images` have IMAGE_COLUMNS, `boxes` int32 (images, 1+S, 4) are their views.
+    """
+    views = boxes.shape[1]
+    repeated = pa.array(np.repeat(np.arange(len(images)), views))
+    table = pa.Table.from_pylist(images, IMAGE_SCHEMA).take(repeated)
+    columns = [np.tile(np.arange(views, dtype=np.int32), len(images)), *boxes.reshape(-1, 4).T]
+    for name, column in zip(("view", *CORNERS), columns, strict=True):
+        table = table.append_column(name, pa.array(column))
+    return table

@@ -9,16 +9,15 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 
-class Parted(nn.Module):
-    """A timm network whose features, between its body and its head, are a layer of their own."""
+class _Head(nn.Module):
+    """What a timm network does with its features, which are a layer of their own."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network, self.features = network, nn.Identity()
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, C) of images (B, 3, H, W)."""
-        return self.network.forward_head(self.features(self.network.forward_features(images)))
+    def forward(self, features: Tensor) -> Tensor:
+        return self.network.forward_head(self.features(features))
 
 
 def has_map(network: nn.Module, images: Tensor) -> bool:
@@ -32,19 +31,30 @@ def has_map(network: nn.Module, images: Tensor) -> bool:
     return len(shape) == 4 and shape[1] == network.num_features and min(shape[2:]) > 1
 
 
-def class_maps(network: nn.Module, images: Tensor, classes: Sequence[int]) -> np.ndarray:
-    """Grad-CAM (Selvaraju et al., 2017) of one class an image, by Captum.
+def activation_maps(network: nn.Module, features: Tensor, classes: Tensor) -> Tensor:
+    """Grad-CAM (Selvaraju et al., 2017) before its ReLU, by Captum.
 
-    For a head of a mean and a linear layer this is the class activation map itself (Zhou et al.,
-    2016). `images` are float32 (B, 3, H, W) as the network takes them, `classes` B indices.
-    Returns float32 (B, H, W) in 0..1, each map divided by its maximum (all 0 where nothing speaks
-    for the class). Raises ValueError for a network without a map of features.
+    For a head of a mean and a linear layer this is the class activation map itself, up to a factor
+    (Zhou et al., 2016). `features` (B, D, h, w) are those of the network, `classes` int (B, K)
+    indices. Returns (B, K, h, w).
     """
-    if not has_map(network, images[:1]):
+    head = _Head(network)
+    cam = LayerGradCam(head, head.features)
+    maps = [cam.attribute(features, of_image) for of_image in classes.unbind(1)]
+    return torch.cat(maps, dim=1).detach()
+
+
+def class_maps(network: nn.Module, image: Tensor, classes: Sequence[int]) -> np.ndarray:
+    """Where an image shows some classes: `activation_maps`, enlarged and made comparable.
+
+    `image` is float32 (1, 3, H, W) as the network takes it, `classes` K indices. Returns float32
+    (K, H, W) in 0..1, each map divided by its maximum (all 0 where nothing speaks for the class).
+    Raises ValueError for a network without a map of features.
+    """
+    if not has_map(network, image):
         raise ValueError("the network has no map of features")
-    parted = Parted(network)
-    maps = LayerGradCam(parted, parted.features).attribute(
-        images, torch.tensor(list(classes)), relu_attributions=True
-    )
-    maps = interpolate(maps.detach(), images.shape[2:], mode="bilinear")[:, 0].float()
+    with torch.no_grad():
+        features = network.forward_features(image)
+    maps = activation_maps(network, features, torch.tensor([list(classes)])).clamp(min=0)
+    maps = interpolate(maps, image.shape[2:], mode="bilinear")[0].float()
     return (maps / maps.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)).cpu().numpy()

@@ -384,7 +384,7 @@ def _class_maps(run: Run, scored: Scored) -> Figure | str:
         labels = np.argsort(-scored.scores[place], kind="stable")[:MAP_LABELS]
         inputs = card.normalize(torch.from_numpy(card.resize(image))[None])
         try:
-            maps = class_maps(network, inputs.expand(len(labels), -1, -1, -1), labels.tolist())
+            maps = class_maps(network, inputs, labels.tolist())
         except ValueError as error:
             return f"No class activation maps of {card.model}: {error}."
         image.thumbnail((MAP_SIDE, MAP_SIDE))

@@ -21,6 +21,8 @@ def labels_in_words(facts: LabelFacts) -> dict[str, str]:
         "zeta": _number(facts.zeta),
         "lambda": _number(facts.lambda_),
     }
+    if facts.joined:
+        found["joined"] = "the mean of " + " and ".join(map(_part, facts.joined))
     if facts.context:
         names = len(facts.context)
         counted = f", which count as {facts.context_weight:g}" * (names > facts.context_weight)
@@ -57,3 +59,10 @@ def checked_in_words(checked: Mapping[str, Any]) -> str:
 
 def _number(value: float | None) -> str | None:
     return None if value is None else f"{value:.4g}"
+
+
+def _part(facts: Mapping[str, Any]) -> str:
+    """One of the labels that others are joined of."""
+    similarity = facts.get("similarity") or {}
+    of = f"{similarity['model']}'s " if "model" in similarity else ""
+    return of + str(facts.get("construction", "labels")).replace("_", " ")

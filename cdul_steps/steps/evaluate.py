@@ -97,21 +97,27 @@ def evaluate_labels(
     `similarity` maps splits to their stores. Temperature, zeta, lambda and grid are those of the
     table `labels`. Result: split, construction, then as `measure`. Where that table was calibrated
     or hardened, labels made in its way are there too, as `pseudo_labels`: on every split with the
-    statistics, bias and slope that the table has. Raises UserError where the table does not say how
+    statistics, bias and slope that the table has. Of joined labels there is nothing but these, on
+    their own split. Raises UserError where the table does not say how
     it was made, or is of other classes.
     """
     facts = LabelFacts.read(labels)
-    if facts.recipe is None:
-        raise UserError(f"{labels}: does not say how its labels were made; use 'cdul label'")
-    _, tau, zeta, lam = facts.recipe
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "definition": definition(difficult, ap),
         "splits": {},
-        "tau": tau,
-        "zeta": zeta,
-        "lambda": lam,
     }
+    if facts.joined and facts.split:
+        scored, classes, values = read_scores(labels)
+        truth = Truth.of(images, scored["image_id"].to_pylist(), classes, difficult)
+        measured = {"pseudo_labels": measure(values, truth, classes, ap)}
+        result |= {"splits": {facts.split: measured}, "software": versions("numpy")}
+        write_json(output, result)
+        return result
+    if facts.recipe is None:
+        raise UserError(f"{labels}: does not say how its labels were made; use 'cdul label'")
+    _, tau, zeta, lam = facts.recipe
+    result |= {"tau": tau, "zeta": zeta, "lambda": lam}
     for split, store in similarity.items():
         array, classes, _ = open_similarity(store, tau)
         if facts.classes != classes:

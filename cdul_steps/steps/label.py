@@ -1,6 +1,6 @@
-"""Stage label: cosines to pseudo-labels."""
+"""Stage label: cosines, or labels of several kinds, to pseudo-labels."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,11 @@ import pyarrow as pa
 
 from cdul_steps.config import Labels
 from cdul_steps.data.corrections import COLUMN, apply_corrections, read_corrections
+from cdul_steps.data.files import digest
 from cdul_steps.data.labels import LabelFacts, learn_statistics, read_views, views_of
 from cdul_steps.data.manifest import check_classes, check_rows, read_split
 from cdul_steps.data.stores import open_similarity
-from cdul_steps.data.tables import score_table
+from cdul_steps.data.tables import read_facts, read_scores, score_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.aggregation import build_labels, finish
 from cdul_steps.method.calibration import find_bias
@@ -90,6 +91,59 @@ def make_labels(
     )
 
 
+def join_labels(*, tables: Sequence[Path], settings: Labels, output: Path) -> None:
+    """Write the mean of several tables of pseudo-labels, of the images that all of them have.
+
+    The tables are of one split and one class table, from different teachers or views; the rows are
+    in the order of the first. Of `settings`, `positives`, `harden` and `corrections` count, as in
+    `make_labels`. Raises UserError for tables that do not fit together, or were corrected.
+    """
+    read = [read_scores(table) for table in tables]
+    # Refined labels say of the ones that they were how these were made.
+    said = [facts.get("labels", facts) for facts in map(read_facts, tables)]
+    parts = [LabelFacts.of(facts, table) for facts, table in zip(said, tables, strict=True)]
+    images, classes, _ = read[0]
+    for table, (of, names, _), part in zip(tables, read, parts, strict=True):
+        if names != classes or part.split != parts[0].split:
+            raise UserError(f"{table} and {tables[0]} are not of the same classes and split")
+        if COLUMN in of.column_names:
+            raise UserError(
+                f"{table}: has corrections; join labels without, and correct the result"
+            )
+    rows = [{name: i for i, name in enumerate(of["image_id"].to_pylist())} for of, *_ in read]
+    common = [name for name in rows[0] if all(name in of for of in rows)]
+    if not common:
+        raise UserError(f"{tables[0]}: none of its images is in all of the other tables")
+    images = images.take(pa.array([rows[0][name] for name in common]))
+    places = [[of[name] for name in common] for of in rows]
+    joined = np.mean([of[2][place] for of, place in zip(read, places, strict=True)], axis=0)
+    bias = None if settings.positives is None else _bias(joined, settings.positives)
+    finish(joined, bias=bias, **settings.harden.model_dump())
+    result, corrections = _corrected(images, classes, joined, settings.corrections)
+    facts = LabelFacts(
+        classes=classes,
+        split=parts[0].split,
+        positives=settings.positives,
+        bias=bias,
+        threshold=settings.harden.threshold,
+        top_k=settings.harden.top_k,
+        joined=[
+            {k: v for k, v in facts.items() if k not in ("classes", "software")}
+            | {"digest": digest(table)}
+            for facts, table in zip(said, tables, strict=True)
+        ],
+        corrections=corrections,
+        similarity=parts[0].similarity,
+        software=versions("numpy", "pyarrow"),
+    )
+    facts.write(result, output)
+    left_out = len(set().union(*rows)) - len(common)
+    note(
+        f"label: {len(result)} images labelled by {len(tables)} tables"
+        + f"; {left_out} that not all of them have are left out" * bool(left_out)
+    )
+
+
 def _read_rows(images: Path, split: str, similarity: Path, size: int) -> pa.Table:
     """`image_id, path, row` of a split, whose rows are those of the store, `size` of them."""
     table = read_split(images, split, ["image_id", "path", "row"])
@@ -117,8 +171,13 @@ def _calibrate(
     if not (isinstance(own, int | float) and own > 0):
         raise UserError(f"{similarity}: has no attribute 'logit_scale', which positives needs")
     slope = tau / temperature(own)
+    return _bias(labels, positives, slope), slope
+
+
+def _bias(labels: np.ndarray, positives: float, slope: float = 1.0) -> float:
+    """The bias that makes labels (N, C) sum to `positives`; UserError where none does."""
     try:
-        return find_bias(labels, positives, slope), slope
+        return find_bias(labels, positives, slope)
     except ValueError as error:
         raise UserError(
             f"positives: no bias makes the labels of an image sum to {positives:g}: {error}"

@@ -13,19 +13,13 @@ from cdul_steps.config import Dataset
 from cdul_steps.data.classes import load_classes
 from cdul_steps.data.files import write_if_changed
 from cdul_steps.data.images import ImageError, read_size
-from cdul_steps.data.manifest import CORNERS, IMAGES_KIND, SHARD_KIND
+from cdul_steps.data.manifest import IMAGE_COLUMNS, IMAGES_KIND, SHARD_KIND, shard_table
 from cdul_steps.data.readers import check_files, check_headers, read_dataset
 from cdul_steps.data.readers.record import ImageRecord
 from cdul_steps.data.tables import describe, read_facts, read_table, to_bytes, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.snippets import view_boxes
 from cdul_steps.progress import Progress, note
-
-# What a shard holds; a shard whose rows stay the same is not written again.
-IMAGE_COLUMNS = ("image_id", "path", "row", "bytes", "modified", "width", "height")
-IMAGE_SCHEMA = pa.schema(
-    [(name, pa.string() if name in ("image_id", "path") else pa.int64()) for name in IMAGE_COLUMNS]
-)
 
 
 def _stat(path: str) -> tuple[int, int]:
@@ -192,18 +186,12 @@ def _image_table(
     return table, failed
 
 
-def _view_table(images: list[dict[str, Any]], layout: dict[str, Any]) -> pa.Table:
-    views = layout["views"]
-    boxes = np.zeros((len(images), views, 4), np.int32)
+def _boxes(images: list[dict[str, Any]], layout: dict[str, Any]) -> np.ndarray:
+    boxes = np.zeros((len(images), layout["views"], 4), np.int32)
     for box, image in zip(boxes, images, strict=True):
         if image["width"]:
             box[:] = view_boxes(image["width"], image["height"], layout["grid"], layout["overlap"])
-    repeated = pa.array(np.repeat(np.arange(len(images)), views))
-    table = pa.Table.from_pylist(images, IMAGE_SCHEMA).take(repeated)
-    columns = [np.tile(np.arange(views, dtype=np.int32), len(images)), *boxes.reshape(-1, 4).T]
-    for name, column in zip(("view", *CORNERS), columns, strict=True):
-        table = table.append_column(name, pa.array(column))
-    return table
+    return boxes
 
 
 def _write_shards(
@@ -235,7 +223,8 @@ def _write_shards(
             images = sorted(images + _gone(path, images), key=lambda i: i["row"])
         facts = {"split": folder.name, "shard": shard}
         facts |= {name: layout[name] for name in ("shard_size", "views", "grid", "overlap")}
-        data = to_bytes(describe(_view_table(images, layout), SHARD_KIND, **facts))
+        table = shard_table(images, _boxes(images, layout))
+        data = to_bytes(describe(table, SHARD_KIND, **facts))
         written += write_if_changed(path, data)
     for path in _shard_files(folder):
         if int(path.stem) not in by_shard:

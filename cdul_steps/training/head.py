@@ -21,9 +21,9 @@ class HeadTrainer(Trainer):
 
     Labels that move do so in a first round of epochs, with a head that starts at each class's mean
     label and whose bias does not decay. The head that counts learns in the last round, from labels
-    that stay: those `halfway` between the first and the refined ones. It has no bias: its logits then stay where the sigmoid is almost linear, where noise
-    in the labels does least harm. How often a class occurs is put into its probabilities at the
-    end, by `match_labels`.
+    that stay: those `halfway` between the first and the refined ones. It has no bias: its logits
+    then stay where the sigmoid is almost linear, where noise in the labels does least harm. How
+    often a class occurs is put into its probabilities at the end, by `match_labels`.
     """
 
     def __init__(

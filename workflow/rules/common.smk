@@ -25,7 +25,7 @@ from snakemake.utils import Paramspace
 # What is imported here needs nothing but what Snakemake brings, so that Snakemake's lint can read
 # the rules without the package's other dependencies; functions import the rest.
 from cdul_steps import results
-from cdul_steps.config import LOCAL, Split, clashes, load
+from cdul_steps.config import LOCAL, BoxShape, Split, clashes, load
 from cdul_steps.data.files import check_dates, digest
 from cdul_steps.errors import UserError
 from cdul_steps.provenance import source_digest
@@ -57,12 +57,21 @@ def one_line(function):
 
 CONFIG = one_line(load)(config)
 RUNTIME = CONFIG.runtime
+# Images with second views have a folder, a manifest and an encoding as a data set has.
+BOXED = CONFIG.all_boxed
+DATASETS = CONFIG.datasets | {
+    folder: CONFIG.datasets[boxed.dataset].model_copy(
+        update={"splits": {"train": CONFIG.datasets[boxed.dataset].splits["train"]}}
+    )
+    for folder, boxed in BOXED.items()
+}
 # Of another workflow that takes this one as a module, the files are its own business.
 if str(BASE_CONFIG) in workflow.configfiles and not workflow.remote_exec:
     for clash in clashes(
         [(file.name, load_configfile(file)) for file in workflow.overwrite_configfiles]
     ):
         logger.warning(f"cdul: {clash}")
+JOINED = [name for name, labels in CONFIG.labels.items() if labels.join]
 RESULTS = CONFIG.results
 
 
@@ -103,7 +112,7 @@ container: CONFIG.container
 
 wildcard_constraints:
     **results.WILDCARDS,
-    dataset="|".join(CONFIG.datasets),
+    dataset="|".join(DATASETS),
     encoder="|".join(CONFIG.encoders),
     labels="|".join(CONFIG.labels),
     training="|".join([*CONFIG.trainings, r"ablation/variant~[^/]+/seed~\d+"]),
@@ -150,9 +159,74 @@ def training_folders(wildcards, input):
     ]
 
 
+def unboxed(wildcards):
+    """The name of a job's data set, of its own or of second views."""
+    boxed = BOXED.get(wildcards.dataset)
+    return boxed.dataset if boxed else wildcards.dataset
+
+
+def one_of(names):
+    """A constraint of a wildcard: one of some names; nothing where there are none."""
+    return "|".join(names) or "(?!)"
+
+
+def boxes_of(wildcards):
+    """The settings of a job's second views."""
+    return CONFIG.boxes[BOXED[wildcards.dataset].boxes]
+
+
+def box_shape(wildcards):
+    """Those of them that a box depends on, besides the classifier, as `cdul boxes` takes them."""
+    return boxes_of(wildcards).model_dump_json(include=set(BoxShape.model_fields))
+
+
+def boxing(pattern):
+    """A file of the training that second views come from."""
+
+    def path(wildcards):
+        boxed, boxes = BOXED[wildcards.dataset], boxes_of(wildcards)
+        return expand(
+            pattern,
+            dataset=boxed.dataset,
+            encoder=boxed.encoder,
+            labels=boxes.labels,
+            training=boxes.training,
+        )[0]
+
+    return path
+
+
+def first_images(wildcards):
+    """The images of the data set that second views are of."""
+    return expand(IMAGES, dataset=unboxed(wildcards))
+
+
+def first_manifest(wildcards):
+    """The same shard's views of that data set, known once its manifest is made."""
+    images_of(unboxed(wildcards))
+    return expand(SHARD, dataset=unboxed(wildcards), allow_missing=True)
+
+
+def joined_labels(wildcards):
+    """The tables that labels are the mean of."""
+    found = []
+    for part in CONFIG.labels[wildcards.labels].join:
+        dataset, encoder = wildcards.dataset, wildcards.encoder
+        if part.boxes is not None:
+            dataset = CONFIG.boxed(dataset, encoder, part.boxes).folder
+        found += expand(
+            PSEUDO_LABELS if part.training is None else REFINED,
+            dataset=dataset,
+            encoder=part.encoder or encoder,
+            labels=part.labels,
+            training=part.training,
+        )
+    return found
+
+
 def dataset_key(key):
     """A value of a job's data set."""
-    return lambda wildcards: getattr(CONFIG.datasets[wildcards.dataset], key)
+    return lambda wildcards: getattr(DATASETS[wildcards.dataset], key)
 
 
 def encoder_key(key):
@@ -162,8 +236,8 @@ def encoder_key(key):
 
 def label_settings(wildcards):
     """The settings of a job's labels, as `cdul label` takes them."""
-    settings = CONFIG.labels[wildcards.labels].of(wildcards.dataset)
-    return settings.model_dump_json(by_alias=True, exclude={"positives_of"})
+    settings = CONFIG.labels[wildcards.labels].of(unboxed(wildcards))
+    return settings.model_dump_json(by_alias=True, exclude={"positives_of", "join"})
 
 
 def option(name, value):
@@ -248,7 +322,7 @@ def name_tables(wildcards):
     """Class table and context list. Read before hours of encoding, at whose end they would fail."""
     from cdul_steps.data.classes import check_choice, load_names
 
-    dataset = CONFIG.datasets[wildcards.dataset]
+    dataset = DATASETS[wildcards.dataset]
     context = dataset.context and Path(dataset.context)
     tables = load_names(Path(dataset.classes), context, dataset.context_keep)
     check_choice(*(table.names for table in tables), dataset.classes)
@@ -284,12 +358,19 @@ def stored_folders():
     return [str(Path(SHARD.replace("{split}", split)).parent) for split in splits]
 
 
+def images_of(dataset):
+    """The manifest's table of images, once it is made."""
+    if dataset in BOXED:
+        return checkpoints.box_images.get(dataset=dataset).output.images
+    return checkpoints.manifest.get(dataset=dataset).output.images
+
+
 def shards_of(dataset, split):
     """The shards of a data set's split, known once the manifest is made."""
     from cdul_steps.data.tables import read_facts
 
     # Opened, since a storage is asked for it only then.
-    with checkpoints.manifest.get(dataset=dataset).output.images.open("rb") as images:
+    with images_of(dataset).open("rb") as images:
         facts = read_facts(Path(images.name))
     return range(-(-facts["rows"][split] // facts["layout"]["shard_size"]))
 
@@ -302,9 +383,9 @@ def shards(wildcards):
 @one_line
 def shard_manifest(wildcards):
     """The views of a shard. Written by the manifest only when they change."""
-    images = checkpoints.manifest.get(dataset=wildcards.dataset).output.images
-    path = Path(images).parent / wildcards.split / f"{wildcards.shard}.parquet"
-    if not (path.is_file() or IN_STORAGE):
+    path = Path(images_of(wildcards.dataset)).parent / wildcards.split
+    path /= f"{wildcards.shard}.parquet"
+    if not (path.is_file() or IN_STORAGE or wildcards.dataset in BOXED):
         raise UserError(f"{path} is missing: run again with --forcerun manifest")
     # Not `path`: where this workflow is a module, Snakemake puts its prefix before the answer.
     return SHARD
@@ -513,7 +594,7 @@ def text_options(wildcards):
 
     Without context they are what they were before there was any, so that nothing is made again.
     """
-    dataset = CONFIG.datasets[wildcards.dataset]
+    dataset = DATASETS[wildcards.dataset]
     words = [flag("aliases", encoder_key("aliases"))(wildcards)]
     if dataset.context:
         words += ["--context", dataset.context]
@@ -531,7 +612,7 @@ def encoded(pattern):
 
 def similarities(wildcards):
     """The similarity stores of all splits."""
-    splits = CONFIG.datasets[wildcards.dataset].splits
+    splits = DATASETS[wildcards.dataset].splits
     return expand(SIMILARITY, split=splits, allow_missing=True)
 
 

@@ -29,6 +29,8 @@ checkpoint manifest:
         f"{LOGS}/manifest/{{dataset}}.log",
     benchmark:
         f"{BENCHMARKS}/manifest/{{dataset}}.tsv"
+    wildcard_constraints:
+        dataset=one_of(CONFIG.datasets),
     params:
         reader=lambda wildcards: {"demo": "table"}.get(
             CONFIG.datasets[wildcards.dataset].reader,

@@ -1,0 +1,140 @@
+"""Stage boxes: second views, each around what a trained classifier takes for a class."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from cdul_steps.config import BoxShape
+from cdul_steps.data.files import digest
+from cdul_steps.data.manifest import (
+    IMAGE_COLUMNS,
+    IMAGES_KIND,
+    SHARD_KIND,
+    read_shard,
+    shard_table,
+)
+from cdul_steps.data.tables import describe, read_facts, read_table, require, write_table
+from cdul_steps.errors import UserError
+from cdul_steps.method.boxes import map_boxes, to_pixels
+from cdul_steps.models.cam import activation_maps, has_map
+from cdul_steps.models.classifier import WEIGHTS, load_classifier
+from cdul_steps.models.device import InBatches, Machine
+from cdul_steps.models.embedding import encode_shard_images
+from cdul_steps.models.timm_encoder import TOGETHER, TimmEncoder
+from cdul_steps.progress import note
+
+
+def write_box_images(*, images: Path, classes: int, output: Path) -> None:
+    """Write the `images.parquet` of second views: the train split of a data set's, row for row.
+
+    Its layout says that an image has the whole and `classes` boxes as views.
+    """
+    facts = require(images, read_facts(images), "layout", "rows")
+    table = pq.read_table(images)
+    table = table.filter(pc.equal(table["split"], "train"))
+    layout = facts["layout"] | {
+        "reader": "boxes",
+        "splits": {"train": facts["layout"]["splits"]["train"]},
+        "grid": [],
+        "overlap": 0.0,
+        "views": 1 + classes,
+    }
+    facts |= {"layout": layout, "rows": {"train": facts["rows"]["train"]}}
+    write_table(describe(table, IMAGES_KIND, **_own(facts)), output)
+
+
+def make_boxes(
+    *,
+    manifest: Path,
+    model: Path,
+    settings: BoxShape,
+    max_pixels: int,
+    machine: Machine,
+    output: Path,
+) -> None:
+    """Write the second views of one shard: a manifest like the shard's own, `manifest`.
+
+    For each image the classifier's `settings.classes` most probable classes have a box each,
+    around the strong cells of the class's activation map (`method.boxes.map_boxes`); the column
+    `class` names it, and is null for view 0, the whole image. An image that cannot be read has the
+    whole image in place of each box. Raises UserError for a model that is none, or that has no map
+    of features or fewer classes.
+    """
+    facts, images, boxes = read_shard(manifest)
+    target, workers = machine.set_up(cpu_workers=0)
+    network, card = load_classifier(model, target)
+    if not has_map(network, torch.zeros((1, 3, card.image_size, card.image_size), device=target)):
+        raise UserError(
+            f"{model}: {card.model} has no map of features, so it cannot say where it sees a "
+            "class; boxes need a convolutional network"
+        )
+    if settings.classes > len(card.classes):
+        raise UserError(
+            f"boxes: {settings.classes} classes an image are more than the {len(card.classes)} "
+            f"that {model} knows; set 'classes'"
+        )
+    encoder = TimmEncoder(network, card, target, partial(_find, network, settings))
+    encode = InBatches(encoder, machine.batch_size or TOGETHER, "boxes")
+    found, outcome, seconds = encode_shard_images(
+        (facts, images, boxes[:, :1]),
+        encode,
+        encoder,
+        np.float32,
+        workers,
+        max_pixels,
+        TOGETHER,
+    )
+    places = images["row"].to_numpy() - facts["shard"] * facts["shard_size"]
+    of_images = found[places, 0].reshape(len(images), settings.classes, 5)
+    views = np.repeat(boxes[:, :1], 1 + settings.classes, axis=1)
+    named: list[str | None] = []
+    for view, of_image in zip(views, of_images, strict=True):
+        named.append(None)
+        if np.isfinite(of_image).all():
+            view[1:] = to_pixels(of_image[:, 1:], *view[0, 2:])
+            named += [card.classes[int(c)] for c in of_image[:, 0]]
+        else:
+            named += [None] * settings.classes
+    table = read_table(manifest, [*IMAGE_COLUMNS, "view"])
+    rows = table.filter(pc.equal(table["view"], 0)).drop_columns("view").to_pylist()
+    result = shard_table(rows, views).append_column("class", pa.array(named, pa.string()))
+    facts = facts | {"views": 1 + settings.classes, "grid": [], "overlap": 0.0}
+    described = describe(
+        result,
+        SHARD_KIND,
+        **_own(facts),
+        boxes=settings.model_dump(),
+        model=card.model,
+        weights=digest(model / WEIGHTS),
+    )
+    write_table(described, output)
+    failed = sum(status != "ok" for status, _, _ in outcome)
+    note(
+        f"boxes: {len(images) - failed} images ok, {failed} failed, "
+        f"{len(images) / seconds:.1f} images/s"
+    )
+
+
+def _find(network: torch.nn.Module, settings: BoxShape, images: Tensor) -> Tensor:
+    """From the network's input (B, 3, H, W) to the boxes of its best classes, float32 (B, K * 5).
+
+    Each is the index of its class and `x0, y0, x1, y1` as shares of the image.
+    """
+    # Maps are gradients, which inference mode has none of.
+    with torch.inference_mode(mode=False), torch.no_grad():
+        features = network.forward_features(images.clone())
+        best = network.forward_head(features).topk(settings.classes, dim=1).indices
+        maps = activation_maps(network, features, best)
+        boxes = map_boxes(maps, settings.threshold, settings.margin)
+    return torch.cat([best[:, :, None].float(), boxes], dim=2).flatten(1)
+
+
+def _own(facts: dict) -> dict:
+    """Facts that a table has of its own, without those that `describe` writes."""
+    return {k: v for k, v in facts.items() if k not in ("kind", "schema_version")}
