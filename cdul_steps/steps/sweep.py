@@ -75,10 +75,7 @@ def sweep_labels(
         raise UserError(f"{figure}: the name must end in {', '.join(FIGURES)}")
     first = next(iter(similarity.values()))
     logit_bias = read_logit_bias(open_store(first).attrs, first)
-    choices = settings.standardise
-    if logit_bias is not None and True in choices:
-        note("sweep: the model's scores are sigmoids, of which cosines are not standardised")
-        choices = [False]
+    choices = _standardise_choices(settings, logit_bias)
     statistics = _train_statistics(similarity, images) if True in choices else None
     combinations = list(_combinations(settings))
     steps = len(choices) * len(settings.tau) * len(combinations)
@@ -133,6 +130,13 @@ def sweep_labels(
         with replacing(figure) as part:
             draw(rows).savefig(part)
     note(f"sweep: {len(rows)} settings measured, written to {output}")
+
+
+def _standardise_choices(settings: Sweep, logit_bias: float | None) -> list[bool]:
+    if logit_bias is None or True not in settings.standardise:
+        return settings.standardise
+    note("sweep: the model's scores are sigmoids, of which cosines are not standardised")
+    return [False]
 
 
 def _train_statistics(similarity: dict[str, Path], images: Path) -> Any:
