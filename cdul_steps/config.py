@@ -30,6 +30,7 @@ from cdul_steps.method.choices import (
     Construction,
     Difficult,
     Positives,
+    Scores,
 )
 from cdul_steps.method.losses import LOSSES, LossName
 from cdul_steps.shipped import shipped
@@ -301,8 +302,13 @@ class Labels(Section):
         return self.model_copy(update={"positives": positives, "positives_of": {}})
 
     construction: Construction = Field("final", description="Which scores: see docs/method.md.")
+    scores: Scores | None = Field(
+        None,
+        description="`softmax`: the names share a total of 1. `sigmoid`: each class by itself, for "
+        "models with a `logit_bias` such as SigLIP. Default: the way that the model was trained.",
+    )
     tau: float | None = Field(
-        None, gt=0, description="Temperature of the softmax; default: 1/logit_scale of the model."
+        None, gt=0, description="Temperature of the scores; default: 1/logit_scale of the model."
     )
     zeta: float = Field(
         0.3, ge=0, le=1, description="Best snippet score from which a class takes its maximum."
@@ -321,7 +327,7 @@ class Labels(Section):
     standardise: bool = Field(
         False,
         description="Give all classes' cosines the same mean and deviation over the train split, "
-        "before the softmax.",
+        "before the softmax. Not with a sigmoid.",
     )
     positives: Positive | None = Field(
         None,
@@ -338,7 +344,7 @@ class Labels(Section):
         WEIGHT,
         gt=0,
         description="As how many names the data set's context names count together, at most. More "
-        "weight makes fewer labels, of which more are right.",
+        "weight makes fewer labels, of which more are right. In a sigmoid they take no part.",
     )
     join: list[Part] = Field(
         [],

@@ -34,6 +34,7 @@ from cdul_steps.method.context import (
     find_near,
 )
 from cdul_steps.method.metrics import mean_average_precision, precision_recall_f1, truth_table
+from cdul_steps.method.scoring import Scoring
 from cdul_steps.method.similarity import cosine, temperature
 from cdul_steps.steps.encode import encode_text
 from cdul_steps.steps.similarity import read_text
@@ -132,11 +133,10 @@ def labels_of(
         [(0, cosines)],
         (len(cosines), len(chosen)),
         ["final"],
-        tau=multiple * images.tau,
+        scoring=Scoring(multiple * images.tau, context_weight=weight),
         zeta=zeta,
         lam=0.0,
         statistics=class_statistics([cosines]) if settings.get("standardise") else None,
-        context_weight=weight,
     )["final"]
     if positives := settings.get("positives"):
         labels = rescale(labels, find_bias(labels, positives, multiple), multiple)

@@ -10,12 +10,14 @@ import pyarrow as pa
 import zarr
 from pydantic import TypeAdapter, ValidationError
 
+from cdul_steps.config import Labels
 from cdul_steps.data.stores import context_of, read_blocks
 from cdul_steps.data.tables import describe, read_facts, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.aggregation import build_labels, finish
 from cdul_steps.method.calibration import ClassStatistics, class_statistics
 from cdul_steps.method.choices import WEIGHT, Construction
+from cdul_steps.method.scoring import Scoring
 from cdul_steps.method.snippets import Grid, as_grids, grid_views
 from cdul_steps.progress import Progress
 
@@ -24,7 +26,7 @@ class Recipe(NamedTuple):
     """What makes labels of cosines, before anything is done to them."""
 
     construction: Construction
-    tau: float
+    scoring: Scoring
     zeta: float
     lam: float
 
@@ -33,7 +35,8 @@ class Recipe(NamedTuple):
 class LabelFacts:
     """How a table of pseudo-labels was made: the settings, and what was learnt from the split.
 
-    `classes` are in the table's order; `statistics` are those by which cosines were standardised;
+    `classes` are in the table's order; `logit_bias` is that of the sigmoid which made the scores,
+    None where a softmax did; `statistics` are those by which cosines were standardised;
     labels with `positives` were rescaled by `slope` and `bias`; `joined` says what each of several
     tables was, of which these labels are the mean; `corrections` counts the entries
     that people gave; `similarity` says which model the cosines are of, and which context names took
@@ -48,6 +51,7 @@ class LabelFacts:
     tau: float | None = None
     zeta: float | None = None
     lambda_: float | None = None
+    logit_bias: float | None = None
     context_weight: float = WEIGHT
     grid: Grid | None = None
     statistics: dict[str, list[list[float]]] | None = None
@@ -63,11 +67,18 @@ class LabelFacts:
     whole: bool = True
 
     @property
+    def scoring(self) -> Scoring | None:
+        """What made the scores; None where the table does not say at which temperature."""
+        if self.tau is None:
+            return None
+        return Scoring(self.tau, self.logit_bias, self.context_weight)
+
+    @property
     def recipe(self) -> Recipe | None:
         """How to make such labels again; None where the table does not say all of it."""
         if not self.whole or None in (self.construction, self.tau, self.zeta, self.lambda_):
             return None
-        return Recipe(self.construction, self.tau, self.zeta, self.lambda_)  # type: ignore[arg-type]
+        return Recipe(self.construction, self.scoring, self.zeta, self.lambda_)  # type: ignore[arg-type]
 
     @property
     def changed(self) -> bool:
@@ -84,8 +95,8 @@ class LabelFacts:
 
     @property
     def context(self) -> list[str]:
-        """The context names that took part."""
-        return self.similarity.get("context", [])
+        """The context names that took part: none of them where a sigmoid made the scores."""
+        return [] if self.logit_bias is not None else self.similarity.get("context", [])
 
     @classmethod
     def of(cls, facts: Mapping[str, Any], source: Path) -> Self:
@@ -114,6 +125,8 @@ class LabelFacts:
         """Write the table of labels with these facts in its metadata."""
         values = {key.name.rstrip("_"): getattr(self, key.name) for key in fields(self)}
         del values["whole"]
+        if self.logit_bias is None:
+            del values["logit_bias"]
         for key in ("corrections", "joined"):
             if not values[key]:
                 del values[key]
@@ -127,6 +140,27 @@ RECIPE = (
     *("bias", "slope", "threshold", "top_k"),
 )
 """Keys of the metadata that say how to make such labels again."""
+
+
+def choose_bias(settings: Labels, logit_bias: float | None, source: object) -> float | None:
+    """The bias of the sigmoid that makes the scores; None for a softmax.
+
+    As `settings.scores` says, or else by the model: a sigmoid where it has a `logit_bias`. Raises
+    UserError, naming the `source`, for a sigmoid without a bias or of standardised cosines.
+    """
+    if settings.scores == "sigmoid" and logit_bias is None:
+        raise UserError(
+            f"{source}: the model has no logit_bias, which 'scores: sigmoid' of the labels needs; "
+            "leave 'scores' out"
+        )
+    if settings.scores == "softmax" or logit_bias is None:
+        return None
+    if settings.standardise:
+        raise UserError(
+            f"{source}: 'standardise' takes away each class's mean cosine, which the logit_bias of "
+            "the model is made for; leave it out, or set 'scores: softmax' of the labels"
+        )
+    return logit_bias
 
 
 def views_of(images: Path, grid: Grid | None) -> np.ndarray | slice:
@@ -198,7 +232,7 @@ def labels_like(
     With that table's statistics, bias and slope, so another split is judged by the same measure.
     Raises UserError where other context names took part.
     """
-    if facts.context != context_of(array):
+    if facts.logit_bias is None and facts.context != context_of(array):
         raise UserError(
             f"{similarity}: its context names are not those of the labels; run snakemake, or "
             "'cdul label', again"
@@ -206,7 +240,7 @@ def labels_like(
     recipe = facts.recipe
     if recipe is None:
         raise UserError("the labels do not say how they were made; use 'cdul label'")
-    construction, tau, zeta, lam = recipe
+    construction, scoring, zeta, lam = recipe
     labels = build_rows(
         similarity,
         array,
@@ -214,11 +248,10 @@ def labels_like(
         rows,
         [construction],
         facts.grid,
-        tau=tau,
+        scoring=scoring,
         zeta=zeta,
         lam=lam,
         statistics=facts.class_statistics,
-        context_weight=facts.context_weight,
     )[construction]
     finish(
         labels,

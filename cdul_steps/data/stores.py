@@ -1,7 +1,7 @@
 """Sharded Zarr arrays: row i of a store is image i of its split."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -172,6 +172,17 @@ def context_of(similarity: zarr.Array) -> list[str]:
     """Names of the context columns behind the classes of a similarity store."""
     context = similarity.attrs.get("context", [])
     return context if isinstance(context, list) else []
+
+
+def read_logit_bias(values: Mapping[str, Any], source: Path) -> float | None:
+    """The model's `logit_bias` in a store's attributes or a table's facts; None where it has none.
+
+    Raises UserError, naming the `source`, where it is not a finite number.
+    """
+    bias = values.get("logit_bias")
+    if bias is not None and not (isinstance(bias, int | float) and math.isfinite(bias)):
+        raise UserError(f"{source}: its logit_bias is {bias!r}, not a number; make it again")
+    return bias
 
 
 def _block_rows(array: zarr.Array) -> int:

@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from cdul_steps.method.calibration import ClassStatistics, pieces, rescale, standardise
-from cdul_steps.method.choices import WEIGHT, Construction
-from cdul_steps.method.context import context_bias
+from cdul_steps.method.choices import Construction
 from cdul_steps.method.metrics import top_k as top_k_of
-from cdul_steps.method.similarity import scores as scores_of
+from cdul_steps.method.scoring import Scoring
 
 
 def global_scores(scores: np.ndarray) -> np.ndarray:
@@ -62,18 +61,16 @@ def build_labels(
     shape: tuple[int, int],
     constructions: Sequence[Construction],
     *,
-    tau: float,
+    scoring: Scoring,
     zeta: float,
     lam: float,
     statistics: ClassStatistics | None = None,
-    context_weight: float = WEIGHT,
 ) -> dict[str, np.ndarray]:
     """Labels by each of the named constructions, float32 of `shape` (N, C), column by column.
 
     `blocks` gives `(first image, cosines (n, 1+S, C+M))`, so that a whole data set need not be in
-    memory. The M columns behind the classes are context: they take part in the softmax, as at most
-    `context_weight` names, and get no label. With `statistics` the cosines are standardised first.
-    Images whose cosines are NaN get NaN.
+    memory. The M columns behind the classes are context, which gets no label. With `statistics` the
+    cosines are standardised first. Images whose cosines are NaN get NaN.
     """
     classes = shape[1]
     labels: dict[str, np.ndarray] = {
@@ -81,9 +78,8 @@ def build_labels(
     }
     for first, cosines in blocks:
         for piece in pieces(cosines):
-            bias = context_bias(piece.shape[2] - classes, context_weight)
-            logits = standardise(piece, statistics) if statistics else piece
-            scores = scores_of(logits, tau, classes, bias)[..., :classes]
+            comparable = standardise(piece, statistics) if statistics else piece
+            scores = scoring(comparable, classes)[..., :classes]
             for name in constructions:
                 made = CONSTRUCTIONS[name](scores, zeta, lam)
                 labels[name][first : first + len(scores)] = made

@@ -6,6 +6,7 @@ Apart from the functions, so that neither the config nor the command line import
 from typing import Literal
 
 Construction = Literal["global", "local_mean", "local_max", "aggregate", "final"]
+Scores = Literal["softmax", "sigmoid"]
 Difficult = Literal["ignore", "negative", "positive"]
 AveragePrecision = Literal["all", "voc07"]
 Positives = Literal["soft", "top1", "threshold"]

@@ -50,3 +50,18 @@ def scores(
     np.exp(logits, out=logits)
     logits /= logits.sum(axis=-1, keepdims=True)
     return logits
+
+
+def sigmoid_scores(cosines: np.ndarray, tau: float, bias: float) -> np.ndarray:
+    """`S[i,v,c] = sigmoid(p[i,v,c] / tau + bias)`, each class by itself, float32, shape unchanged.
+
+    For models that were trained so, `bias` being their `logit_bias`. Source: SigLIP (Zhai et al.,
+    ICCV 2023, section 3.2).
+    """
+    odds_against = np.asarray(cosines, dtype=np.float32) / np.float32(-tau)
+    odds_against -= np.float32(bias)
+    # Of a logit below -88 the odds are infinite in float32, and the score is 0.
+    with np.errstate(over="ignore"):
+        np.exp(odds_against, out=odds_against)
+    odds_against += 1
+    return np.reciprocal(odds_against, out=odds_against)

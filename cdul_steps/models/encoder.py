@@ -273,3 +273,11 @@ class TextEncoder:
 def logit_scale(network: torch.nn.Module) -> float:
     """The factor on the cosines, `exp` of the model's parameter: 100 for OpenAI's CLIP."""
     return float(network.logit_scale.float().exp())
+
+
+def logit_facts(network: torch.nn.Module) -> dict[str, float]:
+    """`logit_scale`, and `logit_bias` of a model that was trained with a sigmoid: what makes logits
+    of cosines."""
+    bias = network.logit_bias
+    further = {} if bias is None else {"logit_bias": float(bias.float())}
+    return {"logit_scale": logit_scale(network), **further}

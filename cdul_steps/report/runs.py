@@ -12,10 +12,11 @@ import zarr
 
 from cdul_steps.data.files import read_json
 from cdul_steps.data.labels import LabelFacts
-from cdul_steps.data.stores import open_similarity
+from cdul_steps.data.stores import open_similarity, read_logit_bias
 from cdul_steps.data.tables import read_facts, read_scores, read_table
 from cdul_steps.data.truth import Truth, thresholds_of
 from cdul_steps.errors import UserError
+from cdul_steps.method.scoring import Scoring
 from cdul_steps.method.similarity import temperature
 from cdul_steps.results import (
     CARD,
@@ -107,14 +108,16 @@ class Run:
     def similarity(self, split: str) -> Path:
         return self.place.path(SIMILARITY, split=split)
 
-    def open_similarity(self, split: str) -> tuple[zarr.Array, list[str], float]:
-        """The cosines of a split, the classes, and the temperature of the labels.
+    def open_similarity(self, split: str) -> tuple[zarr.Array, list[str], Scoring]:
+        """The cosines of a split, the classes, and the scoring of the labels.
 
         It is the model's own where labels of other software do not say theirs.
         """
-        tau = self.label_facts.tau
-        array, classes, scale = open_similarity(self.similarity(split), tau)
-        return array, classes, temperature(scale) if tau is None else tau
+        store, scoring = self.similarity(split), self.label_facts.scoring
+        array, classes, scale = open_similarity(store, self.label_facts.tau)
+        if scoring is None:
+            scoring = Scoring(temperature(scale), read_logit_bias(array.attrs, store))
+        return array, classes, scoring
 
     @cached_property
     def label_facts(self) -> LabelFacts:

@@ -18,9 +18,7 @@ from cdul_steps.data.stores import context_of, read_blocks
 from cdul_steps.data.tables import read_facts, read_scores, read_table
 from cdul_steps.data.truth import THRESHOLD
 from cdul_steps.method.aggregation import global_scores, local_scores
-from cdul_steps.method.context import context_bias
 from cdul_steps.method.losses import LOSSES, Loss
-from cdul_steps.method.similarity import scores as scores_of
 from cdul_steps.progress import note
 from cdul_steps.report import figures
 from cdul_steps.report.page import Section, Table
@@ -110,6 +108,8 @@ def _encoder_section(run: Run) -> tuple[Section, Drawn]:
             ("prompts", ", ".join(facts["templates"])),
             ("logit scale", f"{facts['logit_scale']:.3f}"),
         ]
+        if "logit_bias" in facts:
+            section.facts.append(("logit bias", f"{facts['logit_bias']:.3f}"))
         if facts.get("left_out"):
             names = ", ".join(f"{near['name']} ({near['of']})" for near in facts["left_out"])
             section.facts.append(("context names left out, since they mean a class", names))
@@ -160,8 +160,9 @@ def _labels_section(run: Run) -> tuple[Section, Drawn]:
         section.parts.append(_measures_table(what, rows, run.quality["definition"]))
     if not run.similarity("train").is_dir():
         return section, {}
-    if facts.context:
+    if facts.context or facts.logit_bias is not None:
         section.notes += _nothing_found(run)
+    if facts.context:
         section.parts.append(_context_table(run))
     zeta = None if facts.statistics else facts.zeta
     return section, {"scores.svg": figures.draw_scores(score_panels(run), zeta)}
@@ -189,13 +190,12 @@ def _nothing_found(run: Run) -> list[str]:
 
 def _context_table(run: Run) -> Table:
     """Which context names the whole images of the train split went to."""
-    store, facts = run.similarity("train"), run.label_facts
-    array, classes, tau = run.open_similarity("train")
+    store = run.similarity("train")
+    array, classes, scoring = run.open_similarity("train")
     context = context_of(array)
-    bias = context_bias(len(context), facts.context_weight)
     shares, best, images = np.zeros(len(context)), np.zeros(len(context), int), 0
     for _, cosines in read_blocks(store, array):
-        scores = scores_of(cosines[:, 0], tau, len(classes), bias)
+        scores = scoring(cosines[:, 0], len(classes))
         scores = scores[np.isfinite(scores).all(axis=1)]
         shares += scores[:, len(classes) :].sum(axis=0)
         # Among all names: an image whose best name is a class is nobody's here.
@@ -217,7 +217,7 @@ def _context_table(run: Run) -> Table:
 def score_panels(run: Run) -> dict[str, dict[str, np.ndarray]]:
     """Counts of the train split's scores: by truth, where it is known, then by kind."""
     store = run.similarity("train")
-    array, classes, tau = run.open_similarity("train")
+    array, classes, scoring = run.open_similarity("train")
     table = read_split(run.images, "train", ["image_id", "row"])
     truth, counted = run.truth(table["image_id"].to_pylist(), classes)
     pairs = {"Class is in the image": truth & counted, "Class is not in it": ~truth & counted}
@@ -225,10 +225,9 @@ def score_panels(run: Run) -> dict[str, dict[str, np.ndarray]]:
         pairs = {"All pairs of image and class": np.ones_like(counted)}
     by_row = np.zeros((len(pairs), array.shape[0], len(classes)), dtype=bool)
     by_row[:, table["row"].to_numpy()] = list(pairs.values())
-    bias = context_bias(len(context_of(array)), run.label_facts.context_weight)
     panels: dict[str, dict[str, Any]] = {t: {"whole images": 0, "snippets": 0} for t in pairs}
     for first, cosines in read_blocks(store, array):
-        scores = scores_of(cosines, tau, len(classes), bias)[..., : len(classes)]
+        scores = scoring(cosines, len(classes))[..., : len(classes)]
         for counts, of_rows in zip(panels.values(), by_row, strict=True):
             chosen = of_rows[first : first + len(scores)]
             counts["whole images"] += figures.count_scores(global_scores(scores), chosen)
@@ -334,12 +333,12 @@ def _clip_scores(run: Run, scored: Scored) -> dict[str, np.ndarray]:
     store, facts = run.similarity(scored.split), run.label_facts
     if not store.is_dir():
         return {}
-    array, _, tau = run.open_similarity(scored.split)
+    array, _, scoring = run.open_similarity(scored.split)
     table = read_split(run.images, scored.split, ["image_id", "row"])
     row = dict(zip(table["image_id"].to_pylist(), table["row"].to_pylist(), strict=True))
     rows = np.array([row[name] for name in scored.images["image_id"].to_pylist()])
     # Neither zeta nor lambda touches the scores of the whole image.
-    settings = {"tau": tau, "zeta": 0.0, "lam": 0.0, "context_weight": facts.context_weight}
+    settings = {"scoring": scoring, "zeta": 0.0, "lam": 0.0}
     labels = build_rows(store, array, run.images, rows, ["global"], facts.grid, **settings)
     if facts.recipe:
         labels[run.labels_name] = labels_like(facts, store, array, run.images, rows)

@@ -17,12 +17,15 @@ def labels_in_words(facts: LabelFacts) -> dict[str, str]:
         tau += " (the model's own)" if times == "1" else f" ({times} times the model's own)"
     found = {
         "construction": facts.construction,
+        "scores": None,
         "tau": tau,
         "zeta": _number(facts.zeta),
         "lambda": _number(facts.lambda_),
     }
     if facts.joined:
         found["joined"] = "the mean of " + " and ".join(map(_part, facts.joined))
+    if facts.logit_bias is not None:
+        found["scores"] = f"a sigmoid of each class, with bias {_number(facts.logit_bias)}"
     if facts.context:
         names = len(facts.context)
         counted = f", which count as {facts.context_weight:g}" * (names > facts.context_weight)

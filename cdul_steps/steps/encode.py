@@ -29,11 +29,7 @@ from cdul_steps.method.similarity import class_embedding
 from cdul_steps.models.dense import new_encoder, passes
 from cdul_steps.models.device import Machine
 from cdul_steps.models.embedding import BatchedEncoder, encode_shard_images
-from cdul_steps.models.encoder import (
-    TextEncoder,
-    load_clip,
-    logit_scale,
-)
+from cdul_steps.models.encoder import TextEncoder, load_clip, logit_facts
 from cdul_steps.models.engine import choose_engine
 from cdul_steps.models.recipe import assumed
 from cdul_steps.progress import Progress, note
@@ -111,7 +107,7 @@ def encode_shard(
         precision=encoder.precision,
         resize_mode=encoder.resize_mode,
         views=encoder.views,
-        logit_scale=logit_scale(network),
+        **logit_facts(network),
         device=str(target),
         engine=choice.engine,
         batch_size=encode.batch_size,
@@ -136,7 +132,7 @@ def encode_text(
 
     With `context`, its names have rows behind the classes, which the column `context` marks; those
     that mean a class are left out. Always fp32 and on the CPU. The
-    model's `logit_scale` goes into the table's facts, and so does what was left out. Raises
+    model's `logit_facts` go into the table's facts, and so does what was left out. Raises
     UserError for weights that give no finite vectors, for lists that cannot be read, and where one
     class is left alone.
     """
@@ -166,11 +162,13 @@ def encode_text(
         further = {"context": pa.array(np.arange(len(names)) >= len(table.names))}
         facts = {"context": len(stays), "nearness": context.nearness}
         facts["left_out"] = [n._asdict() for n in near]
-    scale = logit_scale(network)
-    if not np.isfinite(vectors).all() or not 0 < scale < np.inf:
+    own = logit_facts(network)
+    finite = np.isfinite(vectors).all() and np.isfinite([*own.values()]).all()
+    if not finite or not own["logit_scale"] > 0:
+        told = "".join(f" or {name} ({value})" for name, value in own.items())
         raise UserError(
-            f"encoder {encoder.model}: its text embeddings or logit_scale ({scale}) are not "
-            "finite; are these the right weights?"
+            f"encoder {encoder.model}: its text embeddings{told} are not finite; are these the "
+            "right weights?"
         )
     result = pa.table(
         {
@@ -186,7 +184,7 @@ def encode_text(
         model=encoder.model,
         pretrained=encoder.pretrained,
         templates=encoder.templates,
-        logit_scale=scale,
+        **own,
         **facts,
         software=versions(*SOFTWARE),
     )

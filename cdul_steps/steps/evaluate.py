@@ -94,7 +94,7 @@ def evaluate_labels(
 ) -> dict[str, Any]:
     """Measure every label construction on each split: `quality.json`.
 
-    `similarity` maps splits to their stores. Temperature, zeta, lambda and grid are those of the
+    `similarity` maps splits to their stores. Scoring, zeta, lambda and grid are those of the
     table `labels`. Result: split, construction, then as `measure`. Where that table was calibrated
     or hardened, labels made in its way are there too, as `pseudo_labels`: on every split with the
     statistics, bias and slope that the table has. Of joined labels there is nothing but these, on
@@ -116,10 +116,12 @@ def evaluate_labels(
         return result
     if facts.recipe is None:
         raise UserError(f"{labels}: does not say how its labels were made; use 'cdul label'")
-    _, tau, zeta, lam = facts.recipe
-    result |= {"tau": tau, "zeta": zeta, "lambda": lam}
+    _, scoring, zeta, lam = facts.recipe
+    result |= {"tau": scoring.tau, "zeta": zeta, "lambda": lam}
+    if scoring.logit_bias is not None:
+        result["logit_bias"] = scoring.logit_bias
     for split, store in similarity.items():
-        array, classes, _ = open_similarity(store, tau)
+        array, classes, _ = open_similarity(store, scoring.tau)
         if facts.classes != classes:
             raise UserError(f"{labels} and {store} are not of the same class table")
         check_rows(images, split, store, array.shape[0])
@@ -129,10 +131,9 @@ def evaluate_labels(
         rows = table["row"].to_numpy()
         found = build_rows(
             *(store, array, images, rows, list(CONSTRUCTIONS), facts.grid),
-            tau=tau,
+            scoring=scoring,
             zeta=zeta,
             lam=lam,
-            context_weight=facts.context_weight,
         )
         usable = seen_whole(found)
         if facts.changed:

@@ -18,8 +18,7 @@ from cdul_steps.data.tables import read_facts, read_scores
 from cdul_steps.data.thumbnails import write_thumbnails
 from cdul_steps.data.truth import thresholds_of
 from cdul_steps.errors import UserError
-from cdul_steps.method.context import context_bias, largest_context
-from cdul_steps.method.similarity import scores as scores_of
+from cdul_steps.method.context import largest_context
 from cdul_steps.progress import Progress, note
 from cdul_steps.report.runs import Run
 from cdul_steps.report.words import labels_in_words
@@ -190,17 +189,16 @@ class _Views(NamedTuple):
 
 
 def _read_views(run: Run, classes: list[str], table: pa.Table, split: str) -> _Views:
-    """What CLIP sees in the images of `table`, at the temperature of the labels."""
+    """What CLIP sees in the images of `table`, by the scoring of the labels."""
     similarity = run.similarity(split)
-    array, names, tau = run.open_similarity(split)
+    array, names, scoring = run.open_similarity(split)
     if names != classes:
         raise UserError(f"{similarity}: its classes are not those of the scores; run snakemake")
-    context = context_of(array)
-    bias = context_bias(len(context), run.label_facts.context_weight)
+    context = context_of(array) if scoring.logit_bias is None else []
     found = []
     with Progress("gallery, snippets", array.shape[0], "images") as progress:
         for _, cosines in progress.watch(read_blocks(similarity, array)):
-            scores = scores_of(cosines, tau, len(classes), bias)
+            scores = scoring(cosines, len(classes))
             largest = largest_context(scores[:, 0], len(classes), SHOWN_CONTEXT)
             found.append((scores.argmax(axis=2), scores.max(axis=2), *largest))
     rows = table["row"].to_numpy()

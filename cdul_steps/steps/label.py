@@ -10,13 +10,20 @@ import pyarrow as pa
 from cdul_steps.config import Labels
 from cdul_steps.data.corrections import COLUMN, apply_corrections, read_corrections
 from cdul_steps.data.files import digest
-from cdul_steps.data.labels import LabelFacts, learn_statistics, read_views, views_of
+from cdul_steps.data.labels import (
+    LabelFacts,
+    choose_bias,
+    learn_statistics,
+    read_views,
+    views_of,
+)
 from cdul_steps.data.manifest import check_classes, check_rows, read_split
-from cdul_steps.data.stores import open_similarity
+from cdul_steps.data.stores import context_of, open_similarity, read_logit_bias
 from cdul_steps.data.tables import read_facts, read_scores, score_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.aggregation import build_labels, finish
 from cdul_steps.method.calibration import find_bias
+from cdul_steps.method.scoring import Scoring
 from cdul_steps.method.similarity import temperature
 from cdul_steps.progress import Progress, note
 from cdul_steps.provenance import versions
@@ -41,6 +48,7 @@ def make_labels(
     table = _read_rows(images, split, similarity, array.shape[0])
     rows = table["row"].to_numpy()
     tau = temperature(scale) if settings.tau is None else settings.tau
+    logit_bias = choose_bias(settings, read_logit_bias(array.attrs, similarity), similarity)
     views, statistics = views_of(images, settings.grid), None
     if settings.standardise:
         statistics = learn_statistics(similarity, array, rows, views)
@@ -50,11 +58,10 @@ def make_labels(
             progress.watch(read_views(similarity, array, views)),
             shape,
             [settings.construction],
-            tau=tau,
+            scoring=Scoring(tau, logit_bias, settings.context_weight),
             zeta=settings.zeta,
             lam=settings.lambda_,
             statistics=statistics,
-            context_weight=settings.context_weight,
         )[settings.construction]
     usable = np.isfinite(labels).all(axis=1)[rows]
     if not usable.any():
@@ -72,6 +79,7 @@ def make_labels(
         tau=tau,
         zeta=settings.zeta,
         lambda_=settings.lambda_,
+        logit_bias=logit_bias,
         context_weight=settings.context_weight,
         grid=settings.grid,
         statistics=statistics and {k: v.tolist() for k, v in statistics._asdict().items()},
@@ -85,9 +93,11 @@ def make_labels(
         software=versions("numpy", "pyarrow", "zarr"),
     )
     facts.write(result, output)
+    if logit_bias is not None and context_of(array):
+        note("label: each class has a sigmoid of its own, so the context names take no part")
     note(
         f"label: {len(result)} of {len(rows)} images labelled ({settings.construction}, "
-        f"tau {tau:g})"
+        f"{'softmax' if logit_bias is None else 'sigmoid'}, tau {tau:g})"
     )
 
 

@@ -13,6 +13,7 @@ from cdul_steps.data.stores import (
     new_store,
     open_store,
     read_blocks,
+    read_logit_bias,
     shard_file,
     shard_rows,
     write_metadata,
@@ -47,9 +48,11 @@ def check_shards(store: Path, text: Path, tables: Sequence[Path]) -> None:
     """Raise UserError for a shard that is not the one that its encode job wrote.
 
     A missing shard would read as NaN, one of another run as if it were data. The job's table says
-    the shard's digest, and the `logit_scale` of the model, which `text` must share.
+    the shard's digest, and the `logit_scale` and `logit_bias` of the model, which `text` must
+    share.
     """
-    scale = read_facts(text)["logit_scale"]
+    of_text = read_facts(text)
+    scale, bias = of_text["logit_scale"], read_logit_bias(of_text, text)
     if not (isinstance(scale, int | float) and 0 < scale < math.inf):
         raise UserError(f"{text}: its logit_scale is {scale!r}; run 'cdul encode-text' again")
     for table in tables:
@@ -63,11 +66,20 @@ def check_shards(store: Path, text: Path, tables: Sequence[Path]) -> None:
                 f"{shard}: missing, torn or foreign, not what {table} says was written; delete "
                 "that table and run snakemake again"
             )
-        rounding = abs(math.log(scale)) * ROUNDING.get(facts.get("precision", ""), 0)
-        if not math.isclose(facts.get("logit_scale", scale), scale, rel_tol=max(1e-3, rounding)):
+        rounding = ROUNDING.get(facts.get("precision", ""), 0)
+        tolerance = max(1e-3, abs(math.log(scale)) * rounding)
+        if not math.isclose(facts.get("logit_scale", scale), scale, rel_tol=tolerance):
             raise UserError(
                 f"{table} is of a model with logit_scale {facts['logit_scale']:g} and {text} of "
                 f"one with {scale:g}: not the same weights; make both with one model"
+            )
+        other, tolerance = read_logit_bias(facts, table), max(1e-3, rounding)
+        if other is not None and not (
+            bias is not None and math.isclose(other, bias, rel_tol=tolerance)
+        ):
+            raise UserError(
+                f"{table} is of a model with logit_bias {other:g} and {text} of one with "
+                f"{bias}: not the same weights; make both with one model"
             )
 
 
@@ -100,7 +112,8 @@ def make_similarity(
     max_failed_share: float,
     output: Path,
 ) -> None:
-    """Write float32 cosines (N, 1+S, C+M) with attributes `classes` and `logit_scale`.
+    """Write float32 cosines (N, 1+S, C+M) with attributes `classes` and `logit_scale`, and
+    `logit_bias` where the model has one.
 
     The M columns behind the classes are the context's, which the attribute `context` names. Rows
     without an embedding stay NaN. Raises UserError where too many images failed, and where store,
@@ -125,6 +138,7 @@ def make_similarity(
         "classes": names,
         **({"context": context} if context else {}),
         "logit_scale": facts["logit_scale"],
+        **({"logit_bias": facts["logit_bias"]} if "logit_bias" in facts else {}),
         "model": facts["model"],
         "pretrained": facts["pretrained"],
         "templates": facts["templates"],

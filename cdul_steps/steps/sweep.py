@@ -13,13 +13,14 @@ from cdul_steps.config import Sweep
 from cdul_steps.data.files import replacing
 from cdul_steps.data.labels import learn_statistics
 from cdul_steps.data.manifest import check_rows, read_split, read_truth
-from cdul_steps.data.stores import open_similarity, read_blocks
+from cdul_steps.data.stores import open_similarity, open_store, read_blocks, read_logit_bias
 from cdul_steps.data.tables import describe, write_table
 from cdul_steps.data.truth import AP
 from cdul_steps.errors import UserError
 from cdul_steps.method import metrics
 from cdul_steps.method.aggregation import CONSTRUCTIONS, build_labels, seen_whole
 from cdul_steps.method.choices import AveragePrecision, Construction, Difficult
+from cdul_steps.method.scoring import Scoring
 from cdul_steps.method.similarity import temperature
 from cdul_steps.progress import Progress, note
 from cdul_steps.provenance import versions
@@ -66,14 +67,18 @@ def sweep_labels(
 
     `similarity` maps splits to their stores. Writes a row a split and setting: mAP in percent,
     and `positives`, what the labels of an image sum to on the mean; zeta and lambda are null
-    where the construction does not use them. `figure` is drawn from it. Raises UserError where no
-    split has truth.
+    where the construction does not use them. Scores are made in the model's own way; by a sigmoid,
+    cosines are never standardised. `figure` is drawn from it. Raises UserError where no split has
+    truth.
     """
     if figure and figure.suffix not in FIGURES:
         raise UserError(f"{figure}: the name must end in {', '.join(FIGURES)}")
-    statistics = _train_statistics(similarity, images) if True in settings.standardise else None
+    first = next(iter(similarity.values()))
+    logit_bias = read_logit_bias(open_store(first).attrs, first)
+    choices = _standardise_choices(settings, logit_bias)
+    statistics = _train_statistics(similarity, images) if True in choices else None
     combinations = list(_combinations(settings))
-    steps = len(settings.standardise) * len(settings.tau) * len(combinations)
+    steps = len(choices) * len(settings.tau) * len(combinations)
     rows: list[dict[str, Any]] = []
     for split, store in similarity.items():
         array, classes, scale = open_similarity(store, None, HINT)
@@ -86,13 +91,13 @@ def sweep_labels(
             ThreadPoolExecutor(threads) as pool,
             Progress(f"sweep: {split}", steps, "settings") as progress,
         ):
-            for standardise, multiple in product(settings.standardise, settings.tau):
+            for standardise, multiple in product(choices, settings.tau):
                 tau = multiple * temperature(scale)
                 built = build_labels(
                     read_blocks(store, array),
                     (array.shape[0], len(classes)),
                     ["global", "local_mean", "local_max", "aggregate"],
-                    tau=tau,
+                    scoring=Scoring(tau, logit_bias),
                     zeta=UNREACHED,
                     lam=0,
                     statistics=statistics if standardise else None,
@@ -125,6 +130,13 @@ def sweep_labels(
         with replacing(figure) as part:
             draw(rows).savefig(part)
     note(f"sweep: {len(rows)} settings measured, written to {output}")
+
+
+def _standardise_choices(settings: Sweep, logit_bias: float | None) -> list[bool]:
+    if logit_bias is None or True not in settings.standardise:
+        return settings.standardise
+    note("sweep: the model's scores are sigmoids, of which cosines are not standardised")
+    return [False]
 
 
 def _train_statistics(similarity: dict[str, Path], images: Path) -> Any:
@@ -263,7 +275,7 @@ def draw(rows: list[dict[str, Any]]) -> "Figure":
         panel.grid(axis="y", color="0.9", linewidth=0.6)
         panel.spines[["top", "right"]].set_visible(False)
         panel.set_title(f"{split}{', classes standardised' if standardise else ''}", fontsize=10)
-    figure.supxlabel("temperature of the softmax (multiples of the model's own)", fontsize=10)
+    figure.supxlabel("temperature (multiples of the model's own)", fontsize=10)
     figure.supylabel("mAP (%)", fontsize=10)
     handles, names = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right center", frameon=False, fontsize=9)

@@ -21,10 +21,11 @@ from snakemake.common.configfile import load_configfile
 from snakemake.utils import update_config
 from torch.utils.data import DataLoader
 
-from cdul_steps.config import Config, Dataset, Encoder, Runtime, Training, clashes, load
+from cdul_steps.config import Config, Dataset, Encoder, Labels, Runtime, Training, clashes, load
 from cdul_steps.data.classes import check_choice, load_names
 from cdul_steps.data.foreign import Tell, ignore
 from cdul_steps.data.images import ImageError, read_size
+from cdul_steps.data.labels import choose_bias
 from cdul_steps.data.readers import check_counts, check_files, check_headers, read_dataset
 from cdul_steps.demo.scenes import write_scenes
 from cdul_steps.errors import UserError, first_line
@@ -33,7 +34,7 @@ from cdul_steps.models.classifier import fitting_args, network_and_card, new_cla
 from cdul_steps.models.dense import new_encoder, passes
 from cdul_steps.models.device import DTYPES, Machine
 from cdul_steps.models.embedding import BatchedEncoder, ImageViews
-from cdul_steps.models.encoder import MissingWeightsError, TextEncoder, load_clip
+from cdul_steps.models.encoder import MissingWeightsError, TextEncoder, load_clip, logit_facts
 from cdul_steps.models.engine import choose_engine
 from cdul_steps.models.recipe import assumed
 from cdul_steps.models.timm_encoder import TOGETHER, TimmEncoder
@@ -117,7 +118,8 @@ def examine(configfiles: Sequence[Path], *, seconds: float) -> Iterator[Finding]
     needed, unknown = 0.0, len(images) < len(datasets)
     for name in dict.fromkeys(made.encoder for made in config.made):
         encoder = config.encoders[name]
-        yield (found := check(f"encoder {name}", _encoder, encoder))
+        labels = {m.labels: config.labels[m.labels] for m in config.made if m.encoder == name}
+        yield (found := check(f"encoder {name}", _encoder, encoder, labels))
         unknown |= not found.ok
         encoded = dict.fromkeys(m.dataset for m in config.made if m.encoder == name)
         for data in encoded if found.ok else ():
@@ -271,7 +273,8 @@ def _offline() -> Iterator[None]:
         hub.HF_HUB_OFFLINE = before
 
 
-def _encoder(encoder: Encoder) -> Result:
+def _encoder(encoder: Encoder, labels: dict[str, Labels]) -> Result:
+    """Try both towers, and whether the model has what the labels of its scores need."""
     with _offline():
         try:
             network = load_clip(encoder.model, encoder.pretrained, resize_mode=encoder.resize_mode)
@@ -289,13 +292,21 @@ def _encoder(encoder: Encoder) -> Result:
         raise UserError(
             f"encoder {encoder.model}: its vectors are not finite; are these the right weights?"
         )
+    logit_bias = logit_facts(network).get("logit_bias")
+    for name, settings in labels.items():
+        choose_bias(settings, logit_bias, f"encoder {encoder.model}: labels {name}")
     parameters, dimension = sum(p.numel() for p in network.parameters()), image.shape[1]
     if encoder.views == "dense":
         new_encoder(network, encoder, torch.device("cpu"), [(1, 1)], 0)
-    found = f"its weights are here: {parameters / 1e6:.0f} M parameters, vectors of {dimension}"
+    scores = "softmax" if logit_bias is None else "sigmoid"
+    found = (
+        f"its weights are here: {parameters / 1e6:.0f} M parameters, vectors of {dimension}, "
+        f"trained with a {scores}"
+    )
     return f"{found}; {words}" if words else found, {
         "parameters": parameters,
         "dimension": dimension,
+        "scores": scores,
     }
 
 

@@ -15,6 +15,7 @@ from cdul_steps.method.aggregation import (
     local_scores,
 )
 from cdul_steps.method.calibration import class_statistics, rescale, standardise
+from cdul_steps.method.scoring import Scoring
 from cdul_steps.method.similarity import scores
 
 shapes = st.tuples(st.integers(1, 5), st.integers(2, 6), st.integers(1, 5))
@@ -24,9 +25,10 @@ shares = st.floats(0, 1, width=32)
 ABOVE_ONE = float(np.nextafter(np.float32(1), np.float32(2)))
 
 
-def labels_of(p, name="final", *, tau=0.05, zeta=0.3, lam=0.0):
+def labels_of(p, name="final", *, tau=0.05, zeta=0.3, lam=0.0, logit_bias=None):
     blocks = [(0, p)]
-    return build_labels(blocks, (len(p), p.shape[2]), [name], tau=tau, zeta=zeta, lam=lam)[name]
+    settings = {"scoring": Scoring(tau, logit_bias), "zeta": zeta, "lam": lam}
+    return build_labels(blocks, (len(p), p.shape[2]), [name], **settings)[name]
 
 
 def final_by_loops(s, zeta, lam):
@@ -121,7 +123,7 @@ def test_a_constant_in_a_view_changes_nothing(p, data):
 @given(cosines, st.integers(1, 5))
 def test_blocks_of_any_size_give_the_same_labels(p, size):
     shape = (len(p), p.shape[2])
-    settings = {"tau": 0.01, "zeta": 0.3, "lam": 0.5}
+    settings = {"scoring": Scoring(0.01), "zeta": 0.3, "lam": 0.5}
     names = list(CONSTRUCTIONS)
     blocks = [(first, p[first : first + size]) for first in range(0, len(p), size)]
     at_once = build_labels([(0, p)], shape, names, **settings)
@@ -144,7 +146,8 @@ def test_images_without_cosines_have_nan_and_leave_others_alone(name):
 
 def test_images_that_no_block_holds_have_nan():
     p = np.zeros((2, 3, 5), np.float32)
-    labels = build_labels([(1, p)], (4, 5), ["final"], tau=0.01, zeta=0.3, lam=0)["final"]
+    settings = {"scoring": Scoring(0.01), "zeta": 0.3, "lam": 0}
+    labels = build_labels([(1, p)], (4, 5), ["final"], **settings)["final"]
     assert np.isnan(labels).all(axis=1).tolist() == [True, False, False, True]
 
 
@@ -159,7 +162,7 @@ def test_zeta_one_takes_the_maximum_only_of_a_certain_class(name):
 @given(cosines, st.sampled_from(sorted(CONSTRUCTIONS)))
 def test_labels_of_standardised_cosines(p, name):
     statistics = class_statistics([p])
-    settings = {"tau": 0.05, "zeta": 0.3, "lam": 0.5}
+    settings = {"scoring": Scoring(0.05), "zeta": 0.3, "lam": 0.5}
     shape = (len(p), p.shape[2])
     labels = build_labels([(0, p)], shape, [name], **settings, statistics=statistics)[name]
     np.testing.assert_array_equal(labels, labels_of(standardise(p, statistics), name, lam=0.5))
@@ -203,3 +206,38 @@ def test_finish_rescales_and_then_hardens(labels, bias, hard):
     untouched = labels.copy()
     finish(untouched)
     np.testing.assert_array_equal(untouched, labels)
+
+
+# By a sigmoid
+
+
+def sigmoid_by_hand(p, tau, bias):
+    return 1 / (1 + np.exp(-(p.astype(np.float64) / tau + bias)))
+
+
+@given(cosines, st.floats(-12, 2), st.sampled_from([0.0, 0.5, -1.0]))
+def test_labels_by_a_sigmoid_equal_the_formula(p, bias, lam):
+    s = sigmoid_by_hand(p, 0.05, bias)
+    alpha, beta = s[:, 1:].max(axis=1), s[:, 1:].min(axis=1)
+    aggregated = np.where(alpha >= 0.3, alpha, beta)
+    mean, gap = (s[:, 0] + aggregated) / 2, abs(s[:, 0] - aggregated) / 2
+    expected = {
+        "global": s[:, 0],
+        "local_mean": s[:, 1:].mean(axis=1),
+        "local_max": alpha,
+        "aggregate": aggregated,
+        "final": mean + lam * gap,
+    }
+    assert set(expected) == set(CONSTRUCTIONS)
+    for name, values in expected.items():
+        if name in ("aggregate", "final") and np.isclose(alpha, 0.3).any():
+            continue  # at zeta itself, rounding decides
+        labels = labels_of(p, name, lam=lam, logit_bias=bias)
+        np.testing.assert_allclose(labels, values, rtol=1e-4, atol=1e-6)
+
+
+@given(cosines, st.sampled_from(sorted(CONSTRUCTIONS)), st.data())
+def test_by_a_sigmoid_no_class_depends_on_another(p, name, data):
+    some = data.draw(st.lists(st.integers(0, p.shape[2] - 1), min_size=1, unique=True))
+    alone = labels_of(p[..., some], name, logit_bias=-3)
+    np.testing.assert_allclose(alone, labels_of(p, name, logit_bias=-3)[:, some], rtol=1e-5)

@@ -13,7 +13,7 @@ from cdul_steps.method.calibration import (
     rescale,
     standardise,
 )
-from cdul_steps.method.similarity import scores
+from cdul_steps.method.similarity import scores, sigmoid_scores
 
 shapes = st.tuples(st.integers(2, 6), st.integers(2, 5), st.integers(2, 5))
 cosines = arrays(np.float32, shapes, elements=st.floats(-1, 1, width=32))
@@ -123,6 +123,21 @@ def test_a_sharpened_warm_softmax_keeps_its_logit_and_pools_the_others_warmly(p,
         others = slope * np.logaddexp.reduce(np.delete(logits[i, v], c) / slope)
         expected[i, v, c] = sigmoid(logits[i, v, c] - others + bias)
     np.testing.assert_allclose(rescale(scores(p, 0.2 * slope), bias, slope), expected, atol=1e-4)
+
+
+@given(cosines, st.floats(-5, 5), st.floats(1, 4), st.floats(-6, 0))
+def test_a_sharpened_warm_sigmoid_is_one_of_the_models_temperature(p, bias, slope, own):
+    expected = sigmoid(p.astype(np.float64) / 0.2 + slope * own + bias)
+    warm = sigmoid_scores(p, 0.2 * slope, own)
+    np.testing.assert_allclose(rescale(warm, bias, slope), expected, rtol=1e-3, atol=1e-6)
+
+
+@given(cosines, st.floats(-8, 0))
+def test_sigmoid_scores_are_raised_to_a_number_of_positives(p, own):
+    labels = sigmoid_scores(p, 0.2, own)[:, 0]
+    positives = 0.4 * p.shape[2]
+    raised = rescale(labels, find_bias(labels, positives))
+    np.testing.assert_allclose(raised.sum(axis=1).mean(), positives, rtol=1e-3)
 
 
 @given(tables, st.floats(-5, 5), st.floats(0.5, 5))

@@ -19,6 +19,7 @@ from cdul_steps.method.context import (
     largest_context,
     plain_name,
 )
+from cdul_steps.method.scoring import Scoring
 from cdul_steps.method.similarity import scores
 
 TAU = 0.05
@@ -28,9 +29,9 @@ weights = st.floats(0.5, 20)
 
 
 def labels_of(p, classes, weight, name="final", statistics=None):
-    settings = {"tau": TAU, "zeta": 0.3, "lam": 0.0, "statistics": statistics}
-    shape = (len(p), classes)
-    return build_labels([(0, p)], shape, [name], **settings, context_weight=weight)[name]
+    scoring = Scoring(TAU, context_weight=weight)
+    settings = {"scoring": scoring, "zeta": 0.3, "lam": 0.0, "statistics": statistics}
+    return build_labels([(0, p)], (len(p), classes), [name], **settings)[name]
 
 
 def scores_by_hand(p, classes, weight):
@@ -64,6 +65,17 @@ def test_context_takes_from_every_class_in_the_same_proportion(p, weight, data):
     share = beside.sum(axis=2, keepdims=True)
     assert (share <= 1 + 1e-5).all()
     np.testing.assert_allclose(beside, alone * share, rtol=1e-3, atol=1e-6)
+
+
+@given(cosines, st.floats(-12, 2), st.data())
+def test_context_takes_no_part_in_a_sigmoid(p, bias, data):
+    classes = data.draw(st.integers(1, p.shape[2]))
+    scoring = Scoring(TAU, bias, context_weight=data.draw(weights))
+    expected = 1 / (1 + np.exp(-(p[..., :classes].astype(float) / TAU + bias)))
+    found = scoring(p, classes)
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert largest_context(found[:, 0], classes, 3).names.shape == (len(p), 0)
 
 
 @given(cosines, st.data())

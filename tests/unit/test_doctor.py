@@ -167,6 +167,28 @@ def test_a_text_tower_that_gives_no_numbers(small, tmp_path):
     assert not finding.ok and "its vectors are not finite" in finding.text
 
 
+def test_how_the_models_were_trained_and_what_labels_need(small, tmp_path):
+    siglip = {"model": tiny.make_siglip(tmp_path / "siglip")}
+    variants = {"by": {"scores": "sigmoid"}, "same": {"standardise": True}}
+    wrong = {
+        ("tiny-clip", "by"): "labels by: the model has no logit_bias",
+        ("siglip", "same"): "labels same: 'standardise' takes away each class's mean",
+    }
+    for name, kind in (("tiny-clip", "softmax"), ("siglip", "sigmoid")):
+        for labels in variants:
+            file = overlay(
+                tmp_path,
+                run={"encoders": [name], "labels": [labels]},
+                encoders={"siglip": siglip},
+                labels=variants,
+            )
+            finding = found(file)[f"encoder {name}"]
+            message = wrong.get((name, labels))
+            assert finding.ok == (message is None)
+            assert (message or f"trained with a {kind}") in finding.text
+            assert finding.values.get("scores") == (None if message else kind)
+
+
 def test_dense_views_are_tried_and_measured(small, tmp_path):
     attentional = {**tiny.CLIP["vision_cfg"], "attentional_pool": True}
     for name, changes in (("has", {}), ("lacks", {"vision_cfg": attentional})):

@@ -21,6 +21,7 @@ from cdul_steps.models.encoder import (
     Preprocess,
     TextEncoder,
     load_clip,
+    logit_facts,
     logit_scale,
 )
 
@@ -210,6 +211,52 @@ def test_logit_scale_is_the_exponential(folder):
     network = load_clip(f"local-dir:{folder}")
     network.logit_scale.fill_(math.log(100))
     assert logit_scale(network) == pytest.approx(100, rel=1e-5)
+    assert logit_facts(network) == {"logit_scale": logit_scale(network)}
+
+
+def test_a_siglip_has_a_bias(tmp_path):
+    facts = logit_facts(load_clip(tiny.make_siglip(tmp_path / "siglip"), precision="bf16"))
+    assert facts == {"logit_scale": pytest.approx(10, rel=2e-2), "logit_bias": -10}
+
+
+WORDS = ["<pad>", "</s>", "<unk>", "a", "photo", "of", "dog", "cat"]
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A tokenizer as in SigLIP's repositories: whole words, with an end and padding."""
+    tokenizers = pytest.importorskip("tokenizers")
+    ids = {word: place for place, word in enumerate(WORDS)}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="<unk>"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", ids["</s>"])]
+    )
+    made.save(str(folder / "tokenizer.json"))
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def test_a_tokenizer_of_a_hub_in_the_folder(tmp_path, cache):
+    pytest.importorskip("transformers")
+    model = tiny.make_siglip(
+        tmp_path / "siglip",
+        context_length=64,
+        vocab_size=len(WORDS),
+        hf_tokenizer_name="example/siglip",
+        tokenizer_kwargs={"clean": "canonicalize"},
+    )
+    network = load_clip(model)
+    with pytest.raises(UserError, match=r"needs tokenizer.json and tokenizer_config.json in .*sig"):
+        TextEncoder(network, model)
+    write_tokenizer(tmp_path / "siglip")
+    encoder = TextEncoder(network, model)
+    prompts = ["A photo of a DOG.", "a cat", "a bird"]
+    tokens = torch.zeros(3, 64, dtype=torch.long)
+    for row, words in zip(tokens, ([3, 4, 5, 3, 6, 1], [3, 7, 1], [3, 2, 1]), strict=True):
+        row[: len(words)] = torch.tensor(words)
+    assert torch.equal(encoder.tokenize(prompts), tokens)
+    np.testing.assert_array_equal(encoder(prompts), network.encode_text(tokens))
 
 
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash", None])

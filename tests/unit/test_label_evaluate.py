@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from sklearn.metrics import average_precision_score
 
 from cdul_steps.config import Labels
-from cdul_steps.data.labels import LabelFacts
+from cdul_steps.data.labels import LabelFacts, labels_like
+from cdul_steps.data.stores import open_store
 from cdul_steps.data.tables import describe, read_facts, read_scores, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.aggregation import CONSTRUCTIONS as BUILT
@@ -787,6 +788,102 @@ def test_quality_takes_the_settings_of_the_labels(small):
     found = quality(small)
     assert (found["tau"], found["zeta"], found["lambda"]) == (0.02, 0.5, 1.0)
     assert found["splits"]["train"]["final"]["mAP"] == evaluate(small)["mAP"]
+
+
+# By a sigmoid
+
+BIAS = -4.0
+
+
+def add_bias(folder: Path, bias: float = BIAS) -> np.ndarray:
+    """Give the small store a model with a bias; its cosines."""
+    array = zarr.open_array(folder / "sim.zarr", mode="r")
+    save_store(folder / "sim.zarr", array[:], **array.attrs, logit_bias=bias)
+    return array[:].astype(float)
+
+
+def sigmoid_label(p, tau, zeta=0.3):
+    """The pseudo-label of one image from its cosines (1+S, C), each class by itself."""
+    s = 1 / (1 + np.exp(-(p / tau + BIAS)))
+    alpha, beta = s[1:].max(axis=0), s[1:].min(axis=0)
+    return (s[0] + np.where(alpha >= zeta, alpha, beta)) / 2
+
+
+def test_a_model_with_a_bias_scores_by_a_sigmoid(small, capsys):
+    by_softmax = label(small)
+    assert "(final, softmax, tau 0.05)" in capsys.readouterr().err
+    cosines = add_bias(small)
+    table = label(small)
+    assert "(final, sigmoid, tau 0.05)" in capsys.readouterr().err
+    expected = [sigmoid_label(cosines[row], 1 / 20) for row in (5, 4, 3, 2, 1)]
+    np.testing.assert_allclose(values(table), expected, rtol=1e-4)
+    assert table.equals(label(small, scores="sigmoid"))
+    warm = [sigmoid_label(cosines[row], 0.1) for row in (5, 4, 3, 2, 1)]
+    np.testing.assert_allclose(values(label(small, tau=0.1)), warm, rtol=1e-4)
+    assert read_facts(small / "labels.parquet")["logit_bias"] == BIAS
+
+    np.testing.assert_array_equal(values(label(small, scores="softmax")), values(by_softmax))
+    assert "logit_bias" not in read_facts(small / "labels.parquet")
+    label(small, scores="softmax", standardise=True)
+
+
+@pytest.mark.parametrize("settings", [{}, {"positives": 1.3, "tau": 0.1}, {"scores": "softmax"}])
+def test_quality_scores_as_the_labels_were(small, settings):
+    add_bias(small)
+    label(small, **settings)
+    found = quality(small)
+    own = found["splits"]["train"]["pseudo_labels" if "positives" in settings else "final"]
+    assert own["mAP"] == pytest.approx(evaluate(small)["mAP"])
+    assert own["at_threshold"] == evaluate(small)["at_threshold"]
+    assert found.get("logit_bias") == (None if "scores" in settings else BIAS)
+
+
+def test_labels_by_a_sigmoid_are_made_again_on_another_split(small):
+    cosines = add_bias(small)
+    label(small, positives=1.3, tau=0.1)
+    facts, array = LabelFacts.read(small / "labels.parquet"), open_store(small / "sim.zarr")
+    found = labels_like(facts, small / "sim.zarr", array, small / "images.parquet", np.array([0]))
+    y = sigmoid_label(cosines[0], 0.1)
+    odds = (y / (1 - y)) ** facts.slope * math.exp(facts.bias)
+    np.testing.assert_allclose(found[0], odds / (1 + odds), rtol=1e-4)
+    assert facts.slope == 2
+
+
+def test_labels_of_an_older_release_are_by_a_softmax(small):
+    label(small, positives=1.3)
+    facts = read_facts(small / "labels.parquet")
+    add_bias(small)
+    assert "logit_bias" not in facts
+    own = quality(small)["splits"]["train"]["pseudo_labels"]
+    assert own["at_threshold"] == evaluate(small)["at_threshold"]
+
+
+def test_context_takes_no_part_in_a_sigmoid(small, capsys):
+    add_bias(small)
+    alone = label(small, positives=1.3)
+    add_context(small)
+    told = "label: each class has a sigmoid of its own, so the context names take no part"
+    assert told not in capsys.readouterr().err
+    assert label(small, positives=1.3).equals(alone)
+    assert told in capsys.readouterr().err
+    assert "context_weight" not in read_facts(small / "labels.parquet")
+    own = quality(small)["splits"]["train"]["pseudo_labels"]
+    assert own["at_threshold"] == evaluate(small)["at_threshold"]
+
+
+def test_a_sigmoid_needs_a_bias_and_the_class_means(small):
+    message = message_of(lambda: label(small, scores="sigmoid"))
+    assert "sim.zarr: the model has no logit_bias, which 'scores: sigmoid'" in message
+    add_bias(small)
+    message = message_of(lambda: label(small, standardise=True))
+    assert "sim.zarr: 'standardise' takes away each class's mean" in message
+    assert "'scores: softmax'" in message
+
+
+@pytest.mark.parametrize("bias", ["-10", [-10.0], "NaN"])
+def test_a_bias_that_is_no_number(small, bias):
+    add_bias(small, bias)
+    assert f"sim.zarr: its logit_bias is {bias!r}" in message_of(label, small)
 
 
 # One line an error

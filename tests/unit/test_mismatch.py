@@ -178,6 +178,46 @@ def test_a_scale_that_is_no_number(made, tmp_path, scale):
     assert "logit_scale" in message and clip in message
 
 
+def biased(bias: float):
+    return lambda network: network.logit_bias.data.fill_(bias)
+
+
+def test_the_bias_of_the_logits(made, tmp_path):
+    siglip = tiny.make_siglip(tmp_path / "siglip")
+    embed_text(made, siglip)
+    inputs = {"images": made / "manifest/images.parquet", "text": made / "text.parquet"}
+    write_store(**inputs, split="train", store=made / "e.zarr")
+    for precision in ("fp32", "bf16"):
+        embed_images(made, siglip, precision)
+        assert read_facts(made / "0.parquet")["logit_bias"] == -10
+        similarity(made)
+    assert open_store(made / "s.zarr").attrs["logit_bias"] == -10
+    embed_text(made, tiny.make_siglip(tmp_path / "other", biased(-11.0)))
+    message = message_of(similarity, made)
+    assert str(made / "0.parquet") in message and str(made / "text.parquet") in message
+    assert "logit_bias -10 and" in message and "with -11.0: not the same weights" in message
+    with_facts(made / "text.parquet", logit_bias=None)
+    assert "of one with None" in message_of(similarity, made)
+    # Shards of an older release do not say it.
+    embed_text(made, siglip)
+    for shard in "01":
+        with_facts(made / f"{shard}.parquet", logit_bias=None)
+    similarity(made)
+
+
+def test_a_model_without_bias_leaves_no_trace_of_one(made):
+    similarity(made)
+    facts = [read_facts(made / f"{name}.parquet") for name in ("0", "text")]
+    assert not any("logit_bias" in of for of in (*facts, open_store(made / "s.zarr").attrs))
+
+
+@pytest.mark.parametrize("bias", [np.nan, np.inf])
+def test_a_bias_that_is_no_number(made, tmp_path, bias):
+    clip = tiny.make_siglip(tmp_path / "other", biased(bias))
+    message = message_of(embed_text, made, clip)
+    assert f"logit_bias ({bias})" in message and clip in message
+
+
 @pytest.mark.parametrize("facts", [{"logit_scale": None}, {"logit_scale": -1.0}])
 def test_a_foreign_class_table_without_scale(made, facts):
     with_facts(made / "text.parquet", **facts)

@@ -503,6 +503,8 @@ def test_what_was_done_to_the_labels_is_said_in_words():
         "zeta": "0.3",
         "lambda": "0",
     }
+    by_sigmoid = labels_in_words(replace(plain, logit_bias=-16.5))
+    assert by_sigmoid["scores"] == "a sigmoid of each class, with bias -16.5"
     done = {"tau": 0.15, "grid": (2, 2), "threshold": 0.5, "corrections": 7}
     done |= {"statistics": {"mean": []}, "positives": 3.0, "slope": 3.0, "bias": -0.25}
     words = labels_in_words(replace(plain, **done))

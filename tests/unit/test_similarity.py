@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from cdul_steps.method.similarity import class_embedding, cosine, scores, temperature, unit
+from cdul_steps.method.similarity import (
+    class_embedding,
+    cosine,
+    scores,
+    sigmoid_scores,
+    temperature,
+    unit,
+)
 
 values = st.floats(-1, 1, width=32)
 cosines = arrays(np.float32, array_shapes(min_dims=3, max_dims=3, max_side=5), elements=values)
@@ -111,6 +118,7 @@ def test_the_input_is_left_alone():
     p = random(2, 3, 4)
     before = p.copy()
     scores(p, 0.01)
+    sigmoid_scores(p, 0.01, -10)
     unit(p)
     np.testing.assert_array_equal(p, before)
 
@@ -122,3 +130,25 @@ def test_temperature_takes_the_factor_not_its_logarithm():
     assert scores(p, temperature(100.0))[0, 0, 0] > 0.99
     flat = scores(p, math.log(100))  # the logarithm as a divisor: every score is near 1/C
     np.testing.assert_allclose(flat, 0.25, atol=0.005)
+
+
+def sigmoid(logit):
+    """In double precision, without overflow on either side."""
+    return 1 / (1 + math.exp(-logit)) if logit > 0 else math.exp(logit) / (1 + math.exp(logit))
+
+
+@given(cosines, taus, st.floats(-20, 5))
+def test_sigmoid_scores_equal_the_formula(p, tau, bias):
+    expected = np.empty(p.shape)
+    for place in np.ndindex(p.shape):
+        expected[place] = sigmoid(float(p[place]) / tau + bias)
+    result = sigmoid_scores(p, tau, bias)
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, expected, rtol=2e-4, atol=1e-37)
+
+
+@pytest.mark.filterwarnings("error")
+def test_sigmoid_scores_of_large_logits_and_of_nan():
+    p = np.array([[[1e4, -1e4, 0.01, np.nan]]], np.float32)
+    expected = [[[1, 0, 0.5, np.nan]]]
+    np.testing.assert_allclose(sigmoid_scores(p, 0.001, -10), expected, rtol=1e-5)

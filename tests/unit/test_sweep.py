@@ -189,6 +189,17 @@ def test_without_any_truth_there_is_one_line(folder):
     assert not (folder / "sweep.parquet").exists()
 
 
+def test_scores_of_a_model_with_a_bias_are_sigmoids(folder, capsys):
+    by_softmax = sweep(folder)
+    for split in SIZES:
+        zarr.open_array(folder / f"{split}.zarr").attrs["logit_bias"] = -4.0
+    rows = sweep(folder)
+    assert "cosines are not standardised" in capsys.readouterr().err
+    assert {row["standardise"] for row in rows} == {False}
+    assert [r["mAP"] for r in rows] != [r["mAP"] for r in by_softmax if not r["standardise"]]
+    test_rows_of_the_train_split_are_what_label_and_evaluate_give("negative", folder)
+
+
 def test_a_store_without_scale_is_told_what_the_sweep_needs(folder):
     for split in SIZES:
         del zarr.open_array(folder / f"{split}.zarr").attrs["logit_scale"]

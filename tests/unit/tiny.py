@@ -1,6 +1,7 @@
 """Tiny models and images that the tests of encoder and classifier make for themselves."""
 
 import json
+import math
 from copy import deepcopy
 from dataclasses import fields, replace
 from pathlib import Path
@@ -20,6 +21,26 @@ CLIP = {
     "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 64, "head_width": 32, "layers": 2},
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
 }
+SIGLIP = {
+    "embed_dim": 64,
+    "init_logit_scale": math.log(10),
+    "init_logit_bias": -10,
+    "custom_text": True,
+    "vision_cfg": {
+        "image_size": 32,
+        "timm_model_name": "test_vit",
+        "timm_model_pretrained": False,
+        "timm_pool": "map",
+        "timm_proj": "none",
+    },
+    "text_cfg": {
+        **CLIP["text_cfg"],
+        "no_causal_mask": True,
+        "proj_bias": True,
+        "pool_type": "last",
+    },
+}
+"""As open_clip's ViT-B-16-SigLIP, but for its size and its tokenizer."""
 PREPROCESS = {"mean": [0.5, 0.45, 0.4], "std": [0.25, 0.26, 0.27], "resize_mode": "squash"}
 WEIGHTS = "open_clip_model.safetensors"
 MAX_PIXELS = 100_000
@@ -35,7 +56,6 @@ def on(arguments: dict) -> dict:
 
 def make_clip(folder: Path, change=lambda network: None, **model: object) -> str:
     """Write a random CLIP in open_clip's folder form; its name for `load_clip`."""
-    folder.mkdir(parents=True, exist_ok=True)
     model = {**deepcopy(CLIP), **model}
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -43,6 +63,26 @@ def make_clip(folder: Path, change=lambda network: None, **model: object) -> str
     # Freshly made, attention to the pixels is so small that all images look the same.
     if hasattr(network.visual, "conv1"):
         network.visual.conv1.weight.data.mul_(10)
+    return _write_clip(folder, network, change, model)
+
+
+def make_siglip(folder: Path, change=lambda network: None, **text: object) -> str:
+    """Write a random SigLIP in open_clip's folder form; its name for `load_clip`.
+
+    `text` changes its text tower.
+    """
+    model = deepcopy(SIGLIP)
+    model["text_cfg"].update(text)
+    towers = {name: value for name, value in deepcopy(model).items() if name != "custom_text"}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = open_clip.model.CustomTextCLIP(**towers)
+    network.visual.trunk.patch_embed.proj.weight.data.mul_(10)
+    return _write_clip(folder, network, change, model)
+
+
+def _write_clip(folder: Path, network: torch.nn.Module, change, model: dict) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
     change(network)
     config = {"model_cfg": model, "preprocess_cfg": PREPROCESS}
     (folder / "open_clip_config.json").write_text(json.dumps(config))

@@ -1,0 +1,29 @@
+"""Which function makes scores of cosines."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from cdul_steps.method.choices import WEIGHT
+from cdul_steps.method.context import context_bias
+from cdul_steps.method.similarity import scores, sigmoid_scores
+
+
+class Scoring(NamedTuple):
+    """A softmax over all names at the temperature `tau`, in which the context counts as
+    `context_weight` names at most; or, with a `logit_bias`, a sigmoid of each class by itself, in
+    which the context takes no part."""
+
+    tau: float
+    logit_bias: float | None = None
+    context_weight: float = WEIGHT
+
+    def __call__(self, cosines: np.ndarray, classes: int) -> np.ndarray:
+        """Scores of cosines (..., C+M), whose first `classes` columns (C) are the classes.
+
+        Returns float32: (..., C+M) by the softmax, (..., C) by the sigmoid.
+        """
+        if self.logit_bias is not None:
+            return sigmoid_scores(cosines[..., :classes], self.tau, self.logit_bias)
+        bias = context_bias(cosines.shape[-1] - classes, self.context_weight)
+        return scores(cosines, self.tau, classes, bias)
