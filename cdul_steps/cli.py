@@ -638,6 +638,9 @@ def predict(
     ] = None,
     images: Annotated[Path | None, Option(help="Instead: images.parquet, with --split.")] = None,
     split: Annotated[str | None, Option(help="Split of --images.")] = None,
+    manifest: Annotated[
+        Path | None, Option(help="Instead: manifest of a shard, SPLIT/SHARD.parquet.")
+    ] = None,
     features: Annotated[
         Path | None, Option(help="Store of the split's features, for a classifier with that trunk.")
     ] = None,
@@ -656,16 +659,23 @@ def predict(
     threads: Threads = 0,
 ) -> None:
     """Score images with a trained classifier; no CLIP."""
-    if bool(inputs) == bool(images) or bool(images) != bool(split):
-        raise UserError("predict: give images or folders, or else --images with --split")
+    if [bool(inputs), bool(images), bool(manifest)].count(True) != 1 or bool(images) != bool(split):
+        raise UserError(
+            "predict: give images or folders, or else --images with --split, or --manifest"
+        )
     if features and not images:
         raise UserError("predict: --features are those of a split; give --images with --split")
     from cdul_steps.models.device import Machine
-    from cdul_steps.steps.predict import SplitImages, predict_images
+    from cdul_steps.steps.predict import ShardImages, SplitImages, predict_images
 
+    scored: list[Path] | SplitImages | ShardImages = inputs or []
+    if images and split:
+        scored = SplitImages(images, split, features)
+    if manifest:
+        scored = ShardImages(manifest)
     predict_images(
         model=model,
-        inputs=SplitImages(images, split, features) if images and split else inputs or [],
+        inputs=scored,
         output=output,
         threshold=threshold,
         max_pixels=max_pixels,

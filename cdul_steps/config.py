@@ -537,6 +537,19 @@ class Training(Network):
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Seed of weights, order and augmentation.")
 
 
+class Apply(Section):
+    """A trained classifier, and a data set that `snakemake apply` scores with it."""
+
+    model: Place = Field(
+        description="Model folder of the classifier, as in "
+        "`results/photos/vit-b-32/final/photos/model`; one that this run makes is made first."
+    )
+    dataset: Name = Field(
+        description="Name under `datasets`: all of its splits are scored, one job and one table "
+        "per shard."
+    )
+
+
 class Evaluate(Section):
     """How scores are measured."""
 
@@ -639,6 +652,9 @@ class Config(Section):
     labels: dict[Name, Labels] = Field({}, description="Pseudo-labels by a name of your choice.")
     trainings: dict[Name, Training] = Field({}, description="Trainings by a name of your choice.")
     boxes: dict[Name, Boxes] = Field({}, description="Second views by a name of your choice.")
+    apply: dict[Name, Apply] = Field(
+        {}, description="Classifiers for large collections by a name of your choice."
+    )
     evaluate: Evaluate = Field(Evaluate(), description="Measuring.")
     sweep: Sweep = Field(Sweep(), description="Comparing label settings.")
     ablation: Ablation = Field(Ablation(), description="Comparison of variants.")
@@ -743,6 +759,8 @@ def load(values: dict[str, Any], *, check_run: bool = True) -> Config:
             _check_join(config, name)
     for name in config.boxes:
         _check_boxes(config, name)
+    for name, applied in config.apply.items():
+        _check_named(config, f"apply.{name}.dataset", "datasets", applied.dataset)
     for made in config.made if check_run else ():
         grid, grids = config.labels[made.labels].grid, config.datasets[made.dataset].grid
         if grid and grid not in grids:
@@ -997,6 +1015,7 @@ def reference() -> str:
         ("trainings.NAME.smoothing", Smoothing),
         ("trainings.NAME.alignment", Alignment),
         ("boxes.NAME", Boxes),
+        ("apply.NAME", Apply),
         ("evaluate", Evaluate),
         ("sweep", Sweep),
         ("ablation", Ablation),

@@ -12,7 +12,7 @@ import torch
 
 from cdul_steps.data.files import check_names, digest, replacing
 from cdul_steps.data.foreign import listed
-from cdul_steps.data.manifest import read_split
+from cdul_steps.data.manifest import read_shard, read_split
 from cdul_steps.data.readers.folder import read_folder
 from cdul_steps.data.tables import describe, score_table, write_csv, write_table
 from cdul_steps.data.truth import thresholds_of
@@ -42,6 +42,13 @@ class SplitImages:
     features: Path | None = None
 
 
+@dataclass(frozen=True)
+class ShardImages:
+    """The images of a shard, whose `manifest` this is."""
+
+    manifest: Path
+
+
 def _listed(inputs: Sequence[Path]) -> pa.Table:
     """`image_id, path` of files, and of all images below folders."""
     paths: list[str] = []
@@ -62,13 +69,13 @@ def _listed(inputs: Sequence[Path]) -> pa.Table:
 def predict_images(
     *,
     model: Path,
-    inputs: Sequence[Path] | SplitImages,
+    inputs: Sequence[Path] | SplitImages | ShardImages,
     output: Path,
     threshold: float | None,
     max_pixels: int,
     machine: Machine,
 ) -> None:
-    """Score images: files and folders, or a split of a manifest.
+    """Score images: files and folders, or those of a manifest or of one of its shards.
 
     Writes Parquet, CSV or JSON by the suffix of `output`: `image_id, path`, a float32 probability
     a class, `labels` (names of the classes at or above their threshold) and `status`. An unusable
@@ -81,6 +88,8 @@ def predict_images(
     features = None
     if isinstance(inputs, SplitImages):
         table, features = read_split(inputs.images, inputs.split, COLUMNS), inputs.features
+    elif isinstance(inputs, ShardImages):
+        _, table, _ = read_shard(inputs.manifest)
     else:
         table = _listed(inputs)
     logits = np.full((len(table), len(card.classes)), np.nan, np.float32)

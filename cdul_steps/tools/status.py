@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from cdul_steps.data.tables import read_facts, read_table
 from cdul_steps.errors import UserError
 from cdul_steps.results import (
+    APPLIED,
     CHECKPOINT,
     ENCODED,
     FEATURE_TABLE,
@@ -127,7 +128,8 @@ def _shards(
             end, facts = table.stat().st_mtime, read_facts(table)
             images += sizes.get(shard, 0)
             failed += _failed(table)
-            intervals.append((end - facts["seconds"], end))
+            if "seconds" in facts:
+                intervals.append((end - facts["seconds"], end))
             continue
         lines = _lines(log)
         left += sizes.get(shard, 0)
@@ -199,6 +201,10 @@ def _rows(results: Path) -> Iterator[dict[str, Any]]:
         for trunk in _names(dataset, "trunk", FEATURE_TABLE, jobs):
             for split in sizes:
                 yield _shards(trunk, "features", FEATURE_TABLE, split, sizes[split])
+        jobs = logs / "apply" / dataset.names["dataset"]
+        for classifier in _names(dataset, "classifier", APPLIED, jobs):
+            for split in sizes:
+                yield _shards(classifier, "apply", APPLIED, split, sizes[split])
         jobs = logs / "encode" / dataset.names["dataset"]
         for encoder in _names(dataset, "encoder", ENCODED, jobs):
             yield from _of_encoder(encoder, sizes)

@@ -101,9 +101,15 @@ CARD = below(results.CARD)
 HISTORY = below(results.HISTORY)
 REFINED = below(results.REFINED)
 PREDICTIONS = below(results.PREDICTIONS)
+APPLIED = below(results.APPLIED)
 METRICS = below(results.METRICS)
 # In the report's folder; without the constraint, a name would match across folders.
 FIGURE_OF = "{dataset,[^/]+}/{encoder,[^/]+}/{labels,[^/]+}"
+
+
+def one_of(names):
+    """A constraint of a wildcard: one of some names; nothing where there are none."""
+    return "|".join(names) or "(?!)"
 
 
 # Used with `--sdm apptainer` only.
@@ -115,6 +121,7 @@ wildcard_constraints:
     dataset="|".join(DATASETS),
     encoder="|".join(CONFIG.encoders),
     labels="|".join(CONFIG.labels),
+    classifier=one_of(CONFIG.apply),
     training="|".join([*CONFIG.trainings, r"ablation/variant~[^/]+/seed~\d+"]),
 
 
@@ -163,11 +170,6 @@ def unboxed(wildcards):
     """The name of a job's data set, of its own or of second views."""
     boxed = BOXED.get(wildcards.dataset)
     return boxed.dataset if boxed else wildcards.dataset
-
-
-def one_of(names):
-    """A constraint of a wildcard: one of some names; nothing where there are none."""
-    return "|".join(names) or "(?!)"
 
 
 def boxes_of(wildcards):
@@ -624,6 +626,39 @@ def similarity_options(wildcards, input):
 def measured_split(wildcards):
     """The split that the classifier is measured on."""
     return results.measured_split(CONFIG.datasets[wildcards.dataset].splits)
+
+
+@one_line
+def applied_parts(wildcards):
+    """The predictions of all that the config's `apply` names, a table for each shard."""
+    if not CONFIG.apply:
+        raise UserError(
+            "config: nothing to apply: name a classifier and a data set under 'apply'"
+        )
+    return [
+        path
+        for name, applied in CONFIG.apply.items()
+        for split in CONFIG.datasets[applied.dataset].splits
+        for path in expand(
+            APPLIED,
+            dataset=applied.dataset,
+            classifier=name,
+            split=split,
+            shard=shards_of(applied.dataset, split),
+        )
+    ]
+
+
+@one_line
+def applied_model(wildcards):
+    """The files of a classifier to apply."""
+    folder = Path(CONFIG.apply[wildcards.classifier].model)
+    below_results = Path(RESULTS).resolve() in folder.resolve().parents
+    if not (below_results or folder.is_dir()):
+        raise UserError(
+            f"config: apply.{wildcards.classifier}.model: {folder}: no such folder"
+        )
+    return [str(folder / Path(file).name) for file in (WEIGHTS, CARD)]
 
 
 def figure_category(wildcards):

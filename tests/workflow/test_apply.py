@@ -1,0 +1,110 @@
+"""A trained classifier applied to a collection that nothing was learnt from."""
+
+import shutil
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.dataset
+import pyarrow.parquet as pq
+import pytest
+from copies import SMALL_TRAINING, Project, copy_project
+from jobs import find_job, leftovers
+
+MODEL = "results/demo/tiny-clip/final/small/model"
+PARTS = "results/album/applied/small/train"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Project:
+    """A small cut of the demo, and an album of some of its images and a damaged one."""
+    project = copy_project(tmp_path_factory.mktemp("apply") / "project")
+    project.config = {
+        "datasets": {
+            "demo": {"shard_size": 40, "scenes": {"train": 60, "test": 1}},
+            "album": {
+                "reader": "folder",
+                "root": "album",
+                "classes": "config/classes/demo.yaml",
+                "splits": {"train": "."},
+                "shard_size": 8,
+                "max_failed_share": 0.5,
+            },
+        },
+        "run": {"labels": ["final"], "trainings": ["small"]},
+        "trainings": {"small": SMALL_TRAINING},
+        "apply": {"small": {"model": MODEL, "dataset": "album"}},
+    }
+    project.snakemake("results/demo/scenes/scenes.csv")
+    (project.folder / "album").mkdir()
+    scenes = sorted((project.results / "demo/scenes").rglob("*.jpg"))
+    scenes = [*{scene.name: scene for scene in scenes}.values()]
+    for scene in scenes[:20]:
+        shutil.copy(scene, project.folder / "album" / scene.name)
+    damaged = project.folder / "album" / scenes[3].name
+    damaged.write_bytes(damaged.read_bytes()[:-900])
+    project.snakemake("apply")
+    return project
+
+
+def parts(project: Project) -> pyarrow.dataset.Dataset:
+    return pyarrow.dataset.dataset(project.folder / PARTS)
+
+
+def test_the_parts_are_one_table(project, cdul):
+    """The same as `cdul predict` on the folder, in one process."""
+    table = parts(project).to_table()
+    assert len(list((project.folder / PARTS).iterdir())) == 3 and len(table) == 20
+    assert sorted(pc.unique(table["status"]).to_pylist()) == ["ok", "truncated"]
+    output = project.folder / "predictions.parquet"
+    cdul("predict", project.folder / "album", "--model", project.folder / MODEL, "--output", output)
+    expected = pq.read_table(output)
+    names = [name for name in expected.column_names if name not in ("image_id", "path")]
+    assert table.drop_columns(["image_id", "path"]).column_names == names
+    for name in names:
+        ours, its = table[name].to_pylist(), expected[name].to_pylist()
+        if isinstance(its[0], float):
+            np.testing.assert_allclose(ours, its, atol=1e-6)
+        else:
+            assert ours == its
+    assert project.plan("apply") == {}
+
+
+def test_a_killed_run_goes_on_where_it_was(project):
+    files = [f"{PARTS}/{shard}.parquet" for shard in range(3)]
+    before = [(project.folder / file).read_bytes() for file in files]
+    kept = (project.folder / files[0]).stat().st_mtime_ns
+    for file in files[1:]:
+        (project.folder / file).unlink()
+    run = project.start("apply")
+    find_job(run, "predict").kill()
+    assert run.communicate() and run.returncode == 1
+    project.snakemake("apply")
+    assert [(project.folder / file).read_bytes() for file in files] == before
+    assert (project.folder / files[0]).stat().st_mtime_ns == kept and not leftovers(project)
+
+
+def test_a_new_image_scores_its_shard_alone(project):
+    shutil.copy(next((project.folder / "album").iterdir()), project.folder / "album/new.jpg")
+    try:
+        assert project.plan("apply") == {"manifest": 1, "apply": 1}
+        project.snakemake("apply")
+        assert len(parts(project).to_table()) == 21
+    finally:
+        (project.folder / "album/new.jpg").unlink()
+
+
+def test_status_knows_the_parts(project, cdul):
+    assert "apply" in cdul("status", project.results).stdout
+
+
+@pytest.mark.parametrize(
+    "path, value, message",
+    [
+        ("apply", {}, "nothing to apply: name a classifier and a data set under 'apply'"),
+        ("apply.small.dataset", "albun", "did you mean 'album'?"),
+        ("apply.small.model", "nowhere/model", "apply.small.model: nowhere/model: no such folder"),
+    ],
+)
+def test_what_cannot_be_applied_is_told(project, path, value, message):
+    done = project.set(path, value).snakemake("-n", "apply", check=False)
+    assert done.returncode == 1 and message in done.stdout
