@@ -107,7 +107,9 @@ def test_every_class_and_the_histogram():
 def test_changes_and_disagreements():
     clip, refined = scores("pseudo_labels.parquet"), scores("aligned/refined_labels.parquet")
     largest = np.sort(abs(refined - clip).ravel())[::-1][:20]
-    changes = [abs(after - before) for _, _, before, after in sql("Labels that the refinement changed")]
+    changes = [
+        abs(after - before) for _, _, before, after in sql("Labels that the refinement changed")
+    ]
     assert changes == pytest.approx(largest.tolist(), rel=1e-4)
     classifier = scores("aligned/predictions/train.parquet")
     largest = np.sort(abs(classifier - clip)[:, 0])[::-1][:20]
