@@ -144,7 +144,7 @@ def test_sort(kind, driver, scores):
         "score, highest first": values[:, 2],
         "score, lowest first": -values[:, 2],
         "change by refinement": abs(scores["refined"] - scores["CLIP"])[:, 2],
-        "CLIP–classifier disagreement": apart[:, 2],
+        "CLIP/classifier disagreement": apart[:, 2],
     }.items():
         choose(driver, "sort", label)
         assert names(driver) == in_order(ids, by)
