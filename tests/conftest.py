@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures shared by all tests."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import launcher
 import pytest
 from hypothesis import settings
 
-# Time limits on a single example would make the tests depend on the machine.
+# Time limits on single examples would make the tests depend on the machine.
 settings.register_profile("cdul", deadline=None, max_examples=30)
 settings.load_profile("cdul")
 
@@ -22,7 +22,7 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def test_data() -> Path:
-    """The folder of real test data, which lies beside the project."""
+    """The folder with real test data, which is not part of the project."""
     folder = os.environ.get("CDUL_TEST_DATA")
     if not folder:
         pytest.skip("CDUL_TEST_DATA is not set: no folder of test data")
@@ -31,7 +31,7 @@ def test_data() -> Path:
 
 @pytest.fixture(scope="session")
 def cdul() -> Callable[..., subprocess.CompletedProcess]:
-    """Run the command line in a process of its own, by the launcher."""
+    """Run the command line in a separate process, through the launcher."""
 
     def run(*words: object) -> subprocess.CompletedProcess:
         command = [str(launcher.commands() / "cdul"), *map(str, words)]

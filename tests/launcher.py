@@ -1,9 +1,9 @@
 """Starts `cdul` and Snakemake in forks of a process that has imported their libraries.
 
-To import torch, timm and open_clip takes a command up to ten seconds, and the tests of the workflow
-start hundreds. Here a server imports them once. For each command it forks, and the fork runs that
-command with the arguments, folder, environment and streams of the process that asked for it, which
-waits for it as for a child of its own. The server never imports this project: each fork imports
+Importing torch, timm and open_clip takes a command up to ten seconds, and the workflow tests start
+hundreds of commands. A server therefore imports them once. It forks for each command, and the fork
+runs the command with the arguments, folder, environment and streams of the requesting process,
+which waits for it like for its own child. The server never imports this project: each fork imports
 the package that its own environment names.
 """
 
@@ -33,23 +33,23 @@ LIBRARIES = (
     *("sklearn.metrics", "snakemake.cli", "timm", "torch", "tqdm", "typer", "zarr"),
 )
 MODULES = {"cdul": "cdul_steps.cli", "snakemake": "snakemake"}
-"""By the name of a command, the module that `python -m` would run."""
+"""By command name, the module that `python -m` would run."""
 CODE_BYTES = 8
 
 
 @cache
 def commands() -> Path:
-    """The folder of commands `cdul`, `snakemake` and `python`, the first two run by a server."""
+    """The folder of the commands `cdul`, `snakemake` and `python`; a server runs the first two."""
     folder = Path(mkdtemp(prefix="cdul-launcher-"))
     words = [sys.executable, __file__, str(folder / "socket")]
     python, clients = shlex.quote(sys.executable), {}
     for name in MODULES:
         clients[name] = shlex.join([sys.executable, "-IS", __file__, str(folder / "socket"), name])
         _write(folder / name, f'exec {clients[name]} "$@"')
-    # So Snakemake starts itself anew on a cluster.
+    # Snakemake starts itself in this way on a cluster.
     again = f'if [ "$1 $2" = "-m snakemake" ]; then shift 2; exec {clients["snakemake"]} "$@"; fi'
     _write(folder / "python", f'{again}\nexec {python} "$@"')
-    # It ends with the tests, whose end of this pipe closes.
+    # The server ends when the tests end and close their end of this pipe.
     server = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert server.stdout.readline() == b"ready\n"
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -60,7 +60,7 @@ def commands() -> Path:
 def run_snakemake(
     folder: Path, environment: dict[str, str], *words: str
 ) -> subprocess.CompletedProcess:
-    """Run Snakemake in a folder by the server; the answer's stdout holds stderr too."""
+    """Run Snakemake in a folder through the server; stdout includes stderr."""
     return subprocess.run(
         [commands() / "snakemake", *words],
         cwd=folder,
@@ -77,7 +77,7 @@ def _write(path: Path, script: str) -> None:
 
 
 def ask(address: str, name: str, arguments: list[str]) -> int:
-    """Have the server at a socket run a command; its exit status, negative for a signal."""
+    """Let the server at a socket run a command; returns its exit status, negative for a signal."""
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(address)
     socket.send_fds(connection, [b"\0"], [0, 1, 2])
@@ -117,7 +117,7 @@ def serve(address: str) -> list[str]:
 
 
 def _watch(selector: selectors.BaseSelector, pid: int, connection: socket.socket) -> None:
-    """Tell who asked when a command ends; kill the command where who asked is no more."""
+    """Tell the client when a command ends; kill the command if the client is gone."""
     ends = os.pidfd_open(pid)
 
     def end() -> None:
@@ -131,7 +131,7 @@ def _watch(selector: selectors.BaseSelector, pid: int, connection: socket.socket
         connection.close()
 
     def kill() -> None:
-        # Both may have happened since the last look, and the end been dealt with first.
+        # Both events may have happened since the last check, and the end may be handled already.
         with suppress(KeyError, ValueError):
             selector.unregister(connection)
             signal.pidfd_send_signal(ends, signal.SIGKILL)
@@ -159,13 +159,13 @@ def _become(request: list, streams: list[int]) -> list[str]:
     os.environ.update(environment)
     own = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[:1] = [folder, *own]
-    # Beside it Snakemake's jobs look for `cdul`.
+    # Snakemake's jobs look for `cdul` next to it.
     sys.executable = str(Path(sys.argv[1]).parent / "python")
     return [name, *arguments]
 
 
 def main() -> None:
-    """Serve at a socket or, with a command, be its client."""
+    """Serve at a socket or, with a command, act as a client."""
     address, *command = sys.argv[1:]
     if command:
         code = ask(address, command[0], command[1:])
@@ -188,8 +188,8 @@ def main() -> None:
         code = 1
     if isinstance(code, str):
         print(code, file=sys.stderr)
-    # All that the interpreter does at its end, but for taking the libraries apart again: that
-    # would copy the memory which the fork shares with the server.
+    # The interpreter's shutdown without tearing down the libraries, which would copy the memory
+    # that the fork shares with the server.
     threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()

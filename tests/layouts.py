@@ -1,4 +1,4 @@
-"""Miniatures of the published data sets, file by file as their publishers lay them out.
+"""Miniatures of the published data sets, with the layout of the originals.
 
 `truth` maps the set's own name of a split to its images, and each image's name to the classes that
 it shows.
@@ -29,7 +29,7 @@ def draw(path: Path, size: tuple[int, int] = (24, 18)) -> None:
 
 
 def write_voc(root: Path, truth: Truth, classes: Sequence[str]) -> list[Path]:
-    """A year of the devkit, with class lists; the paths of its images."""
+    """Write one year of the devkit, with class lists; returns the paths of its images."""
     main = root / "ImageSets" / "Main"
     (root / "JPEGImages").mkdir(parents=True, exist_ok=True)
     for own, images in truth.items():
@@ -43,7 +43,7 @@ def write_voc(root: Path, truth: Truth, classes: Sequence[str]) -> list[Path]:
 def coco_instances(
     images: Mapping[str, Sequence[str]], category_ids: Mapping[str, int], own: str
 ) -> dict:
-    """A file of instances as a dictionary; an image is named by its number."""
+    """An instances file as a dictionary; images are named by number."""
     pairs = [(int(image), name) for image, shown in images.items() for name in shown]
     return {
         "info": {"description": "COCO 2014 Dataset", "year": 2014},
@@ -76,7 +76,7 @@ def coco_name(own: str, image: str) -> str:
 
 
 def write_coco(root: Path, truth: Truth, classes: Sequence[str]) -> list[Path]:
-    """A year of COCO; the paths of its images."""
+    """Write one year of COCO; returns the paths of its images."""
     category_ids = dict(zip(classes, COCO_IDS, strict=False))
     for own, images in truth.items():
         (root / own).mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def write_coco(root: Path, truth: Truth, classes: Sequence[str]) -> list[Path]:
 
 
 def write_nuswide(root: Path, truth: Truth, classes: Sequence[str]) -> list[Path]:
-    """NUS-WIDE's official lists, with their Windows paths; the paths of its images."""
+    """Write NUS-WIDE's official lists, with Windows paths; returns the paths of its images."""
     (root / "Flickr").mkdir(parents=True, exist_ok=True)
     for own, images in truth.items():
         listing = "".join(image.replace("/", "\\") + " \r\n" for image in images)
@@ -98,7 +98,7 @@ def write_nuswide(root: Path, truth: Truth, classes: Sequence[str]) -> list[Path
 
 
 def write_nuswide_formatted(root: Path, truth: Truth, classes: Sequence[str]) -> list[Path]:
-    """NUS-WIDE's arrays of the single-positive literature; the paths of its images."""
+    """Write NUS-WIDE's arrays from the single-positive literature; returns the image paths."""
     (root / "Flickr").mkdir(parents=True, exist_ok=True)
     write(root / "ConceptsList" / "Concepts81.txt", "".join(f"{name} \n" for name in classes))
     for own, images in truth.items():
@@ -109,7 +109,7 @@ def write_nuswide_formatted(root: Path, truth: Truth, classes: Sequence[str]) ->
 
 
 def write_nuswide_listed(file: Path, truth: Truth) -> list[Path]:
-    """NUS-WIDE's one table of the ASL literature; the paths of its images."""
+    """Write NUS-WIDE's table from the ASL literature; returns the paths of its images."""
     rows = "".join(
         f'{image},"{list(shown)}",{own}\n'
         for own, images in truth.items()

@@ -1,16 +1,16 @@
 "use strict";
 
-const LATER = 10; // questions until a surprising answer is asked again
-const NORMAL = 1.645; // of an interval of 90 %
+const LATER = 10; // number of questions before a surprising answer is checked again
+const NORMAL = 1.645; // normal quantile for a 90 % interval
 const VALUES = { y: "1", n: "0", u: "unknown" };
 
 const find = (id) => document.getElementById(id);
 
 let index; // data/index.js
-let looks = []; // of every look, in order: [question, "y", "n" or "u"]
-let kept = true; // whether the browser keeps the answers
+let looks = []; // one entry per look, in order: [question, "y", "n" or "u"]
+let kept = true; // whether the browser stores the answers
 
-// A page opened from a disk may not fetch, but it may load scripts: the data file calls part().
+// A page opened from disk may not use fetch, but it may load scripts: the data file calls part().
 function part(value) {
   index = value;
 }
@@ -18,23 +18,23 @@ function part(value) {
 const storage = () => `cdul check ${index.id}`;
 const keyOf = (question) => [index.questions[question][0], index.classes[index.questions[question][1]]];
 
-/** By question what was said, look by look. */
+/** The answers to each question, one per look. */
 function said() {
   const found = new Map();
   for (const [question, answer] of looks) found.set(question, [...(found.get(question) ?? []), answer]);
   return found;
 }
 
-/** What counts of a question's looks: the last, which is asked for until it settles the matter. */
+/** The answer that counts: the last one; questions are repeated until it is reliable. */
 const settled = (answers) => answers[answers.length - 1];
 
-/** Whether to look again: at what speaks against the score, until one answer was given twice. */
+/** Whether to ask again: if the answer contradicts the score, until one answer was given twice. */
 function again(question, answers) {
   const surprising = answers[0] !== "u" && (answers[0] === "y") !== index.questions[question][3];
   return surprising && (answers.length === 1 || (answers.length === 2 && answers[0] !== answers[1]));
 }
 
-/** The question to ask now; undefined when all are answered. */
+/** The next question; undefined if all are answered. */
 function current(found) {
   const last = new Map(looks.map(([question], place) => [question, place]));
   const open = [...found].filter(([question, answers]) => again(question, answers)).map(([q]) => q);
@@ -53,7 +53,7 @@ function keep() {
   }
 }
 
-/** The looks that the browser has kept, as far as the questions are still asked. */
+/** The looks stored by the browser, for questions that are still part of the check. */
 function remember() {
   const place = new Map(index.questions.map((_, question) => [JSON.stringify(keyOf(question)), question]));
   try {
@@ -65,7 +65,7 @@ function remember() {
   }
 }
 
-/** How precise the scores are by now: Wilson's interval of the entries that they name. */
+/** The precision so far: Wilson's interval over the entries that the scores name. */
 function precision(found) {
   const answers = [...found].filter(([question]) => index.questions[question][3]);
   const told = answers.map(([, given]) => settled(given)).filter((answer) => answer !== "u");
@@ -86,7 +86,7 @@ function show() {
   find("progress").value = found.size;
   find("status").textContent =
     `${found.size} of ${total}${precision(found)}` +
-    (kept ? "" : ". This browser keeps no answers: download them before you close the page");
+    (kept ? "" : ". This browser cannot store the answers: download them before you close the page");
   find("back").disabled = looks.length === 0;
   find("download").disabled = looks.length === 0;
   for (const id of ["yes", "no", "unknown"]) find(id).disabled = question === undefined;

@@ -3,18 +3,18 @@
 const PER_PAGE = 60;
 const ROWS_OF_A_CARD = 3;
 const MEANING = {
-  Snippets: "Pointing at an image, or focusing it, shows its snippets, each with the name that CLIP scores highest in it and that score, at the temperature of the labels. Enter opens the image with the scores of all classes.",
-  Context: "The share of CLIP's score of the whole image that went to context names, which are what else images may show, and the names that got most of it. They get no label. If a label is missing, the name that took its place is here.",
-  "Nothing found": "No class has a score of at least 0.5, or for the classifier of at least its threshold.",
-  CLIP: "CLIP's label: the pseudo-label that the classifier began to learn from. Of test images, the label that the same settings give them.",
-  refined: "The pseudo-label after the training's refinement.",
-  classifier: "The trained classifier's probability.",
-  Uncertainty: "1 - |2 s - 1| of a score s: 1 where it is 0.5, 0 where it is 0 or 1. Without a class, the mean over the classes.",
-  "Disagreement, change": "The difference of CLIP's and the classifier's scores, or of a label before and after refinement. Without a class, the largest over the classes.",
-  "Score without a class": "The largest of the image's scores.",
+  Snippets: "Hovering over an image, or focusing it, shows its snippets, each with the name that CLIP scores highest in it and that score, at the temperature of the labels. Enter opens the image with the scores of all classes.",
+  Context: "The share of CLIP's score for the whole image that went to context names, and the names with the largest shares. Context names describe what else images may show and get no labels. If a label is missing, find the name that took its place here.",
+  "Nothing found": "No class has a score of at least 0.5 or, for the classifier, of at least its threshold.",
+  CLIP: "CLIP's label: the pseudo-label at the start of the training. For test images, the label that the same settings give.",
+  refined: "The pseudo-label after refinement during training.",
+  classifier: "The probability from the trained classifier.",
+  Uncertainty: "1 - |2 s - 1| for a score s: 1 if s is 0.5, 0 if s is 0 or 1. If no class is selected, the mean over the classes.",
+  "Disagreement, change": "The difference between CLIP's and the classifier's scores, or between a label before and after refinement. If no class is selected, the largest difference over the classes.",
+  "Score if no class is selected": "The largest of the image's scores.",
 };
 
-// A page opened from a disk may not fetch, but it may load scripts: a data file calls part().
+// A page opened from disk may not use fetch, but it may load scripts: each data file calls part().
 const arrived = new Map();
 const loading = new Map();
 
@@ -32,7 +32,7 @@ function load(name) {
         script.onerror = () => {
           loading.delete(name);
           script.remove();
-          reject(new Error(`data/${name}.js cannot be read; make the gallery again`));
+          reject(new Error(`data/${name}.js cannot be read; build the gallery again`));
         };
         document.head.append(script);
       }),
@@ -57,18 +57,18 @@ const hide = (selector) => document.querySelectorAll(selector).forEach((e) => e.
 const shown = (score) => (score < 0 ? "–" : (score / 1000).toFixed(2));
 
 let index; // data/index.js
-let order = []; // the chosen images, in order
+let order = []; // the selected images, in order
 let page = 0;
-let latest = 0; // number of the newest request for the list; what older ones load comes too late
+let latest = 0; // number of the newest request for the list; responses to older requests are ignored
 let latestView = 0; // the same for the viewer
-let open = 0; // place in `order` of the image in the viewer
+let open = 0; // index in `order` of the image in the viewer
 
 function failed(error) {
   list.ariaBusy = "false";
   find("status").textContent = error.message;
 }
 
-/** The images that fit the form, in its order. */
+/** The images that match the form, sorted as the form says. */
 function choose(columns) {
   const kind = Number(controls.kind.value);
   const limit = (control, empty) =>
@@ -133,7 +133,7 @@ function turn(step) {
   show().then(() => find("images").scrollIntoView({ block: "nearest" }), failed);
 }
 
-/** The image with its snippets above it, each with its top class and that class's score. */
+/** The image with its snippets on top, each with its top class and that class's score. */
 function picture(image) {
   const grid = element("span", { className: "grid" });
   image.boxes.forEach(([left, top, width, height], i) => {
@@ -155,7 +155,7 @@ function picture(image) {
     const source = `thumbnails/${image.number}.webp`;
     whole.prepend(element("img", { loading: "lazy", decoding: "async", alt: "", src: source }));
   } else {
-    whole.prepend(element("span", { className: "absent" }, "image file not readable"));
+    whole.prepend(element("span", { className: "absent" }, "image file cannot be read"));
   }
   return whole;
 }
@@ -170,11 +170,11 @@ function truthText(image) {
   return `truth: ${[...names, ...hard].join(", ") || "none of the classes"}`;
 }
 
-/** Whether no class of an image reaches the threshold, by any kind of score. */
+/** Whether no class of an image reaches its threshold with any kind of score. */
 const isEmpty = (image) =>
   image.scores.every((kind, k) => kind.every((score, c) => score < index.thresholds[k][c]));
 
-/** How much of an image went to context, and to which names. */
+/** The share of an image that went to context, and the names it went to. */
 function contextText(image, count) {
   if (index.names.length === index.classes.length || image.context < 0) return "";
   const names = image.context_top
@@ -183,7 +183,7 @@ function contextText(image, count) {
   return `context ${shown(image.context)}: ${names.join(", ")}`;
 }
 
-/** Lines on what an image shows besides its scores, by the names of their styles. */
+/** Remarks on an image in addition to its scores, by the names of their styles. */
 function remarks(image, count) {
   const lines = {
     empty: isEmpty(image) ? "nothing found" : "",
@@ -255,7 +255,7 @@ async function view(place) {
       "div",
       {},
       element("span", { className: "box" }, picture(image)),
-      element("p", {}, image.top.length ? `CLIP of the whole image: ${index.names[image.top[0]]} ${shown(image.top_scores[0])}` : ""),
+      element("p", {}, image.top.length ? `CLIP, whole image: ${index.names[image.top[0]]} ${shown(image.top_scores[0])}` : ""),
       ...remarks(image).map(([name, line]) => element("p", { className: `remark ${name}` }, line)),
       element("p", {}, element("a", { href: image.link }, "Original"), ` ${width} × ${height} pixels`),
     ),

@@ -26,19 +26,19 @@ STAGES = {
     "predict": 4,
     "evaluate": 4,
 }
-"""Stages, and of how many names their results are: data set, encoder, labels, training."""
+"""Stages, and the number of names in their results' paths: data set, encoder, labels, training."""
 OF_ALL_IMAGES = ("scenes", "manifest", "similarity", "quality", "predict")
 HEADER = ["stage", "of", "jobs", "time (s)", "images/s", "peak memory (MiB)"]
 CAPTION = (
-    "Time is that of all jobs of a stage added up, with the start of the program. Images a second "
-    "are those of the encoder and of training while they work, of other stages over the whole "
-    "time. Memory is the largest of any job with its worker processes, as Snakemake sampled it. A "
-    "stage that was not run by Snakemake has only what it measured itself."
+    "Time is the sum over all jobs of a stage, including program start. For the encoder and "
+    "training, images per second do not include that start; for other stages they use the whole "
+    "time. Memory is the maximum over the jobs, including worker processes, as sampled by "
+    "Snakemake. A stage that was not run by Snakemake has only the values that it measured itself."
 )
 
 
 def costs(runs: Iterable[Run]) -> Table:
-    """A row a stage of each data set, encoder, labels and training, where anything is known."""
+    """One row per stage of each data set, encoder, labels and training, if anything is known."""
     places = list(once(runs))
     rows = [
         row
@@ -55,7 +55,7 @@ def _row(run: Run, stage: str, names: tuple[str, ...]) -> list[Any] | None:
     if not jobs and not measured:
         return None
     seconds = sum(float(job["s"]) for job in jobs) if jobs else measured or 0.0
-    # "NA" where a job ended before the first sample.
+    # "NA" if a job ended before the first sample.
     memory = [float(job["max_pss"]) for job in jobs if job["max_pss"][:1].isdigit()]
     return [
         stage,
@@ -68,7 +68,7 @@ def _row(run: Run, stage: str, names: tuple[str, ...]) -> list[Any] | None:
 
 
 def _benchmarks(folder: Path, names: tuple[str, ...]) -> list[dict[str, str]]:
-    """Snakemake's benchmarks of a rule: of one job, or of one a split or shard."""
+    """Snakemake's benchmarks of a rule: of one job, or of one job per split or shard."""
     *parents, last = names
     one = folder.joinpath(*parents, f"{last}.tsv")
     files = [one] if one.is_file() else sorted(folder.joinpath(*names).rglob("*.tsv"))
@@ -80,8 +80,8 @@ def _benchmarks(folder: Path, names: tuple[str, ...]) -> list[dict[str, str]]:
 
 
 def _work(run: Run, stage: str) -> tuple[int, float | None]:
-    """Images that a stage worked on, 0 where it is not about images, and the seconds that it
-    measured itself, None where it does not."""
+    """Images that a stage processed (0 if it processes no images), and the seconds that it measured
+    itself (None if it does not)."""
     if stage == "encode":
         tables = run.encode_tables()
         images = sum(pq.read_metadata(table).num_rows for table in tables)

@@ -1,7 +1,7 @@
-"""The report's figures: what each shows, as pure functions on arrays, and its drawing.
+"""The report's figures: the computation of each, as pure functions on arrays, and its drawing.
 
-Colours are Okabe and Ito's, which the colour-blind can tell apart; lines differ in their dashes
-and bars in their hatching too, so that a black and white print can be read.
+The colours are those of Okabe and Ito, which colour-blind readers can distinguish. Lines also
+differ in their dashes and bars in their hatching, so that a black-and-white print is readable.
 """
 
 import warnings
@@ -18,9 +18,9 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from sklearn.metrics import precision_recall_curve
 
 WIDTH = 7.2
-"""Inches: the text of an A4 page."""
+"""Inches: the text width of an A4 page."""
 MAX_CLASSES = 80
-"""Bars, and rows of a matrix, beyond which a figure shows only the most frequent classes."""
+"""Maximum number of bars or matrix rows; a figure shows only the most frequent classes."""
 LINES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#000000", ":"))
 BARS = (("#56B4E9", "////"), ("#D55E00", ""))
 SCORE_BINS = np.linspace(0, 1, 41)
@@ -35,9 +35,9 @@ STYLE = {
     "grid.linewidth": 0.6,
     "legend.edgecolor": "none",
     "hatch.linewidth": 0.5,
-    # Names of classes and files are text, whatever signs they hold.
+    # Names of classes and files are plain text, whatever characters they contain.
     "text.parse_math": False,
-    # Letters stay letters: found by a search, and drawn in fonts that have them.
+    # Text stays text: it can be searched, and the viewer chooses fonts that have the characters.
     "svg.fonttype": "none",
     "svg.hashsalt": "cdul",
 }
@@ -45,15 +45,15 @@ STYLE = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The look of all figures."""
+    """The style of all figures."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        # The viewer of an SVG chooses the font; matplotlib's own has no Chinese, for example.
+        # The SVG viewer chooses the font; matplotlib's own lacks Chinese, for example.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure in the format of the name: SVG, or JPEG for photographs."""
+    """Write a figure in the format of its suffix: SVG, or JPEG for photographs."""
     if path.suffix == ".svg":
         figure.savefig(path, metadata={"Date": None, "Creator": None})
     else:
@@ -85,7 +85,7 @@ def draw_scores(panels: dict[str, dict[str, np.ndarray]], zeta: float | None) ->
         axis.set(yscale="log", xlim=(0, 1), title=title, xlabel="score (probability, 0 to 1)")
     axes[0].set_ylabel("share of scores (%, logarithmic)")
     axes[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    # Beside the curves, which may be anywhere, as in the other figures.
+    # Outside the axes, as in the other figures, because the curves may be anywhere.
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=len(names))
     return figure
@@ -99,9 +99,9 @@ def draw_average_precision(
     positives: Sequence[int],
     values: Mapping[str, Sequence[float | None]],
 ) -> Figure:
-    """Bars of AP (percent) by class: name of the scores to a value a class, None without one.
+    """Bars of AP (percent) by class: name of the scores to one value per class, or None.
 
-    Sorted by the last scores; beyond MAX_CLASSES only the most frequent classes.
+    Sorted by the last scores; at most MAX_CLASSES classes, the most frequent ones.
     """
     # A class with positives has an average precision.
     known = {name: [np.nan if v is None else v for v in of] for name, of in values.items()}
@@ -140,12 +140,12 @@ def precision_recall(
 ) -> tuple[np.ndarray, np.ndarray]:
     """`(recall, precision)` in 0..1 over all thresholds, in order of recall.
 
-    `truth` bool (N,) with a True, `scores` float (N,). Each recall above 0 is there once, with
-    its best precision; thinned evenly to at most `points`. Ties are one threshold. Source:
+    `truth` bool (N,) with at least one True, `scores` float (N,). Each recall above 0 occurs once,
+    with its best precision; thinned evenly to at most `points`. Ties are one threshold. Source:
     scikit-learn.
     """
     precision, recall, _ = precision_recall_curve(truth, scores)
-    # Its last point, precision 1 at recall 0, is none of the data's.
+    # The last point, precision 1 at recall 0, does not come from the data.
     precision, recall = precision[-2::-1], recall[-2::-1]
     # Thresholds that only add wrong labels lie below the first one of their recall.
     first = np.flatnonzero(np.diff(recall, prepend=0))
@@ -156,7 +156,7 @@ def precision_recall(
 def at_threshold(
     truth: np.ndarray, scores: np.ndarray, threshold: float
 ) -> tuple[float, float] | None:
-    """`(recall, precision)` of the scores at or above a threshold; None where there are none."""
+    """`(recall, precision)` of the scores at or above a threshold; None if there are none."""
     predicted = scores >= threshold
     if not predicted.any():
         return None
@@ -172,7 +172,7 @@ def draw_precision_recall(
     ap: Sequence[float | None],
     threshold: float,
 ) -> Figure:
-    """Curves of all labels together for each of `scores` (N, C), and of each class for the last.
+    """Curves over all labels for each of `scores` (N, C), and for each class of the last scores.
 
     `truth` and `counted` are bool (N, C), `ap` the last scores' average precision by class.
     """
@@ -209,7 +209,7 @@ def draw_precision_recall(
 
 
 def draw_learning(history: Mapping[str, Sequence[float | None]], loss_unit: str) -> Figure:
-    """Curves over `epoch` of the columns of `history.parquet` that hold a value."""
+    """Curves over `epoch` of the columns of `history.parquet` that contain values."""
 
     def known(name: str) -> bool:
         return any(value is not None for value in history.get(name, ()))
@@ -220,9 +220,9 @@ def draw_learning(history: Mapping[str, Sequence[float | None]], loss_unit: str)
         "test_mAP": "classifier, test",
     }
     panels = [
-        ({"loss": ""}, f"mean loss of\nan image ({loss_unit})"),
+        ({"loss": ""}, f"mean loss per\nimage ({loss_unit})"),
         ({name: text for name, text in quality.items() if known(name)}, "mAP (%)"),
-        ({"label_movement": ""}, "mean move of a\nlabel (0 to 1)"),
+        ({"label_movement": ""}, "mean change of\na label (0 to 1)"),
     ]
     panels = [(columns, label) for columns, label in panels if any(map(known, columns))]
     figure = Figure((WIDTH, 0.8 + 1.6 * len(panels)), layout="constrained")
@@ -249,20 +249,20 @@ def draw_learning(history: Mapping[str, Sequence[float | None]], loss_unit: str)
 
 
 def cooccurrence(labels: np.ndarray) -> np.ndarray:
-    """How many images have both of two labels: bool (N, C) to int64 (C, C), symmetric."""
+    """Number of images with both of two labels: bool (N, C) to int64 (C, C), symmetric."""
     counts = labels.astype(np.int64)
     return counts.T @ counts
 
 
 def draw_cooccurrence(counts: dict[str, np.ndarray], classes: Sequence[str]) -> Figure:
-    """Matrices of shares by row, one a title, from the counts (C, C) of `cooccurrence`.
+    """Matrices of shares by row, one per title, from the counts (C, C) of `cooccurrence`.
 
-    Beyond MAX_CLASSES only the most frequent classes.
+    At most MAX_CLASSES classes, the most frequent ones.
     """
     total = sum(np.diag(matrix) for matrix in counts.values())
     shown = np.sort(np.argsort(-total, kind="stable")[:MAX_CLASSES])
     names = [classes[c] for c in shown]
-    # Beside each other while numbers can be read in the cells.
+    # Side by side, as long as the numbers in the cells are readable.
     beside = len(counts) > 1 and len(shown) <= 12
     height = WIDTH / 2 if beside else min(6.5, 1.6 + 0.24 * len(shown))
     shape = (1, len(counts)) if beside else (len(counts), 1)
@@ -298,7 +298,7 @@ def _draw_matrix(axis: Axes, counts: np.ndarray, names: list[str], title: str) -
     places = np.arange(len(names))
     axis.set_xticks(places, names, rotation=90)
     axis.set_yticks(places, names)
-    axis.set(title=title, ylabel="label", xlabel="label that the image has too")
+    axis.set(title=title, ylabel="label", xlabel="label that the image also has")
     axis.grid(visible=False)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
@@ -330,7 +330,7 @@ def fade(pixels: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def draw_class_maps(rows: Sequence[dict[str, Any]]) -> Figure:
-    """A row an image: `name`, `pixels` uint8 (H, W, 3), `labels` and their `maps` (H, W)."""
+    """One row per image: `name`, `pixels` uint8 (H, W, 3), `labels` and their `maps` (H, W)."""
     columns = 1 + max(len(row["maps"]) for row in rows)
     heights = [row["pixels"].shape[0] / row["pixels"].shape[1] for row in rows]
     height = sum(0.25 + WIDTH / columns * share for share in heights)

@@ -1,4 +1,4 @@
-"""The report's page: one HTML file that holds all it shows."""
+"""The report's page: one self-contained HTML file."""
 
 import base64
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ TYPES = {".svg": "image/svg+xml", ".jpg": "image/jpeg"}
 
 @dataclass(frozen=True)
 class Table:
-    """A table with what it says above it; a None in a row is a dash."""
+    """A table with its caption; a None in a row is shown as a dash."""
 
     caption: str
     header: list[str]
@@ -22,14 +22,14 @@ class Table:
 
     @property
     def numbers(self) -> set[int]:
-        """Columns that hold numbers, which stand to the right."""
+        """Columns that contain numbers and are right-aligned."""
         columns = enumerate(zip(*self.rows, strict=True))
         return {i for i, column in columns if not any(isinstance(v, str) for v in column)}
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure by its file, whose name says which of CAPTIONS it is."""
+    """A figure file; its name selects the entry of CAPTIONS."""
 
     path: Path
 
@@ -43,14 +43,14 @@ class Picture:
 
     @property
     def uri(self) -> str:
-        """The file itself, so that the page needs no other."""
+        """The file as a data URI, so that the page needs no other file."""
         content = base64.b64encode(self.path.read_bytes()).decode()
         return f"data:{TYPES[self.path.suffix]};base64,{content}"
 
 
 @dataclass
 class Section:
-    """A heading and what stands below it."""
+    """A heading and the content below it."""
 
     title: str
     facts: list[tuple[str, Any]] = field(default_factory=list)
@@ -59,14 +59,14 @@ class Section:
 
 
 def cell(value: Any) -> str:
-    """A value of a table as text: numbers that are not whole with two decimals."""
+    """A table value as text: floats have two decimals."""
     if value is None:
         return "-"
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def render(sections: list[Section], **facts: Any) -> str:
-    """The page's HTML. All text is escaped: class and file names may hold anything."""
+    """The page's HTML. All text is escaped, because class and file names may contain anything."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )

@@ -1,4 +1,4 @@
-"""What the report is of: the files of one combination of data set, encoder, labels, training."""
+"""The files of one combination of data set, encoder, labels and training."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,19 +38,19 @@ COLUMNS = (
     ["epoch", "loss", "label_movement", "label_mAP", "images_per_second"],
     ["train_mAP", "test_mAP"],
 )
-"""Columns of `history.parquet` that are shown; the second need not be there."""
+"""Columns of `history.parquet` that are shown; those in the second list may be missing."""
 
 
 def read_if_there(path: Path) -> dict[str, Any]:
-    """A JSON file; empty where there is none. Raises UserError as `read_json` does."""
+    """A JSON file; empty if there is none. Raises UserError like `read_json`."""
     return read_json(path) if path.is_file() else {}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A labels folder among the results and, once there is one, a training in it.
+    """A labels folder in the results and, if there is one, a training in it.
 
-    What has not been made is empty.
+    Missing results are empty.
     """
 
     labels: Path
@@ -79,7 +79,7 @@ class Run:
 
     @cached_property
     def place(self) -> Place:
-        """Where this run lies among the results."""
+        """The place of this run in the results."""
         names = zip(("dataset", "encoder", "labels", "training"), self.names, strict=False)
         return Place(self.results, dict(names))
 
@@ -93,11 +93,11 @@ class Run:
 
     @property
     def measured_split(self) -> str:
-        """The split that the classifier is measured on: test, where there is one."""
+        """The split that the classifier is evaluated on: test, if there is one."""
         return measured_split(self.splits)
 
     def encode_tables(self, *splits: str) -> list[Path]:
-        """The encode jobs' tables of some splits, or of all, by the shards of the manifest."""
+        """The encode jobs' tables of some or all splits, for the shards of the manifest."""
         tables = [
             shard.path(ENCODED)
             for split in splits or self.splits
@@ -111,7 +111,7 @@ class Run:
     def open_similarity(self, split: str) -> tuple[zarr.Array, list[str], Scoring]:
         """The cosines of a split, the classes, and the scoring of the labels.
 
-        It is the model's own where labels of other software do not say theirs.
+        The temperature is the model's own if labels of other software do not state theirs.
         """
         store, scoring = self.similarity(split), self.label_facts.scoring
         array, classes, scale = open_similarity(store, self.label_facts.tau)
@@ -134,8 +134,8 @@ class Run:
 
     @property
     def labels_name(self) -> str:
-        """What the pseudo-labels are called in `quality`: there by their construction, and by
-        another name where something was done to them after it."""
+        """The key of the pseudo-labels in `quality`: the construction, or another name if an
+        operation followed the construction."""
         own = "pseudo_labels"
         here = self.quality_on(self.measured_split)
         return own if own in here else self.label_facts.construction or own
@@ -147,7 +147,7 @@ class Run:
 
     @cached_property
     def history(self) -> dict[str, list]:
-        """The training's columns, a value an epoch."""
+        """The training's columns, with one value per epoch."""
         if not self.training:
             return {}
         return read_table(self.place.path(HISTORY), *COLUMNS).to_pydict()
@@ -159,13 +159,13 @@ class Run:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What the classifier's card says of how it was made."""
+        """The provenance in the classifier's card."""
         return self.card.get("provenance", {})
 
     def truth(self, image_ids: list[str], classes: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """`(truth, counted)` bool (N, C) of images, as it was measured by.
+        """`(truth, counted)` bool (N, C) of images, as used for the measures.
 
-        Images without known truth are not counted.
+        Images without known ground truth are not counted.
         """
         convention = self.quality.get("definition", {}).get("difficult", "ignore")
         known = Truth.of(self.images, image_ids, classes, convention)
@@ -174,7 +174,7 @@ class Run:
         return truth, counted
 
     def facts(self) -> Iterator[dict[str, Any]]:
-        """What the files say of themselves."""
+        """The facts stored in the files."""
         yield from (self.quality, self.metrics, self.provenance)
         tables = [self.place.path(TEXT), *self.encode_tables()]
         if self.training:
@@ -184,9 +184,9 @@ class Run:
 
 
 def find_runs(folders: Sequence[Path]) -> list[Run]:
-    """The labels and trainings that folders of results, of labels or of trainings hold.
+    """The labels and trainings in folders of results, of labels or of trainings.
 
-    Raises UserError for a folder that is none of these.
+    Raises UserError for any other folder.
     """
     runs: list[Run] = []
     for folder in folders:
@@ -204,8 +204,8 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
         ]
         if not found:
             raise UserError(
-                f"{folder}: neither a folder of results, nor of labels, nor of a training; "
-                "run snakemake first"
+                f"{folder}: not a folder of results, of labels or of a training; run snakemake "
+                "first"
             )
         for labels in found:
             trainings = sorted(file.parent for file in labels.glob("*/history.parquet"))
@@ -225,10 +225,10 @@ def once(runs: Iterable[Run]) -> Iterator[tuple[Run, int]]:
 
 @dataclass(frozen=True)
 class Scored:
-    """The classifier's predictions on a split, and the truth of the same images.
+    """The classifier's predictions on a split, and the ground truth of the same images.
 
-    `images` has `image_id` and `path`, `scores` are float32 (N, C), `truth` and `counted` bool
-    of the same shape, `threshold` (C,) is that of each class.
+    `images` has `image_id` and `path`, `scores` are float32 (N, C), `truth` and `counted` are bool
+    of the same shape, `threshold` (C,) contains the threshold of each class.
     """
 
     split: str
@@ -241,7 +241,7 @@ class Scored:
 
     @classmethod
     def read(cls, run: Run, split: str) -> "Scored | None":
-        """None where the split is not predicted, or none of its images could be."""
+        """None if there are no predictions for the split or for any of its images."""
         path = run.place.path(PREDICTIONS, split=split)
         if not path.is_file():
             return None

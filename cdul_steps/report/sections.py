@@ -1,4 +1,4 @@
-"""The sections of the report: what each tells of a data set, an encoder, labels or a training."""
+"""The sections of the report on a data set, an encoder, labels or a training."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -31,9 +31,9 @@ SHOWN_CONTEXT = 20
 MAP_IMAGES, MAP_LABELS, MAP_SIDE = 4, 3, 256
 MEASURES = ("CP", "CR", "CF1", "OP", "OR", "OF1")
 MEASURES_CAPTION = (
-    "All in percent. CP, CR, CF1: precision, recall and their harmonic mean, averaged over the "
-    "classes; OP, OR, OF1: over all labels; at a threshold of {threshold} and, at the right, for "
-    "the {k} highest scores of each image."
+    "All values in percent. CP, CR, CF1: precision, recall and their harmonic mean, averaged over "
+    "the classes; OP, OR, OF1: the same over all labels. They use a threshold of {threshold} and, "
+    "in the rightmost columns, the {k} highest scores of each image."
 )
 
 
@@ -54,25 +54,25 @@ def overview(runs: list[Run], failures: list[list[Any]]) -> Section:
     header += ["mAP of CLIP's labels (%)", "mAP of the classifier (%)"]
     header += ["mAP of the refined labels, train (%)"]
     caption = (
-        "mAP, the mean over the classes of the average precision, is 100 where every image with "
+        "mAP is the mean of the average precision over the classes. It is 100 if every image with "
         "a class is ranked before every image without it. CLIP's labels and the classifier are "
-        "measured on the same split."
+        "evaluated on the same split."
     )
     notes = []
     if all(row[-3] is row[-2] is row[-1] is None for row in rows):
-        notes = ["No ground truth is known, so nothing here is measured against it."]
+        notes = ["No ground truth is known, so there are no measures against it."]
         header, rows = header[:-4], [row[:-4] for row in rows]
-        caption = "What this report is of."
+        caption = "The results in this report."
     return Section("Overview", notes=notes, parts=[Table(caption, header, rows)])
 
 
 def _of_labels(run: Run) -> dict[str, Any]:
-    """Measures of the pseudo-labels on the classifier's split; or nothing."""
+    """Measures of the pseudo-labels on the classifier's split; empty if there are none."""
     return run.quality_on(run.measured_split).get(run.labels_name, {})
 
 
 Drawn = dict[str, Figure]
-"""Figures by their files' names."""
+"""Figures by file name."""
 
 
 def _data_section(run: Run) -> tuple[Section, Drawn]:
@@ -90,10 +90,12 @@ def _data_section(run: Run) -> tuple[Section, Drawn]:
         ("snippets", ", ".join(f"{rows} x {columns}" for rows, columns in layout["grid"])),
     ]
     if facts.get("left_out"):
-        section.facts.append(("left out, or read otherwise", "; ".join(facts["left_out"])))
-    header = ["split", "in the data set", "images", "with known truth"]
+        section.facts.append(("left out or interpreted", "; ".join(facts["left_out"])))
+    header = ["split", "in the data set", "images", "with known ground truth"]
     section.parts = [
-        Table("Images of each split, and how many of them have a known truth.", header, rows)
+        Table(
+            "Images of each split, and the number of images with known ground truth.", header, rows
+        )
     ]
     return section, {}
 
@@ -112,12 +114,12 @@ def _encoder_section(run: Run) -> tuple[Section, Drawn]:
             section.facts.append(("logit bias", f"{facts['logit_bias']:.3f}"))
         if facts.get("left_out"):
             names = ", ".join(f"{near['name']} ({near['of']})" for near in facts["left_out"])
-            section.facts.append(("context names left out, since they mean a class", names))
+            section.facts.append(("context names left out because they mean a class", names))
     if tables:
         facts = read_facts(tables[0])
         section.facts += [
             ("arithmetic", facts["precision"]),
-            ("views resized by", facts["resize_mode"] or "the model's own way"),
+            ("resizing of views", facts["resize_mode"] or "the model's own"),
             ("device", ", ".join(sorted({read_facts(table)["device"] for table in tables}))),
         ]
     return section, {}
@@ -150,12 +152,12 @@ def _labels_section(run: Run) -> tuple[Section, Drawn]:
         if measured["mAP"] is not None
     ]
     if rows:
-        what = "Quality of the labels by their construction."
+        what = "Quality of the labels by construction."
         if run.labels_name == "pseudo_labels":
             what += (
-                f" The pseudo-labels, which the classifier learns from, are the "
-                f"{_words_of(facts.construction)} labels after all settings above; on a "
-                "test split the same settings make them."
+                f" The pseudo-labels, on which the classifier is trained, are the "
+                f"{_words_of(facts.construction)} labels after all settings above. On a test "
+                "split, they are made with the same settings."
             )
         section.parts.append(_measures_table(what, rows, run.quality["definition"]))
     if not run.similarity("train").is_dir():
@@ -180,7 +182,7 @@ def _words_of(construction: str | None) -> str:
 
 
 def _nothing_found(run: Run) -> list[str]:
-    """How many images have no label, where images may show none of the classes."""
+    """The number of images without a label, for images that may show none of the classes."""
     _, _, labels = read_scores(run.place.path(PSEUDO_LABELS))
     empty = int((labels < THRESHOLD).all(axis=1).sum())
     return [
@@ -189,7 +191,7 @@ def _nothing_found(run: Run) -> list[str]:
 
 
 def _context_table(run: Run) -> Table:
-    """Which context names the whole images of the train split went to."""
+    """The context names that the whole images of the train split were assigned to."""
     store = run.similarity("train")
     array, classes, scoring = run.open_similarity("train")
     context = context_of(array)
@@ -198,24 +200,26 @@ def _context_table(run: Run) -> Table:
         scores = scoring(cosines[:, 0], len(classes))
         scores = scores[np.isfinite(scores).all(axis=1)]
         shares += scores[:, len(classes) :].sum(axis=0)
-        # Among all names: an image whose best name is a class is nobody's here.
+        # Among all names: an image whose best name is a class is not counted here.
         best += np.bincount(scores.argmax(axis=1), minlength=scores.shape[1])[len(classes) :]
         images += len(scores)
     shares *= 100 / max(1, images)
     order = np.lexsort((-shares, -best))[:SHOWN_CONTEXT]
     rows = [[context[i], int(best[i]), float(shares[i])] for i in order]
     caption = (
-        f"Where whole images of the train split went that show none of the classes: "
-        f"{shares.sum():.0f}% of CLIP's scores went to context names, on the mean, and "
-        f"{int(best.sum())} of {images} images fit one of them best. If labels are missing, the "
-        "name that took their place is here; delete it from the list. The first "
+        f"Context names that the whole images of the train split were assigned to. On average, "
+        f"{shares.sum():.0f}% of CLIP's scores went to context names, and {int(best.sum())} of "
+        f"{images} images match one of them best. If labels are missing, find the name that took "
+        "their place here, and delete it from the list. The table shows the first "
         f"{len(rows)} of {len(context)} names."
     )
-    return Table(caption, ["context name", "images it fits best", "share of the scores (%)"], rows)
+    return Table(
+        caption, ["context name", "best match for images", "share of the scores (%)"], rows
+    )
 
 
 def score_panels(run: Run) -> dict[str, dict[str, np.ndarray]]:
-    """Counts of the train split's scores: by truth, where it is known, then by kind."""
+    """Counts of the train split's scores: by ground truth, if known, then by kind."""
     store = run.similarity("train")
     array, classes, scoring = run.open_similarity("train")
     table = read_split(run.images, "train", ["image_id", "row"])
@@ -261,7 +265,7 @@ def _training_section(run: Run) -> tuple[Section, Drawn]:
         section.parts += _measured_tables(run)
         drawn["average_precision.svg"] = figures.draw_average_precision(*_by_class(run))
     elif run.metrics:
-        section.notes.append("No ground truth is known, so the classifier is not measured.")
+        section.notes.append("No ground truth is known, so the classifier is not evaluated.")
     scored = Scored.read(run, run.measured_split)
     if scored:
         if measured:
@@ -276,12 +280,12 @@ def _training_section(run: Run) -> tuple[Section, Drawn]:
 
 
 def _thresholds_table(thresholds: dict[str, float]) -> Table:
-    caption = "Score from which the classifier names a class, by a person's answers (cdul check)."
+    caption = "Score from which the classifier names a class, from a person's answers (cdul check)."
     return Table(caption, ["class", "threshold"], [[name, t] for name, t in thresholds.items()])
 
 
 def _in_words(value: Any) -> str:
-    """A value of the settings; those of a section one after the other."""
+    """A value of the settings as text; the values of a section are listed."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {_in_words(of)}" for name, of in value.items()) or "none"
     if value is None:
@@ -298,7 +302,9 @@ def _measured_tables(run: Run) -> Iterator[Table]:
         if name in of_clip
     ]
     rows.append([f"classifier, {run.names[-1]}", split, *_measures(run.metrics)])
-    yield _measures_table("The classifier beside its teacher.", rows, run.metrics["definition"])
+    yield _measures_table(
+        "The classifier compared with its teacher.", rows, run.metrics["definition"]
+    )
     classes, positives, values = _by_class(run)
     columns = [classes, positives, *values.values()]
     header = ["class", "images with it", *(f"{name}, AP" for name in values)]
@@ -307,7 +313,7 @@ def _measured_tables(run: Run) -> Iterator[Table]:
 
 
 def _by_class(run: Run) -> tuple[list[str], list[int], dict[str, list[float | None]]]:
-    """Classes, their positives, and the AP of pseudo-labels and classifier, where measured."""
+    """Classes, their positives, and the AP of pseudo-labels and classifier, if evaluated."""
     of_classifier = run.metrics["per_class"]
     columns = {
         _label_name(run, run.labels_name): _of_labels(run).get("per_class"),
@@ -329,7 +335,7 @@ def _precision_recall(run: Run, scored: Scored) -> Figure:
 
 
 def _clip_scores(run: Run, scored: Scored) -> dict[str, np.ndarray]:
-    """CLIP's scores of the same images (N, C), of the whole image and as the labels are made."""
+    """CLIP's scores of the same images (N, C), of the whole image and made like the labels."""
     store, facts = run.similarity(scored.split), run.label_facts
     if not store.is_dir():
         return {}
@@ -337,12 +343,12 @@ def _clip_scores(run: Run, scored: Scored) -> dict[str, np.ndarray]:
     table = read_split(run.images, scored.split, ["image_id", "row"])
     row = dict(zip(table["image_id"].to_pylist(), table["row"].to_pylist(), strict=True))
     rows = np.array([row[name] for name in scored.images["image_id"].to_pylist()])
-    # Neither zeta nor lambda touches the scores of the whole image.
+    # Neither zeta nor lambda affects the scores of the whole image.
     settings = {"scoring": scoring, "zeta": 0.0, "lam": 0.0}
     labels = build_rows(store, array, run.images, rows, ["global"], facts.grid, **settings)
     if facts.recipe:
         labels[run.labels_name] = labels_like(facts, store, array, run.images, rows)
-    # In an image that its encoder refused, CLIP found nothing.
+    # In an image that the encoder rejected, CLIP found nothing.
     return {_label_name(run, n): np.nan_to_num(values) for n, values in labels.items()}
 
 
@@ -359,11 +365,11 @@ def _cooccurrence(scored: Scored) -> Figure:
 
 
 def _class_maps(run: Run, scored: Scored) -> Figure | str:
-    """Maps of the first labels of some images, or the line that says why there are none."""
+    """Maps of the top labels of some images, or a line with the reason why there are none."""
     folder = run.place.path(MODEL)
     if not folder.is_dir():
-        return "No class activation maps: the model is not there."
-    # Torch takes seconds to load, and the other sections need none of it.
+        return "No class activation maps: the model is missing."
+    # Importing torch takes seconds, and the other sections do not need it.
     import torch
 
     from cdul_steps.models.cam import class_maps
@@ -399,12 +405,12 @@ def _class_maps(run: Run, scored: Scored) -> Figure | str:
             }
         )
     if not rows:
-        return "No class activation maps: none of the images can be read any more."
+        return "No class activation maps: none of the images can be read any longer."
     return figures.draw_class_maps(rows)
 
 
 def _named(scored: Scored, place: int, c: int) -> str:
-    """A label with its probability and, where known, whether it is true."""
+    """A label with its probability and, if known, whether it is true."""
     words = f"{scored.classes[c]} {scored.scores[place, c]:.2f}"
     if not scored.counted[place, c]:
         return words
@@ -417,11 +423,11 @@ def failure_section(failures: list[list[Any]]) -> Section:
         section.notes.append("None.")
         return section
     header = ["data set", "encoder", "split", "image", "status", "reason"]
-    caption = "They have no pseudo-labels, and nothing is learnt from them."
+    caption = "These images have no pseudo-labels and are not used for training."
     if len(failures) > SHOWN_FAILURES:
         caption += (
-            f" The first {SHOWN_FAILURES} of {len(failures)}; all are in the encoder's folder, "
-            "encode/{split}/{shard}.parquet."
+            f" The table shows the first {SHOWN_FAILURES} of {len(failures)}; the encoder's folder "
+            "lists all of them in encode/{split}/{shard}.parquet."
         )
     section.parts.append(Table(caption, header, failures[:SHOWN_FAILURES]))
     return section
@@ -435,9 +441,9 @@ def software_section(runs: Iterable[Run]) -> Section:
                 found.setdefault(name, set()).add(version)
     rows = [[name, ", ".join(sorted(versions))] for name, versions in sorted(found.items())]
     caption = (
-        "What the results say that they were made with. The commit at the top of the page is that "
-        "of the code when the page was written: a run by Snakemake makes every result again whose "
-        "code has changed, so that it is the results' too."
+        "Versions recorded in the results. The commit at the top of the page is the version of the "
+        "code at the time when the page was written. Snakemake remakes every result whose code has "
+        "changed, so it is also the commit of the results."
     )
     return Section("Software", parts=[Table(caption, ["package", "version"], rows)])
 
@@ -448,4 +454,4 @@ SECTIONS: dict[int, Callable[[Run], tuple[Section, Drawn]]] = {
     3: _labels_section,
     4: _training_section,
 }
-"""What is told of a run's data set, encoder, labels and training."""
+"""The section functions for a run's data set, encoder, labels and training."""

@@ -1,4 +1,4 @@
-"""Facts of labels and classifiers in words: for the report, the gallery and the model card."""
+"""Facts of labels and classifiers in words, for the report, the gallery and the model card."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,9 +7,9 @@ from cdul_steps.data.labels import LabelFacts
 
 
 def labels_in_words(facts: LabelFacts) -> dict[str, str]:
-    """What the facts of a table of pseudo-labels say of their making, by name of the setting.
+    """How pseudo-labels were made, from the facts of their table, by name of the setting.
 
-    What was not done, and what an older or foreign table does not say, is left out.
+    Operations that were not used, and facts that an older or external table lacks, are left out.
     """
     tau, scale = _number(facts.tau), facts.similarity.get("logit_scale")
     if tau and scale:
@@ -36,20 +36,20 @@ def labels_in_words(facts: LabelFacts) -> dict[str, str]:
         found["classes"] = "standardised"
     if facts.bias is not None:
         found["positives"] = (
-            f"{_number(facts.positives)}: calibrated so that an image's labels sum to it on the "
-            f"mean; logit times {_number(facts.slope)} plus {_number(facts.bias)}"
+            f"{_number(facts.positives)}: calibrated so that the labels of an image sum to it on "
+            f"average; logit times {_number(facts.slope)} plus {_number(facts.bias)}"
         )
     if facts.threshold is not None:
-        found["hard"] = f"1 from {_number(facts.threshold)} on, else 0"
+        found["hard"] = f"1 if at least {_number(facts.threshold)}, else 0"
     if facts.top_k is not None:
-        found["hard"] = f"1 for the {facts.top_k} largest of an image, else 0"
+        found["hard"] = f"1 for the {facts.top_k} largest labels of an image, else 0"
     if facts.corrections:
-        found["corrections"] = f"{facts.corrections} labels by people"
+        found["corrections"] = f"{facts.corrections} labels corrected by people"
     return {name: text for name, text in found.items() if text}
 
 
 def checked_in_words(checked: Mapping[str, Any]) -> str:
-    """What a person's answers say of a classifier, by its card; empty where nobody checked it."""
+    """Estimates from a person's answers, as in a classifier's card; empty if nobody checked it."""
     if not checked:
         return ""
     bounds = [
@@ -65,7 +65,7 @@ def _number(value: float | None) -> str | None:
 
 
 def _part(facts: Mapping[str, Any]) -> str:
-    """One of the labels that others are joined of."""
+    """One of the labels that joined labels are the mean of."""
     similarity = facts.get("similarity") or {}
     of = f"{similarity['model']}'s " if "model" in similarity else ""
     return of + str(facts.get("construction", "labels")).replace("_", " ")

@@ -1,1 +1,1 @@
-"""Commands beside the stages: no rule runs them."""
+"""Commands that are not stages: no rule runs them."""

@@ -1,4 +1,4 @@
-"""Stage check: how good scores are, estimated from a person's yes and no on a sample of them."""
+"""Command check: estimate the quality of scores from yes/no answers on a sample of them."""
 
 import hashlib
 import json
@@ -61,14 +61,14 @@ PAGE = Path(__file__).parents[1] / "check"
 SCORES, SAMPLE = "scores.parquet", "sample.parquet"
 KIND = "check"
 HOLDS = (SCORES, SAMPLE, "data/*.js", "images/*.webp", "*.csv", *(f.name for f in PAGE.iterdir()))
-"""The files of a check; a CSV there is a person's, and stays."""
+"""The files of a check; CSV files are the user's and are kept."""
 SIDE = 1024
-"""Longer side of a shown photograph in pixels."""
+"""Longer side of a photograph on the page, in pixels."""
 REFINED = "refined_labels.parquet"
 FEW_NAMED, FEW, FEW_YES = 12, 40, 8
-"""Fewest answers for an estimate: among named entries for precision; for recall all, and yes."""
+"""Minimum answers for an estimate: on named entries for precision; in total and yes for recall."""
 FEW_FOR_AP = 60
-"""Fewest answers on a class for its average precision, and over all for mAP."""
+"""Minimum answers on a class for its average precision, and in total for mAP."""
 
 
 # -- draw ------------------------------------------------------------------------------------------
@@ -76,10 +76,10 @@ FEW_FOR_AP = 60
 
 @dataclass(frozen=True)
 class Population:
-    """What is checked: `scores` (N, C) of the rows of `table` (image_id, path).
+    """The scores to check: `scores` (N, C) of the rows of `table` (image_id, path).
 
-    `open` bool (N, C): entries that nobody has decided. `threshold` (C,): from which a class
-    counts as named.
+    `open` bool (N, C): entries that nobody has decided. `threshold` (C,): the score from which a
+    class counts as named.
     """
 
     table: pa.Table
@@ -114,13 +114,13 @@ def draw_sample(
     only: Sequence[str],
     corrections: Path | None,
 ) -> None:
-    """Write a check of a table of scores: the folder `output` with the page to answer on.
+    """Write a check of a table of scores: the folder `output` with the page for the answers.
 
-    `number` entries are drawn. Where `output` is an earlier check of the same scores, the sample
-    grows: it contains the earlier one, and CSVs in the folder stay. Entries that a person has
-    decided are left out: those that the table says are corrected, those that the refined labels
-    beside predictions say were, and those of `corrections`. Raises UserError for scores that
-    cannot be read, and for a folder that is something else or a check of other scores.
+    `number` entries are drawn. If `output` is an earlier check of the same scores, the sample
+    grows: it contains the earlier one, and CSV files in the folder are kept. Entries that a person
+    has decided are left out: those marked as corrected in the table, those marked as corrected in
+    the refined labels next to predictions, and those of `corrections`. Raises UserError for scores
+    that cannot be read, and for a folder that is something else or a check of other scores.
     """
     check_replaceable(output, HOLDS)
     population = _read_population(scores, only, threshold, corrections, seed)
@@ -128,7 +128,7 @@ def draw_sample(
     drawing = population.design()
     rows, columns = drawing.sample(number)
     if not len(rows):
-        raise UserError(f"{scores}: no entry is left to be looked at; all are corrected")
+        raise UserError(f"{scores}: all entries are corrected, so there is nothing left to check")
     asked, place = np.unique(rows, return_inverse=True)
     paths = population.table["path"].take(pa.array(asked)).to_pylist()
     with replacing(output, HOLDS) as part:
@@ -144,7 +144,7 @@ def draw_sample(
             what="check, images",
         )
         if not all(shown):
-            note(f"check: images that cannot be read, so nothing is asked: {shown.count(False)}")
+            note(f"check: images skipped because they cannot be read: {shown.count(False)}")
         readable = np.array(shown)[place]
         _write_population(population, part / SCORES)
         rows, columns, place = rows[readable], columns[readable], place[readable]
@@ -166,8 +166,8 @@ def draw_sample(
         text = f"part({json.dumps(index, separators=(',', ':'))});\n"
         (part / "data/index.js").write_text(text, encoding="ascii")
     if len(rows) < number:
-        note(f"check: {len(rows)} of {number}: there are no more, or their images cannot be read")
-    note(f"check: {len(rows)} questions on {len(paths)} images; open {output / 'index.html'}")
+        note(f"check: {len(rows)} of {number}: there are no more entries, or images cannot be read")
+    note(f"check: {len(rows)} questions about {len(paths)} images; open {output / 'index.html'}")
 
 
 def _read_population(
@@ -183,7 +183,7 @@ def _read_population(
     if not scores.size:
         raise UserError(f"{path}: no image has scores")
     if not ((scores >= 0) & (scores <= 1)).all():
-        raise UserError(f"{path}: has scores outside 0..1, which cannot be checked")
+        raise UserError(f"{path}: contains scores outside 0..1, which cannot be checked")
     facts = read_facts(path)
     decided = corrected_entries(table, classes)
     ids = table["image_id"].to_pylist()
@@ -204,7 +204,7 @@ def _read_population(
     classes = [classes[column] for column in columns]
     scores, decided = scores[:, columns], decided[:, columns]
     if decided.any():
-        note(f"check: entries that a person has decided, left out: {np.count_nonzero(decided)}")
+        note(f"check: left out entries that a person has decided: {np.count_nonzero(decided)}")
     limits = _limits(facts, classes, threshold)
     of = hashlib.blake2b("\n".join([digest(path), *classes]).encode(), digest_size=6).hexdigest()
     return Population(
@@ -225,39 +225,39 @@ def _read_population(
 
 
 def _columns(path: Path, classes: list[str], only: Sequence[str]) -> list[int]:
-    """The places of the classes asked for; of all where none is named."""
+    """The indices of the requested classes; of all classes if none is given."""
     names, found = ClassNames(classes), []
     for name in only:
         if (column := names.find(name)) is None:
-            raise UserError(f"{path}: has no class {name!r}; they are {', '.join(classes)}")
+            raise UserError(f"{path}: has no class {name!r}; the classes are {', '.join(classes)}")
         found.append(column)
     return sorted(set(found)) or list(range(len(classes)))
 
 
 def _limits(facts: dict[str, Any], classes: list[str], threshold: float | None) -> np.ndarray:
-    """The thresholds (C,) in use: the given one, or those of predictions, or THRESHOLD."""
+    """The thresholds (C,) in use: the given one, else those of predictions, else THRESHOLD."""
     if threshold is not None:
         return np.full(len(classes), threshold)
-    # The threshold of labels is the one by which they were made hard.
+    # The threshold in the facts of labels is the one for making them hard.
     return thresholds_of(facts if "weights" in facts else {}, classes)
 
 
 def _check_same(output: Path, population: Population) -> None:
-    """Raise UserError where `output` is a check of something else."""
+    """Raise UserError if `output` is a check of something else."""
     if not (output / SAMPLE).is_file():
         return
     earlier = require(output / SAMPLE, read_facts(output / SAMPLE), "id", "thresholds")
     if earlier["id"] != population.facts["id"]:
         raise UserError(
-            f"{output}: is a check of other scores, or of another seed; give a new folder, and the "
-            "earlier one stays as it is"
+            f"{output}: is a check of other scores, or with another seed; give a new folder, and "
+            "the earlier check stays unchanged"
         )
     if earlier["thresholds"] != population.facts["thresholds"]:
-        raise UserError(f"{output}: is a check at other thresholds; give a new folder")
+        raise UserError(f"{output}: is a check with other thresholds; give a new folder")
 
 
 def _write_population(population: Population, path: Path) -> None:
-    """The scores as they were when drawn, so that they can be estimated whatever comes later."""
+    """Save the scores as drawn from, so that later changes do not affect the estimate."""
     scores = score_table(
         population.table["image_id"],
         population.table["path"],
@@ -277,10 +277,10 @@ def _write_population(population: Population, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a person said of a check: rows and columns of the entries with a yes or no, and which.
+    """A person's answers to a check: rows and columns of the entries with a yes or no, and which.
 
-    `probability` is that with which an entry was drawn. `unknown` counts the entries that could not
-    be told, `asked` all of the sample.
+    `probability` is the probability with which an entry was drawn. `unknown` counts the entries
+    that could not be decided, `asked` all entries of the sample.
     """
 
     population: Population
@@ -303,13 +303,13 @@ class Answers:
 
 
 def read_answers(answers: Path, check: Path) -> Answers:
-    """The answers of a file of corrections to the questions of the folder `check`.
+    """The answers in a corrections file to the questions of the folder `check`.
 
-    Raises UserError where a file is not what it should be, and for an answer to what was not asked.
+    Raises UserError for an invalid file, and for an answer to an entry that was not asked.
     """
     facts = read_facts(check / SAMPLE)
     if facts.get("kind") != KIND:
-        raise UserError(f"{check}: not a folder of 'cdul check draw'")
+        raise UserError(f"{check}: not a folder written by 'cdul check draw'")
     require(check / SAMPLE, facts, "classes", "thresholds", "seed")
     table, classes, scores = read_scores(check / SCORES)
     limits = thresholds_of(facts, classes)
@@ -328,12 +328,12 @@ def read_answers(answers: Path, check: Path) -> Answers:
     if len(others):
         row, place = others[0]
         raise UserError(
-            f"{answers}: answers {classes[place]!r} of {population.ids[row]!r}, and {len(others)} "
-            f"in all, which {check} did not ask; give the answers to that check alone"
+            f"{answers}: {len(others)} answers, the first for {classes[place]!r} of "
+            f"{population.ids[row]!r}, were not asked by {check}; give only answers to that check"
         )
     told = np.isfinite(given) & (given != UNKNOWN)
     if not told.any():
-        raise UserError(f"{answers}: has no yes or no to the questions of {check}")
+        raise UserError(f"{answers}: contains no yes or no to the questions of {check}")
     rows, columns = np.nonzero(told)
     return Answers(
         population,
@@ -348,9 +348,9 @@ def read_answers(answers: Path, check: Path) -> Answers:
 
 
 def estimate_scores(answers: Path, check: Path) -> dict[str, Any]:
-    """What the answers say of the scores that a check was drawn from; values in 0..1.
+    """Estimates, from the answers, for the scores that a check was drawn from; values in 0..1.
 
-    A measure is `[low, middle, high]`, or null for too few answers.
+    A measure is `[low, middle, high]`, or null if there are too few answers.
     """
     found = read_answers(answers, check)
     random = np.random.default_rng(found.population.facts["seed"])
@@ -409,9 +409,9 @@ def _over_all(found: Answers, positives: np.ndarray) -> dict[str, Any]:
 
 
 def _by_design(found: Answers) -> dict[str, float | None]:
-    """Precision and recall as ratios of Horvitz-Thompson totals, which know no model.
+    """Precision and recall as ratios of Horvitz-Thompson totals, which use no model.
 
-    To compare with; their scatter is larger.
+    For comparison; their variance is larger.
     """
     named = (found.population.scores >= found.population.threshold)[found.rows, found.columns]
     hits, said, there = (
@@ -424,7 +424,7 @@ def _by_design(found: Answers) -> dict[str, float | None]:
 
 
 def _of_class(found: Answers, column: int, random: np.random.Generator) -> dict[str, Any]:
-    """Estimates of a class from its own answers alone."""
+    """Estimates for a class, only from its own answers."""
     population, own = found.population, found.columns == column
     named = (population.scores[:, column] >= population.threshold[column]) & (
         population.open[:, column]
@@ -450,7 +450,7 @@ def _of_class(found: Answers, column: int, random: np.random.Generator) -> dict[
 
 
 def _curve(found: Answers, positives: np.ndarray) -> list[dict[str, Any]]:
-    """Precision and recall over all at one threshold for all classes, for each of STEPS."""
+    """Overall precision and recall with one threshold for all classes, for each of STEPS."""
     rows = []
     for step in STEPS:
         measures = measure(found.cells, positives, np.full(len(found.population.classes), step))
@@ -479,7 +479,7 @@ def describe_estimate(found: dict[str, Any]) -> str:
         ).rstrip()
         for row in rows
     ]
-    unknown = f", {found['unknown']} of which nobody could tell" if found["unknown"] else ""
+    unknown = f", {found['unknown']} of them undecided" if found["unknown"] else ""
     return "\n".join(
         [
             *lines,
@@ -487,7 +487,7 @@ def describe_estimate(found: dict[str, Any]) -> str:
             f"From {found['answers']} answers to {found['asked']} questions{unknown}. In percent: "
             f"the true value lies between the two numbers in {100 * found['level']:.0f} of 100 "
             "checks.",
-            "AP of all classes is mAP. Least is known of: " + ", ".join(found["next"]) + ".",
+            "AP of all classes is mAP. Most uncertain classes: " + ", ".join(found["next"]) + ".",
         ]
     )
 
@@ -503,10 +503,10 @@ def _cells_of(name: str, row: dict[str, Any], ap: str) -> list[str]:
 def choose_thresholds(
     answers: Path, check: Path, *, precision: float | None, model: Path | None
 ) -> dict[str, Any]:
-    """Thresholds of the classes for a wanted `precision`, or for the best F1: see `choose`.
+    """Thresholds of the classes for a requested `precision`, or for the best F1: see `choose`.
 
-    With a `model`, they are written into its card, and with them what the answers say of it. Raises
-    UserError where no threshold reaches the precision, and for a model that the check is not of.
+    With a `model`, they are written into its card, together with the estimates from the answers.
+    Raises UserError if no threshold reaches the precision, and if the check is not of this model.
     """
     found = read_answers(answers, check)
     if model:
@@ -514,8 +514,8 @@ def choose_thresholds(
     result = choose(found, precision)
     if result is None:
         raise UserError(
-            f"{answers}: by these answers no threshold reaches a precision of {precision:g}; ask "
-            "for less, or answer more questions on high scores"
+            f"{answers}: with these answers, no threshold reaches a precision of {precision:g}; "
+            "request a lower precision, or answer more questions on high scores"
         )
     if model:
         thresholds = {name: row["threshold"] for name, row in result["classes"].items()}
@@ -523,19 +523,19 @@ def choose_thresholds(
         card = read_json(model / CARD)
         card |= {"threshold": result["threshold"], "thresholds": thresholds, "checked": checked}
         write_json(model / CARD, card)
-        note(f"check: thresholds written into {model / CARD}; run snakemake again to use them")
+        note(f"check: wrote the thresholds into {model / CARD}; run snakemake again to use them")
     return result
 
 
 def choose(found: Answers, precision: float | None) -> dict[str, Any] | None:
-    """Thresholds by answers; None where none reaches the `precision`.
+    """Thresholds from the answers; None if no threshold reaches the `precision`.
 
-    A class with enough answers gets its own, the others get the common one.
+    A class with enough answers gets its own threshold; the others share a common one.
     """
     random = np.random.default_rng(found.population.facts["seed"])
     positives, names = found.positives(random), found.population.classes
     own = [_own_choice(found, column, precision, random) for column in range(len(names))]
-    # The common one is that of the classes that need it, if there are any.
+    # The common threshold is for the classes that need it, if there are any.
     left = np.array([choice is None for choice in own]) | all(own)
     here = left[found.cells.column]
     rest = Cells(found.cells.of, *(part[here] for part in found.cells[1:]))
@@ -561,7 +561,7 @@ def choose(found: Answers, precision: float | None) -> dict[str, Any] | None:
 def _own_choice(
     found: Answers, column: int, precision: float | None, random: np.random.Generator
 ) -> Choice | None:
-    """A class's threshold from its own answers; None where they are too few."""
+    """A class's threshold from its own answers; None if there are too few."""
     own = found.columns == column
     if own.sum() < FEW or found.yes[own].sum() < FEW_YES:
         return None
@@ -571,13 +571,13 @@ def _own_choice(
 
 
 def _check_model(model: Path, found: Answers) -> None:
-    """Raise UserError where a check is not of the predictions of a model."""
+    """Raise UserError if a check is not of the predictions of a model."""
     if not (model / WEIGHTS).is_file():
         raise UserError(f"{model}: not a model folder, {WEIGHTS} is missing")
     if found.population.facts.get("weights") != digest(model / WEIGHTS):
         raise UserError(
-            f"{model}: the check is of other scores than this model's predictions; draw one from "
-            "its predictions/SPLIT.parquet"
+            f"{model}: the check is not of this model's predictions; draw one from its "
+            "predictions/SPLIT.parquet"
         )
 
 
@@ -591,5 +591,9 @@ def describe_thresholds(found: dict[str, Any]) -> str:
     bounds = " and ".join(
         f"{name} {_percent(found['all'][name])}" for name in ("precision", "recall")
     )
-    lines += ["", f"With these, over all classes: {bounds} percent, by {found['answers']} answers."]
+    lines += [
+        "",
+        f"With these thresholds, over all classes: {bounds} percent, from {found['answers']} "
+        "answers.",
+    ]
     return "\n".join(lines)

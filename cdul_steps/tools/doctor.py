@@ -1,4 +1,4 @@
-"""Stage doctor: what would stop a long run, and how long it would take, before it starts."""
+"""Command doctor: before a long run, find what would stop it and estimate how long it takes."""
 
 import importlib.metadata
 import os
@@ -44,13 +44,13 @@ from cdul_steps.training.labels import new_labels
 
 DISTRIBUTION = "cdul-steps"
 SAMPLE = 500
-"""Images at most that a measurement decodes, or whose headers are looked at in each split."""
+"""Maximum number of images that a measurement decodes, or whose headers are read in each split."""
 GIGABYTE = 1e9
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: its name, whether all is well, a line for people, and values for programs."""
+    """One check: its name, whether it passed, a line for people, and values for programs."""
 
     check: str
     ok: bool
@@ -59,7 +59,7 @@ class Finding:
 
 
 Result = tuple[str, dict[str, Any]]
-"""What a check that finds all well returns: the line, and the values."""
+"""What a check returns when it passes: the line and the values."""
 
 
 def read_values(files: Sequence[Path]) -> list[tuple[str, dict[str, Any]]]:
@@ -76,7 +76,7 @@ def read_values(files: Sequence[Path]) -> list[tuple[str, dict[str, Any]]]:
 def read_config(files: Sequence[Path]) -> Config:
     """The config as Snakemake reads it: `files` in turn over the base config.
 
-    Raises UserError for a file that cannot be read and for a config that is not right.
+    Raises UserError for a file that cannot be read and for an invalid config.
     """
     values: dict[str, Any] = {}
     for _, of_file in read_values([base_config(), *files]):
@@ -85,9 +85,9 @@ def read_config(files: Sequence[Path]) -> Config:
 
 
 def examine(configfiles: Sequence[Path], *, seconds: float) -> Iterator[Finding]:
-    """Check what a run with this config needs; a finding at a time, as soon as it is known.
+    """Check what a run with this config needs; yields each finding as soon as it is known.
 
-    Each measurement of speed takes about `seconds`. Nothing is written and nothing is fetched.
+    Each measurement of speed takes about `seconds`. Nothing is written and nothing is downloaded.
     """
 
     def check(name: str, function: Callable[..., Result], *arguments: Any) -> Finding:
@@ -135,9 +135,9 @@ def examine(configfiles: Sequence[Path], *, seconds: float) -> Iterator[Finding]
         yield (found := check(f"training {name}", _training, training))
         unknown |= not found.ok
         if found.ok:
-            # One for each encoder and labels of a data set.
+            # One training for each encoder and labels of a data set.
             sets = [m.dataset for m in config.made if m.training == name and m.dataset in images]
-            # The models, and a checkpoint while one trains.
+            # The models, and one checkpoint during a training.
             needed += found.values["parameters"] * (4 * len(sets) + 12)
             if device.ok and seconds and sets and training.trunk == "frozen":
                 work = (training, sum(images[of] for of in {*sets}), config, seconds)
@@ -152,7 +152,7 @@ def _software() -> Result:
     try:
         wanted = [Requirement(text) for text in importlib.metadata.requires(DISTRIBUTION) or ()]
     except importlib.metadata.PackageNotFoundError as error:
-        raise UserError(f"{DISTRIBUTION} is not installed; pip install it") from error
+        raise UserError(f"{DISTRIBUTION} is not installed; install it with pip") from error
     for requirement in wanted:
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
@@ -163,13 +163,15 @@ def _software() -> Result:
                 f"{requirement.name} is missing; run 'pip install {requirement.name}'"
             ) from error
         if not requirement.specifier.contains(found, prereleases=True):
-            raise UserError(f"{requirement.name} is {found}, needed is {requirement.specifier}")
+            raise UserError(
+                f"{requirement.name} {found} is installed, but {requirement.specifier} is required"
+            )
     names = versions("snakemake", "torch", "open_clip_torch", "timm", "zarr", "pyarrow")
     return ", ".join(f"{name} {version}" for name, version in names.items()), {"versions": names}
 
 
 def _target(name: str) -> str:
-    """The device that a job would get, without waiting until it is free."""
+    """The device that a job would get, without waiting for it to become free."""
     if name not in ("auto", "cuda") or (name == "auto" and not torch.cuda.is_available()):
         return name
     return "cuda:0"
@@ -208,7 +210,7 @@ def _names(dataset: Dataset) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _paths(dataset: Dataset, tell: Tell = ignore) -> dict[str, list[str]]:
-    """The paths of each split's images; `tell` takes lines of what was left out."""
+    """The paths of each split's images; `tell` receives lines about what was left out."""
     names, _ = _names(dataset)
     root = Path(dataset.root or "")
     records = read_dataset(
@@ -240,14 +242,14 @@ def _data(dataset: Dataset) -> Result:
             if problem := _headers(split, paths, dataset):
                 told.append(problem)
     views = sum(images.values()) * _views(dataset)
-    text = ", ".join(f"{count} images to {split}" for split, count in images.items())
+    text = ", ".join(f"{count} {split} images" for split, count in images.items())
     values = {"images": images, "views": views, "classes": len(classes), "context": len(context)}
     names = f"{len(classes)} classes" + (f", {len(context)} context names" if context else "")
     return "; ".join([text, names, f"{views} views", *told]), values
 
 
 def _headers(split: str, paths: list[str], dataset: Dataset) -> str:
-    """What is wrong with the headers of some images of a split, from all over it."""
+    """Problems in the headers of a sample of a split's images, spread evenly over the split."""
     failed = {}
     for path in (looked_at := _spread(paths)):
         try:
@@ -258,14 +260,14 @@ def _headers(split: str, paths: list[str], dataset: Dataset) -> str:
 
 
 def _spread(paths: list[str]) -> list[str]:
-    """At most SAMPLE of the paths, from all over them."""
+    """At most SAMPLE of the paths, spread evenly."""
     chosen = np.unique(np.linspace(0, len(paths) - 1, min(SAMPLE, len(paths))).astype(int))
     return [paths[i] for i in chosen]
 
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """Weights that are not here are an error, as they are on a node without network."""
+    """Make missing weights an error, as on a node without network access."""
     before, hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE, True
     try:
         yield
@@ -280,7 +282,8 @@ def _encoder(encoder: Encoder, labels: dict[str, Labels]) -> Result:
             network = load_clip(encoder.model, encoder.pretrained, resize_mode=encoder.resize_mode)
         except MissingWeightsError as error:
             raise UserError(
-                f"{error.missing} yet; a run with network fetches it; without, {error.instead}"
+                f"{error.missing} yet; a run with network access downloads it; without network "
+                f"access, {error.instead}"
             ) from error
         prompt = encoder.templates[0].replace("{}", "dog")
         text = TextEncoder(network, encoder.model)([prompt])
@@ -300,7 +303,7 @@ def _encoder(encoder: Encoder, labels: dict[str, Labels]) -> Result:
         new_encoder(network, encoder, torch.device("cpu"), [(1, 1)], 0)
     scores = "softmax" if logit_bias is None else "sigmoid"
     found = (
-        f"its weights are here: {parameters / 1e6:.0f} M parameters, vectors of {dimension}, "
+        f"weights found: {parameters / 1e6:.0f} M parameters, {dimension}-dimensional vectors, "
         f"trained with a {scores}"
     )
     return f"{found}; {words}" if words else found, {
@@ -315,7 +318,7 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def _image_bytes(dataset: Dataset, dimension: int) -> int:
-    """What an image leaves among the results: float16 embeddings, float32 cosines."""
+    """Bytes that an image takes in the results: float16 embeddings, float32 cosines."""
     names = sum(map(len, _names(dataset)))
     drawn = 3 * dataset.scenes.size**2 if dataset.reader == "demo" else 0
     return _views(dataset) * (2 * dimension + 4 * names) + drawn
@@ -326,7 +329,7 @@ def _scenes(config: Config, name: str) -> Path:
 
 
 def _sample(dataset: Dataset, scenes: Path, scratch: Path) -> list[str]:
-    """Some of the data set's images, from all over it; the demo's are drawn where it has none."""
+    """A sample of the data set's images, spread evenly; the demo's are drawn if missing."""
     if dataset.reader != "demo":
         paths = [path for split in _paths(dataset).values() for path in split]
     else:
@@ -345,7 +348,7 @@ def _encode_time(
     config: Config,
     seconds: float,
 ) -> Result:
-    """Encode images as the stage does, for about `seconds`."""
+    """Encode images like the stage, for about `seconds`."""
     machine = _machine(config.runtime)
     target, workers = machine.set_up(cpu_workers=0)
     with _offline():
@@ -377,7 +380,9 @@ def _encode_time(
                 continue
             paths.append(path)
         if len(paths) < 2:
-            raise UserError("fewer than two images can be read, too few to measure")
+            raise UserError(
+                "fewer than two images can be read, which is too few to measure the speed"
+            )
         shard = ImageViews(
             pa.array(paths),
             np.stack(boxes)[:, :each],
@@ -395,7 +400,7 @@ def _encode_time(
 
 
 def _rate(shard: ImageViews, workers: int, encode: BatchedEncoder, seconds: float) -> float:
-    """Images a second, from the first that is ready on."""
+    """Images per second, counted from the first image that is ready."""
     loader = DataLoader(
         shard, batch_size=None, num_workers=workers, prefetch_factor=2 if workers else None
     )
@@ -427,9 +432,9 @@ def _training(training: Training) -> Result:
                 raise
             raise UserError(
                 f"timm's weights of {training.model} are not in the cache ({hub.HF_HUB_CACHE}) "
-                "yet; a run with network fetches them; without, copy that cache from where this "
-                f"ran: python -c \"import timm; timm.create_model('{training.model}', "
-                'pretrained=True)"'
+                "yet; a run with network access downloads them; without network access, copy that "
+                'cache from a machine that ran: python -c "import timm; '
+                f"timm.create_model('{training.model}', pretrained=True)\""
             ) from error
     parameters = sum(p.numel() for p in network.parameters())
     start = training.weights or "random weights"
@@ -439,9 +444,9 @@ def _training(training: Training) -> Result:
 
 
 def _train_time(training: Training, images: int, config: Config, seconds: float) -> Result:
-    """Forward and backward passes on noise for about `seconds`; reading images comes on top.
+    """Forward and backward passes on noise for about `seconds`; reading images is not included.
 
-    `images` are those of all label variants together.
+    `images` is the total over all label variants.
     """
     target, _ = replace(_machine(config.runtime), workers=1).set_up(cpu_workers=1)
     classes = ["a", "b"]
@@ -462,21 +467,24 @@ def _train_time(training: Training, images: int, config: Config, seconds: float)
         labels.loss(logits, index).mean().backward()
         if target.type == "cuda":
             torch.cuda.synchronize(target)
-        # The first step warms up.
+        # The first step is a warm-up.
         start = start or time.monotonic()
         steps += 1
     rate = steps * size / (time.monotonic() - start)
     duration = training.epochs * images / rate
     text = (
         f"about {_duration(duration)} for {training.epochs} epochs of {images} images "
-        f"({rate:.1f} images/s, without reading them)"
+        f"({rate:.1f} images/s, not including reading them)"
     )
     return text, {"seconds": duration, "images_per_second": rate}
 
 
 def _features_time(training: Training, images: int, config: Config, seconds: float) -> Result:
-    """Forward passes of the frozen trunk on noise for about `seconds`, which most of the time of
-    such a training is. It needs them once for all `images`, of every split."""
+    """Forward passes of the frozen trunk on noise for about `seconds`.
+
+    They take most of the time of such a training, which needs them once for all `images` of every
+    split.
+    """
     target, workers = _machine(config.runtime).set_up(cpu_workers=0)
     random = training.network.model_copy(update={"weights": None})
     encoder = TimmEncoder(*network_and_card(random, ["a"]), target)
@@ -496,7 +504,8 @@ def _features_time(training: Training, images: int, config: Config, seconds: flo
     torch.set_num_threads(threads)
     text = (
         f"about {_duration(images / rate)} for the features of {images} images ({rate:.1f} "
-        f"images/s by {choice.engine}, without reading them); the head takes seconds to minutes"
+        f"images/s by {choice.engine}, not including reading them); the head takes seconds to "
+        "minutes"
     )
     return text, {"seconds": images / rate, "images_per_second": rate, "engine": choice.engine}
 
@@ -515,7 +524,7 @@ def _disk(results: Path, needed: float, unknown: bool = False) -> Result:
     free = shutil.disk_usage(place).free
     text = f"needs about {needed / GIGABYTE:.2f} GB below {results}, {free / GIGABYTE:.1f} GB free"
     if unknown:
-        text += "; what has a problem above is not counted"
+        text += "; items with a problem above are not included"
     if free < needed:
-        raise UserError(f"{text}; make room, or choose another folder as 'results'")
+        raise UserError(f"{text}; free some space, or choose another folder as 'results'")
     return text, {"needed": needed, "free": free}

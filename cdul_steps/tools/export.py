@@ -1,4 +1,4 @@
-"""Stage export: a trained classifier as one file that runs without this project."""
+"""Command export: write a trained classifier as one file that runs without this project."""
 
 import json
 import warnings
@@ -18,10 +18,10 @@ from cdul_steps.progress import note
 from cdul_steps.provenance import versions
 
 KEY = "cdul"
-"""Under this name the exported file carries what `model.json` says."""
+"""Metadata key under which the exported file contains the text of `model.json`."""
 TOLERANCE = 1e-4
-"""The exported file's results may differ from PyTorch's by no more than this share of the largest
-logit, or of 1."""
+"""Maximum difference between the exported file's results and PyTorch's, relative to the largest
+logit, or to 1."""
 MODEL_CARD = "README.md"
 
 
@@ -60,25 +60,25 @@ EXAMPLES = {
         "model(torch.tensor(np.asarray(image)[None]))[0]",
     ),
 }
-"""For each format a program that scores an image with the exported file alone."""
+"""For each format, a program that scores an image with only the exported file."""
 
 
 class Exported(torch.nn.Module):
-    """A classifier with its normalisation and its activation inside.
+    """A classifier that includes its normalisation and its activation.
 
-    uint8 RGB images (B, H, W, 3), as Pillow and NumPy have them, to float32 probabilities (B, C).
-    Resizing stays outside: a graph's own resize is not Pillow's, and would shift the scores.
+    It maps uint8 RGB images (B, H, W, 3), as in Pillow and NumPy, to float32 probabilities (B, C).
+    Resizing is not included: a graph's resize differs from Pillow's and would change the scores.
     """
 
     def __init__(self, network: torch.nn.Module, card: Card, activated: bool = True) -> None:
         super().__init__()
         self.network, self.card, self.activated = network, card, activated
-        # Buffers and not `Card.normalize`, whose constants a trace would nail to one device.
+        # Buffers instead of `Card.normalize`, whose constants a trace would bind to one device.
         self.register_buffer("mean", 255 * torch.tensor(card.mean).view(3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(card.std).view(3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Probabilities of images; logits where it is not `activated`."""
+        """Probabilities of images; logits if not `activated`."""
         pixels = images.permute(0, 3, 1, 2).float()
         logits = self.network((pixels - self.mean) / self.std)
         return self.card.probabilities(logits) if self.activated else logits
@@ -128,7 +128,7 @@ FORMATS: dict[str, tuple[str, Callable, Callable]] = {
     "pt2": ("model.pt2", _write_pt2, _run_pt2),
     "torchscript": ("model.pt", _write_torchscript, _run_torchscript),
 }
-"""Formats by name: the file, what writes it, and what runs it."""
+"""Formats by name: the file name, the function that writes it, and the function that runs it."""
 
 
 def _about(card: Card, weights: Path, format_: str) -> dict[str, Any]:
@@ -143,20 +143,21 @@ def _about(card: Card, weights: Path, format_: str) -> dict[str, Any]:
         "resize": {
             "size": [side, side],
             "filter": card.interpolation.upper(),
-            "meaning": "the whole image to [width, height], its shape not kept, by Pillow's filter",
+            "meaning": "the whole image, resized to [width, height] with Pillow's filter, without "
+            "keeping the aspect ratio",
         },
         "input": {
             "name": "images",
             "dtype": "uint8",
             "shape": ["batch", side, side, 3],
-            "meaning": "RGB, 0..255, upright; the file normalises it itself",
+            "meaning": "RGB, 0..255, after EXIF rotation; the file normalises the pixels itself",
         },
         "output": {
             "name": "probabilities",
             "dtype": "float32",
             "shape": ["batch", classes],
             "activation": card.activation,
-            "meaning": "a probability a class, in the order of 'classes'",
+            "meaning": "one probability per class, in the order of 'classes'",
         },
         "normalisation": {"mean": card.mean, "std": card.std, "where": "inside the file"},
         "model": card.model,
@@ -172,9 +173,9 @@ def _difference(
     card: Card,
     activated: bool,
 ) -> float:
-    """The largest difference from PyTorch's results, on noise, in two batch sizes.
+    """The largest difference from PyTorch's results on noise, for two batch sizes.
 
-    Probabilities or, where not `activated`, logits, relative to the largest of them.
+    For probabilities or, if not `activated`, for logits, relative to the largest of them.
     """
     random = np.random.default_rng(0)
     side, differences = card.image_size, []
@@ -192,11 +193,11 @@ def export_classifier(*, model: Path, format_: str, output: Path) -> None:
     """Write a model folder's classifier as one file of `format_`: see FORMATS.
 
     The folder `output` gets the file, `model.json` (classes, preprocessing, input and output,
-    provenance; the file carries the same text itself), and `README.md`: a program that runs it, and
-    the model card of the model folder. Before it is put in place the file is run and compared
-    with PyTorch, and so is one that gives logits: where all probabilities are near 0 or 1, they
-    would agree whatever the file computes. Raises UserError for a folder that is no model's, for a
-    model that the format cannot hold, and where the results differ by more than TOLERANCE.
+    provenance; the file contains the same text), and `README.md`: a program that runs it, and the
+    model card of the model folder. Before the file is put in place, it is run and compared with
+    PyTorch. The same is done with a file that outputs logits, because a wrong file could agree if
+    all probabilities are near 0 or 1. Raises UserError for a folder that is not a model folder, for
+    a model that the format does not support, and if the results differ by more than TOLERANCE.
     """
     if output.resolve() == model.resolve():
         raise UserError(f"{output}: is the model folder itself; export to another folder")
@@ -205,7 +206,7 @@ def export_classifier(*, model: Path, format_: str, output: Path) -> None:
     network, card = load_classifier(model, torch.device("cpu"))
     name, write, runner = FORMATS[format_]
     about = json.dumps(_about(card, model / WEIGHTS, format_), indent=2, ensure_ascii=False)
-    # Two, since a batch of one is taken for a constant.
+    # Two images, because a batch size of one would be exported as a constant.
     example = torch.zeros(2, card.image_size, card.image_size, 3, dtype=torch.uint8)
     differences = []
     with replacing(output / name) as part, torch.inference_mode():
@@ -229,16 +230,16 @@ def export_classifier(*, model: Path, format_: str, output: Path) -> None:
     write_text(output / CARD, about + "\n")
     write_text(output / MODEL_CARD, _readme(model, name, format_))
     if format_ == "torchscript":
-        note("export: TorchScript is deprecated in PyTorch; pt2 is what takes its place")
-    note(f"export: {output / name}, at most {difference:.1g} from PyTorch")
+        note("export: PyTorch has deprecated TorchScript; use pt2 instead")
+    note(f"export: {output / name}; largest difference from PyTorch {difference:.1g}")
 
 
 def _readme(model: Path, name: str, format_: str) -> str:
     needs = {"onnx": "`onnxruntime`, `numpy` and `pillow`"}.get(format_, "`torch` and `pillow`")
     text = (
-        f"# {name}\n\nuint8 RGB images (batch, height, width, 3) in, probabilities out; "
-        f"`{CARD}` has the classes, the size and the filter to resize with. This needs {needs}, "
-        f"and nothing else:\n\n```python\n{EXAMPLES[format_]}```\n"
+        f"# {name}\n\nThe input is uint8 RGB images (batch, height, width, 3), the output is "
+        f"probabilities. `{CARD}` has the classes, and the size and filter for resizing. The "
+        f"following program needs only {needs}:\n\n```python\n{EXAMPLES[format_]}```\n"
     )
     card = model / MODEL_CARD
     return f"{text}\n{card.read_text(encoding='utf-8')}" if card.is_file() else text

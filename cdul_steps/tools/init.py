@@ -1,4 +1,4 @@
-"""Command init: a folder of a person's own, in which `cdul run` makes the results."""
+"""Command init: create a working directory in which `cdul run` writes the results."""
 
 import re
 from collections.abc import Iterator
@@ -10,27 +10,27 @@ from cdul_steps.errors import UserError, nearest
 from cdul_steps.shipped import CONFIG, PROJECT
 
 DEMO = "demo"
-"""What `config/config.yaml` is called here."""
+"""The name of `config/config.yaml` for this command."""
 GITIGNORE = "/results/\n/.snakemake/\n"
 README = """\
-# What lies where
+# Files in this folder
 
-| place | what |
+| file | contents |
 |---|---|
-| `config/config.yaml` | which images, which names to look for, how to learn from them |
-| `config/README.md` | what every key of it means |
+| `config/config.yaml` | the images, the class names to look for, and the settings |
+| `config/README.md` | the meaning of every key in the config |
 {data}\
-| `results/` | all that is made |
+| `results/` | all outputs |
 | `profiles/slurm/` | for a cluster with SLURM: `cdul run --workflow-profile profiles/slurm` |
 
 ```sh
-cdul doctor       # is all there, and how long will it take
-cdul run          # make the results; again after a change, or when it was stopped
-cdul run report   # results/report/report.html
-cdul summary      # the metrics, and where the outputs are
+cdul doctor       # check that everything is there and estimate the run time
+cdul run          # make the results; run it again after a change or an interruption
+cdul run report   # write results/report/report.html
+cdul summary      # print the metrics and the location of the outputs
 ```
 
-Every option of Snakemake can be given to `cdul run`: `cdul run --dry-run`.
+`cdul run` accepts every option of Snakemake: `cdul run --dry-run`.
 """
 
 
@@ -41,20 +41,20 @@ def configs() -> dict[str, Path]:
 
 
 def init_folder(folder: Path, name: str) -> Iterator[tuple[Path, bool]]:
-    """Write one of the project's configs into a folder, with all that it needs beside it.
+    """Write one of the project's configs into a folder, with all files that it needs.
 
-    Yields each file, and whether it was written: what is there stays as it is. Raises UserError
-    for a name that is no config's, and OSError.
+    Yields each file and whether it was written; existing files are not changed. Raises UserError
+    for an unknown config name, and OSError.
     """
     known = configs()
     if name not in known:
         raise UserError(f"init: there is no config {name!r}{nearest(name, known)}")
     text = known[name].read_text(encoding="utf-8")
     datasets = yaml.safe_load(text)["datasets"].values()
-    # The command and the schema are those of a clone.
+    # The schema and the command are for a clone.
     text = re.sub(r"^# yaml-language-server.*\n", "", text)
     text = text.replace(f"snakemake --cores all --configfile config/{name}.yaml", "cdul run")
-    rows = [f"| `{d['classes']}` | the names to look for |\n" for d in datasets]
+    rows = [f"| `{d['classes']}` | the class names to look for |\n" for d in datasets]
     rows += [
         f"| `{d['root']}` | the images, or a link to them |\n" for d in datasets if "root" in d
     ]

@@ -1,4 +1,4 @@
-"""Give images that could not be used another try, once they can be read."""
+"""Retry images that failed earlier and can be read now."""
 
 from pathlib import Path
 
@@ -26,15 +26,15 @@ def _readable(path: str, max_pixels: int) -> bool:
 def retry_failed(results: Path) -> int:
     """Delete the encode tables of shards with a failed image that can be decoded now.
 
-    Snakemake makes those shards again, and no others. A file that was replaced needs no such help,
-    since the manifest watches sizes and times; one whose permission or disk came back does. Paths
-    are taken as the manifest has them, relative to the working directory. Returns the number of
-    images that can be read now. Raises UserError where no encode table is found.
+    Snakemake then remakes only those shards. This is not needed for a replaced file, because the
+    manifest tracks sizes and times, but for a file whose permissions or disk were restored. Paths
+    are used as in the manifest, relative to the working directory. Returns the number of images
+    that can be read now. Raises UserError if no encode table is found.
     """
     shards = list(Place(results).find(ENCODED))
     if not shards:
         raise UserError(
-            f"{results}: no tables of the stage encode there; is it the results folder?"
+            f"{results}: no tables of the stage encode found; is this the results folder?"
         )
     readable = failing = 0
     for shard in shards:

@@ -1,4 +1,4 @@
-"""Stage review: pseudo-labels to people's tools, and what people corrected back."""
+"""Command review: export pseudo-labels to annotation tools and import the corrections."""
 
 import json
 import xml.etree.ElementTree as ET
@@ -37,15 +37,15 @@ from cdul_steps.progress import note
 PROPOSAL = "proposal.parquet"
 KIND = "review"
 SERVED = "/data/local-files/?d="
-"""Where Label Studio serves the files of its own machine."""
+"""Path at which Label Studio serves local files."""
 
 
 @dataclass(frozen=True)
 class Review:
-    """What is proposed: a row an image in `table` (image_id, path), `scores` and `state` (N, C).
+    """The proposals: one row per image in `table` (image_id, path), `scores` and `state` (N, C).
 
-    The state of an entry is 1 or 0 as proposed, UNKNOWN where a person could not decide earlier.
-    `decided` (N,) says how far the least decided label of an image is from 0.5, in 0..1.
+    The state of an entry is 1 or 0 as proposed, or UNKNOWN if a person could not decide earlier.
+    `decided` (N,) is the distance of an image's least decided label from 0.5, scaled to 0..1.
     """
 
     table: pa.Table
@@ -62,16 +62,16 @@ class Review:
         return replace(self, table=self.table.take(pa.array(rows)), **arrays)
 
     def rows(self) -> Iterator[tuple[dict[str, str], np.ndarray, np.ndarray]]:
-        """An image with its scores and its states (C,)."""
+        """Each image with its scores and its states (C,)."""
         return zip(self.table.to_pylist(), self.scores, self.state, strict=True)
 
     def named(self, chosen: np.ndarray) -> list[str]:
-        """The names of the classes chosen by bool (C,)."""
+        """The names of the classes selected by bool (C,)."""
         return [name for name, here in zip(self.classes, chosen, strict=True) if here]
 
 
 Reviewed = Iterator[tuple[str, set[str], set[str]]]
-"""An image as a tool names it, its classes, and the classes that the person could not decide."""
+"""An image's name in the tool, its classes, and the classes that the person could not decide."""
 
 
 def export_review(
@@ -84,23 +84,23 @@ def export_review(
     images: Path | None,
     root: Path | None,
 ) -> None:
-    """Write pseudo-labels as a folder `output` that a tool for people reads: see FORMATS.
+    """Write pseudo-labels as a folder `output` for an annotation tool: see FORMATS.
 
-    A class is proposed from `threshold` on. With `limit`, only so many images, the least decided
-    first. `images` is the manifest, for the sizes that COCO wants; `root` the folder below which
-    the tool finds the images. `proposal.parquet` keeps what was proposed: 1, 0, or 0.5 where a
-    person could not decide earlier. Raises UserError for labels that cannot be read and an image
-    outside `root`.
+    A class is proposed if its label is at least `threshold`. `limit` is the maximum number of
+    images, the least decided first. `images` is the manifest, for the sizes that COCO needs; `root`
+    is the folder below which the tool finds the images. `proposal.parquet` records the proposals:
+    1, 0, or 0.5 if a person could not decide earlier. Raises UserError for labels that cannot be
+    read and for an image outside `root`.
     """
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise UserError(
-            f"{output}: is there already, perhaps with answers of people; give a new folder"
+            f"{output}: already exists and may contain people's answers; give a new folder"
         )
     table, classes, scores = read_scores(labels)
     if "path" not in table.column_names:
-        raise UserError(f"{labels}: no column 'path', so no tool would find the images")
+        raise UserError(f"{labels}: no column 'path', so the tool would not find the images")
     corrected = corrected_entries(table, classes)
-    # What a person has looked at is as decided as it can be.
+    # An entry that a person has checked is fully decided.
     decided = np.where(corrected, 1, 2 * np.abs(scores - 0.5)).min(axis=1)
     state = np.where(corrected & (scores == UNKNOWN), UNKNOWN, scores >= threshold)
     review = Review(table, classes, scores, state.astype(np.float32), decided, images, root)
@@ -115,20 +115,19 @@ def export_review(
 
 
 def import_review(*, review: Path, file: Path, confirm: bool, output: Path) -> None:
-    """Turn what people made of an exported folder `review` into the corrections file `output`.
+    """Convert people's answers to an exported folder `review` into the corrections file `output`.
 
-    `file` is what the tool gave back. An entry that differs from the proposal is a correction;
-    with `confirm` so is every entry of an image in the file. An entry on which several answers
-    differ is unknown. Corrections that `output` holds already stay, unless there is a new one.
-    Raises UserError for a file of another form and for an image or class that was not in the
-    review.
+    `file` is the tool's export. An entry that differs from the proposal is a correction; with
+    `confirm`, so is every entry of an image in the file. An entry with conflicting answers is
+    unknown. Existing corrections in `output` are kept, unless there is a new value. Raises
+    UserError for a file in another format and for an image or class that was not in the review.
     """
     facts = read_facts(review / PROPOSAL)
     if facts.get("kind") != KIND:
-        raise UserError(f"{review}: not a folder of 'cdul review export'")
+        raise UserError(f"{review}: not a folder written by 'cdul review export'")
     proposal, classes, state = read_scores(review / PROPOSAL)
     names, ids = ClassNames(classes), proposal["image_id"].to_pylist()
-    # What stands in the CSV was written there by a person.
+    # Every value in the CSV was entered by a person.
     confirm = confirm or facts["format"] == "csv"
     images = _Images(proposal, file, review)
     answers: dict[tuple[int, int], float] = {}
@@ -137,9 +136,7 @@ def import_review(*, review: Path, file: Path, confirm: bool, output: Path) -> N
         row = images.find(name)
         for label, value in values.items():
             if (column := names.find(label)) is None:
-                raise UserError(
-                    f"{file}: class {label!r} of image {name!r} is none of those in {review}"
-                )
+                raise UserError(f"{file}: class {label!r} of image {name!r} is not in {review}")
             if answers.setdefault((row, column), value) != value:
                 differ.add((row, column))
     answers |= dict.fromkeys(differ, UNKNOWN)
@@ -150,11 +147,9 @@ def import_review(*, review: Path, file: Path, confirm: bool, output: Path) -> N
     }
     if images.prefixes:
         shown = ", ".join(sorted(images.prefixes)[:3])
-        note(f"review: images found without what their names begin with there: {shown}")
+        note(f"review: images found after removing these prefixes of their names: {shown}")
     if differ:
-        note(
-            f"review: entries on which the answers differ, and that are unknown now: {len(differ)}"
-        )
+        note(f"review: entries with conflicting answers, now set to unknown: {len(differ)}")
     earlier = read_corrections(output) if output.is_file() else {}
     write_corrections(output, earlier | found)
     note(f"review: {len(found)} corrections; {output} now has {len(earlier | found)}")
@@ -163,7 +158,7 @@ def import_review(*, review: Path, file: Path, confirm: bool, output: Path) -> N
 def _answers(
     file: Path, format_: str, classes: list[str]
 ) -> Iterator[tuple[str, dict[str, float]]]:
-    """What a person said of each image: the values of classes, by the image's name in the tool."""
+    """The answers for each image: the values of classes, by the image's name in the tool."""
     if format_ == "csv":
         for (image_id, name), value in read_corrections(file).items():
             yield image_id, {name: value}
@@ -176,8 +171,8 @@ def _answers(
         raise UserError(f"{file}: cannot be read: {error.strerror}") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{file}: not what {format_} gives back ({type(error).__name__}: {first_line(error)}); "
-            "docs/review.md says how to export it there"
+            f"{file}: not an export of {format_} ({type(error).__name__}: {first_line(error)}); "
+            "docs/review.md explains how to export it"
         ) from error
     names = ClassNames(classes)
     for name, present, unknown in reviewed:
@@ -187,7 +182,7 @@ def _answers(
 
 
 def _own_name(names: ClassNames, label: str) -> str:
-    """The class's own name of a label; the label as it is where it is no class."""
+    """The class name that a label refers to; the label unchanged if there is no such class."""
     index = names.find(label)
     return label if index is None else names.names[index]
 
@@ -195,8 +190,8 @@ def _own_name(names: ClassNames, label: str) -> str:
 class _Images:
     """Finds the images of a review by the names that a tool gives them.
 
-    Tools keep the id, the path or its end, with or without the file's suffix, and some put folders
-    of their own before it: `prefixes` are those.
+    Tools keep the id, the path or its end, with or without the file's suffix. Some add their own
+    folders in front; `prefixes` collects these.
     """
 
     def __init__(self, proposal: pa.Table, file: Path, review: Path) -> None:
@@ -217,8 +212,8 @@ class _Images:
     def find(self, name: str) -> int:
         """The row of an image.
 
-        Raises UserError where it is none or more than one, and where two names lead to one image
-        of which a folder was left out.
+        Raises UserError if no image or more than one matches, and if two names refer to the same
+        image after a prefix was removed.
         """
         plain = same_image(name)
         parts = plain.split("/")
@@ -226,15 +221,15 @@ class _Images:
         end = next((end for end in ends if end in self.place), None)
         row = self.place[end] if end is not None else None
         if row is None:
-            problem = "is none" if end is None else "is more than one"
-            raise UserError(f"{self.file}: image {name!r} {problem} of those in {self.review}")
+            problem = "is not in" if end is None else "matches several images in"
+            raise UserError(f"{self.file}: image {name!r} {problem} {self.review}")
         prefix = "" if end in (None, name) else plain.removesuffix(end)
         self.prefixes |= {prefix} - {""}
         other, before = self.found.setdefault(row, (name, prefix))
         if other != name and (before or prefix):
             raise UserError(
-                f"{self.file}: images {other!r} and {name!r} are both found as one of those in "
-                f"{self.review}; give them the names that they had there"
+                f"{self.file}: {other!r} and {name!r} both match the same image in {self.review}; "
+                "use the names that the images have there"
             )
         return row
 
@@ -251,7 +246,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _write_csv(review: Review, output: Path) -> None:
-    """A row an entry; the person fills in the column `value`."""
+    """One row per entry; the person fills in the column `value`."""
     count = len(review.classes)
     frame = pd.DataFrame(
         {
@@ -306,8 +301,8 @@ def _write_label_studio(review: Review, output: Path) -> None:
 def _read_label_studio(file: Path) -> Reviewed:
     """Label Studio's JSON export; tasks that nobody submitted are left out.
 
-    Of each person the last annotation of a task counts. What comes from other controls than ours,
-    such as a comment, a relation or further choices, is left out and noted.
+    The last annotation of each person counts. Results of other controls, such as a comment, a
+    relation or further choices, are left out and reported.
     """
     others: Counter[str] = Counter()
     ours = 0
@@ -327,14 +322,16 @@ def _read_label_studio(file: Path) -> Reviewed:
                     others[str(control)] += 1
             answers.append((task["data"]["image_id"], chosen["present"], chosen["unknown"]))
     if others and not ours:
-        raise ValueError(f"no answer of the controls present and unknown, only of {listed(others)}")
+        raise ValueError(
+            f"no results of the controls present and unknown, only of {listed(others)}"
+        )
     if others:
-        note(f"review: left out what other controls gave: {listed(others)}")
+        note(f"review: left out results of other controls: {listed(others)}")
     yield from answers
 
 
 def _write_coco(review: Review, output: Path) -> None:
-    """`annotations.json`: a class of an image is a box around all of the image."""
+    """`annotations.json`: each class of an image is a box around the whole image."""
     if review.sizes is None:
         raise UserError("review: coco needs the sizes of the images; give --images images.parquet")
     manifest = read_table(review.sizes, ["image_id", "width", "height"]).to_pylist()
@@ -343,7 +340,7 @@ def _write_coco(review: Review, output: Path) -> None:
     annotations: list[dict[str, Any]] = []
     for number, (image, scores, state) in enumerate(review.rows(), 1):
         if image["image_id"] not in sizes:
-            raise UserError(f"{review.sizes}: image {image['image_id']!r} is not in it")
+            raise UserError(f"{review.sizes}: does not contain image {image['image_id']!r}")
         width, height = sizes[image["image_id"]]
         name = image["path"] if review.root is None else _below(image["path"], review.root)
         images.append({"id": number, "file_name": name, "width": width, "height": height})
@@ -362,7 +359,9 @@ def _write_coco(review: Review, output: Path) -> None:
                 }
             )
     categories = [{"id": c, "name": name} for c, name in enumerate(review.classes, 1)]
-    info = {"description": "CDUL pseudo-labels; a box around the whole image is a class of it"}
+    info = {
+        "description": "CDUL pseudo-labels; a box around the whole image is a class of the image"
+    }
     _write_json(
         output / "annotations.json",
         {"info": info, "images": images, "categories": categories, "annotations": annotations},
@@ -370,14 +369,14 @@ def _write_coco(review: Review, output: Path) -> None:
 
 
 class _Box(Annotation):
-    """An annotation, which may say that a person could not decide."""
+    """An annotation, which may state that a person could not decide."""
 
     attributes: dict[str, Any] | None = None
     unknown: Any = None
 
 
 class _Reviewed(Instances[_Box]):
-    """The answer of a tool."""
+    """The export of a tool."""
 
 
 def _read_coco(file: Path) -> Reviewed:
@@ -430,13 +429,13 @@ def _read_fiftyone(file: Path) -> Reviewed:
 
 
 def _class_name(label: object, classes: list[str] | None) -> str:
-    """The name of a label that is a name, or a number among `classes`."""
+    """The class name of a label, which is a name or an index into `classes`."""
     if isinstance(label, str):
         return label
     if isinstance(label, bool) or not isinstance(label, int):
         raise ValueError(f"a label is {label!r}, neither a name nor a number")
     if classes is None or not 0 <= label < len(classes):
-        raise ValueError(f"a label is {label}, and 'classes' has no such place")
+        raise ValueError(f"a label is {label}, which is not an index into 'classes'")
     return classes[label]
 
 
@@ -446,4 +445,4 @@ FORMATS: dict[str, tuple[Callable, Callable | None]] = {
     "coco": (_write_coco, _read_coco),
     "fiftyone": (_write_fiftyone, _read_fiftyone),
 }
-"""Formats by name: what writes the tool's files, and what reads the tool's answer."""
+"""Formats by name: the function that writes the tool's files, and the one that reads its export."""

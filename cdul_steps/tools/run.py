@@ -1,4 +1,4 @@
-"""Command run: Snakemake on the workflow that comes with this package."""
+"""Command run: run Snakemake on the workflow that comes with this package."""
 
 from collections.abc import Sequence
 from typing import NoReturn
@@ -9,8 +9,8 @@ from cdul_steps.shipped import SNAKEFILE
 def run_workflow(words: Sequence[str]) -> NoReturn:
     """Run Snakemake in the working directory, with targets and options of its command line.
 
-    Ends the process, with status 0 where all went well. Where neither the words nor a profile
-    say how many cores, it takes all of the machine's.
+    Ends the process, with status 0 on success. If neither the words nor a profile set the number of
+    cores, it uses all cores of the machine.
     """
     from snakemake.cli import args_to_api, parse_args, parse_cores, print_exception
 

@@ -1,4 +1,4 @@
-"""A look at one of the tables of results, on the terminal."""
+"""Show one of the result tables in the terminal."""
 
 import difflib
 import json
@@ -19,17 +19,20 @@ QUANTILES = {"min": 0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%
 
 
 def show_table(file: Path, *, of_class: str | None, top: int, as_json: bool) -> str:
-    """What a table of scores, `images.parquet` or a table of an encode job holds.
+    """Summarise a table of scores, `images.parquet` or a table of an encode job.
 
-    For people, or as JSON. `of_class` narrows scores to one class; `top` images are named at
-    either end. Raises UserError for another kind of table and an unknown class.
+    As text for people, or as JSON. `of_class` restricts scores to one class; the `top` images with
+    the highest and with the lowest scores are listed. Raises UserError for another kind of table
+    and an unknown class.
     """
     facts = read_facts(file)
     kind = facts.get("kind", "scores")
     if kind not in KINDS:
         raise UserError(f"{file}: is a table of kind {kind!r}; show reads {', '.join(KINDS)}")
     if of_class is not None and kind != "scores":
-        raise UserError(f"{file}: --class is for tables of scores, this one is of kind {kind!r}")
+        raise UserError(
+            f"{file}: --class needs a table of scores, but this one is of kind {kind!r}"
+        )
     found = {"file": str(file), "kind": kind, **KINDS[kind](file, facts, of_class, top)}
     if as_json:
         return json.dumps(found, indent=2, ensure_ascii=False)
@@ -37,9 +40,9 @@ def show_table(file: Path, *, of_class: str | None, top: int, as_json: bool) -> 
 
 
 def _scores(file: Path, facts: dict[str, Any], of_class: str | None, top: int) -> dict[str, Any]:
-    """Counts and quantiles a class; the images of the largest and of the smallest scores.
+    """Counts and quantiles per class; the images with the largest and the smallest scores.
 
-    Without a class, an image stands there with its largest score.
+    Without a class, each image is listed with its largest score.
     """
     table, classes, scores = read_scores(file)
     shown = classes if of_class is None else []
@@ -85,7 +88,7 @@ def _scores(file: Path, facts: dict[str, Any], of_class: str | None, top: int) -
 
 
 def _images(file: Path, facts: dict[str, Any], of_class: str | None, top: int) -> dict[str, Any]:
-    """Images by split, and those that show each class, where the truth is known."""
+    """Images per split and, if the ground truth is known, per class."""
     columns = ["image_id", "split", "width", "height"]
     table = read_table(file, columns, ["known", "positive"])
     frame = table.to_pandas()
@@ -116,7 +119,7 @@ def _images(file: Path, facts: dict[str, Any], of_class: str | None, top: int) -
 
 
 def _encode(file: Path, facts: dict[str, Any], of_class: str | None, top: int) -> dict[str, Any]:
-    """The outcome of an encode job: statuses, the first failures, seconds an image."""
+    """The outcome of an encode job: statuses, the first failures, seconds per image."""
     table = read_table(file, ["image_id", "status"], ["seconds"])
     found = {"images": len(table), **_outcome(file, top)}
     if "seconds" in table.column_names:
@@ -128,7 +131,7 @@ KINDS = {"scores": _scores, "images": _images, "encode": _encode, "features": _e
 
 
 def _outcome(file: Path, top: int) -> dict[str, Any]:
-    """Images by status, and the first failed ones; nothing for a table without statuses."""
+    """Images by status, and the first failed images; empty for a table without statuses."""
     table = read_table(file, ["image_id"], ["status", "error"])
     if "status" not in table.column_names:
         return {}
@@ -154,7 +157,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
         text = " ".join([image["image_id"], image.get("error", "")])
         lines.append(f"  {image['status']}: {_printable(text).rstrip()}")
     if "seconds" in found:
-        lines += ["", _table({"seconds an image": found["seconds"]})]
+        lines += ["", _table({"seconds per image": found["seconds"]})]
     if "splits" in found:
         rows = {
             split: {
@@ -191,5 +194,5 @@ def _table(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def _printable(name: str) -> str:
-    """A name without what could steer the terminal."""
+    """A name without characters that could control the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

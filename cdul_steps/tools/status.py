@@ -1,4 +1,4 @@
-"""How far every stage is, from what is on disk: while it runs, and after."""
+"""The progress of every stage, read from disk, during and after a run."""
 
 import json
 import re
@@ -31,13 +31,13 @@ PROGRESS = re.compile(r"(\d+)/(\d+) images, ([\d.]+) images/s, (\d+) s left$")
 EPOCH = re.compile(r"train: (?:epoch|going on after epoch) (\d+)")
 EPOCHS = re.compile(r"(\d+) epochs$|^train epoch \d+/(\d+):")
 ALIVE = 60
-"""Seconds without a word in its log after which a job counts as gone."""
+"""Seconds without a new line in its log after which a job counts as dead."""
 TAIL = 1 << 16
-"""Bytes of a log's end that are read."""
+"""Number of bytes read from the end of a log."""
 
 
 def _age(*files: Path) -> float | None:
-    """Seconds since the last of the files that are there was written."""
+    """Seconds since the most recent of the existing files was written."""
     times = [f.stat().st_mtime for f in files if f.exists()]
     return round(max(0.0, time.time() - max(times)), 1) if times else None
 
@@ -51,13 +51,13 @@ def _lines(log: Path) -> list[str]:
 
 
 def _progress(lines: list[str]) -> tuple[int, int, float, float] | None:
-    """`(images done, images, images a second, seconds left)` of the last line of progress."""
+    """`(images done, images, images per second, seconds left)` from the last progress line."""
     found = next((m for line in reversed(lines) if (m := PROGRESS.search(line))), None)
     return (int(found[1]), int(found[2]), float(found[3]), float(found[4])) if found else None
 
 
 def _error(lines: list[str]) -> str | None:
-    """What a job died of, where its log ends with it."""
+    """The error that ended a job, if its log ends with one."""
     last = next((line for line in reversed(lines) if line.strip()), "")
     if last.startswith("cdul: error:"):
         return last.removeprefix("cdul: error: ")
@@ -70,7 +70,7 @@ def _row(stage: str, of: str, **values: Any) -> dict[str, Any]:
 
 
 def _single(stage: str, of: str, log: Path, output: Path, total: int | None) -> dict[str, Any]:
-    """The row of a stage that is one job, on `total` images."""
+    """The row of a stage that is a single job on `total` images."""
     lines = _lines(log)
     done: int | None
     rate: float | None
@@ -88,7 +88,7 @@ def _failed(table: Path) -> int:
 
 
 def _busy(intervals: list[tuple[float, float]]) -> float:
-    """Seconds that the intervals `(start, end)` cover together."""
+    """Seconds covered by the union of the intervals `(start, end)`."""
     total, until = 0.0, float("-inf")
     for start, end in sorted(intervals):
         total += max(0.0, end - max(start, until))
@@ -97,7 +97,7 @@ def _busy(intervals: list[tuple[float, float]]) -> float:
 
 
 def _log(place: Place, stage: str, *names: str) -> Path:
-    """The log of a stage's job at a place, and of one of the `names` there."""
+    """The log of a stage's job at a place, for one of the `names` there."""
     *folders, last = (*place.names.values(), *names)
     return place.path(LOGS).joinpath(stage, *folders, f"{last}.log")
 
@@ -109,9 +109,9 @@ def _words(place: Place) -> str:
 def _shards(
     place: Place, stage: str, pattern: str, split: str, sizes: dict[int, int]
 ) -> dict[str, Any]:
-    """The row of a stage that is one job per shard of a split, `sizes` being the images of each.
+    """The row of a stage with one job per shard of a split; `sizes` are the images of each shard.
 
-    `pattern` is that of the jobs' tables.
+    `pattern` is the pattern of the jobs' tables.
     """
     images, failed, intervals = 0, 0, []
     left, running_rate, errors = 0, 0.0, []
@@ -139,7 +139,7 @@ def _shards(
             here, _, rate, _ = _progress(lines) or (0, 0, 0.0, 0.0)
             left -= here
             running_rate += rate
-    # Jobs may overlap, and there may be nights between them.
+    # Jobs may overlap, and there may be long pauses between them.
     rate = images / _busy(intervals) if intervals else running_rate
     return _row(
         stage,
@@ -177,7 +177,7 @@ def _train(training: Place) -> dict[str, Any]:
 
 
 def _names(place: Place, name: str, pattern: str, logs: Path) -> list[Place]:
-    """The places of a further `name`, by what is there of a pattern and by a folder of logs."""
+    """The places of another `name`, found by a file pattern and by a folder of logs."""
     found = {of.names[name] for of in place.find(pattern)}
     found |= {log.name.removesuffix(".log") for log in logs.glob("*")}
     return [Place(place.results, {**place.names, name: value}) for value in sorted(found)]
@@ -211,7 +211,7 @@ def _rows(results: Path) -> Iterator[dict[str, Any]]:
 
 
 def _of_encoder(encoder: Place, sizes: dict[str, dict[int, int]]) -> Iterator[dict[str, Any]]:
-    """The rows of all that an encoder's vectors lead to; `sizes` by split and shard."""
+    """The rows of all stages that follow from an encoder; `sizes` by split and shard."""
     logs = encoder.path(LOGS)
     totals = {split: sum(images.values()) for split, images in sizes.items()}
     for split in sizes:
@@ -238,10 +238,10 @@ def _duration(seconds: float | None) -> str:
 
 
 def status(results: Path, *, as_json: bool) -> str:
-    """A row a stage: units done and in all, failed images, images a second, and seconds to go.
+    """One row per stage: units done and total, failed images, images per second, seconds left.
 
-    Read from tables and logs alone. The rate of encode is that of the finished shards, over the
-    time in which at least one was at work. Raises UserError where there is nothing yet.
+    Uses only tables and logs. The rate of encode is that of the finished shards, over the time
+    in which at least one of them was running. Raises UserError if there are no results yet.
     """
     rows = list(_rows(results))
     if not rows:

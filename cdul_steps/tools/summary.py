@@ -60,13 +60,13 @@ def _cell(value: Any) -> str:
 def summarise(results: Path, *, as_json: bool) -> str:
     """The metrics below a results folder (percent), as a table for people or as JSON.
 
-    Raises UserError where there are none, or not in this version's form.
+    Raises UserError if there are none, or if they do not have this version's format.
     """
     try:
         rows = _rows(results)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{results}: a quality.json or metrics.json there has no {error}; run snakemake again"
+            f"{results}: a quality.json or metrics.json has no {error}; run snakemake again"
         ) from error
     if not rows:
         raise UserError(f"{results}: no metrics there yet; run snakemake first")
@@ -74,9 +74,9 @@ def summarise(results: Path, *, as_json: bool) -> str:
         return json.dumps(rows, indent=2, ensure_ascii=False)
     if all(row["mAP"] is None for row in rows):
         text = (
-            "The images whose truth is known show no class, so there is no mAP."
+            "The images with known ground truth show none of the classes, so there is no mAP."
             if any(row["images"] for row in rows)
-            else "No ground truth is known, so there is nothing to measure."
+            else "There is no ground truth, so there is nothing to measure."
         )
     else:
         header = list(rows[0])

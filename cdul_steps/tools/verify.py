@@ -1,4 +1,4 @@
-"""Whether all results are whole: every file readable, and in agreement with those it came from."""
+"""Verify all results: every file is readable and consistent with the files it was made from."""
 
 import json
 import shlex
@@ -44,14 +44,14 @@ from cdul_steps.results import (
 )
 
 TOLERANCE = 1e-5
-"""Of a cosine computed anew: another machine may add up in another order."""
+"""For a recomputed cosine: another machine may sum in another order."""
 
 
 @dataclass
 class Report:
-    """What is broken, and how much was looked at.
+    """The broken files, and the number of files checked.
 
-    broken: `(file, problem, file to make again)`. unfinished: shards that are not there yet.
+    broken: `(file, problem, file to remake)`. unfinished: shards that do not exist yet.
     """
 
     broken: list[tuple[Path, str, Path]] = field(default_factory=list)
@@ -59,12 +59,12 @@ class Report:
     files: int = 0
 
     def add(self, path: Path, problem: str, remake: Path | None = None) -> None:
-        """Note that a file is broken."""
+        """Record that a file is broken."""
         self.broken.append((path, problem, remake or path))
 
     @contextmanager
     def reading(self, path: Path, remake: Path | None = None) -> Iterator[None]:
-        """Count a file, and note it as broken where reading it fails."""
+        """Count a file, and record it as broken if reading it fails."""
         self.files += 1
         try:
             yield
@@ -74,19 +74,19 @@ class Report:
 
     @property
     def command(self) -> str | None:
-        """The command that makes all that is broken anew; None where nothing is."""
+        """The command that remakes everything broken; None if nothing is broken."""
         if not self.broken:
             return None
         remake = sorted({str(remake) for *_, remake in self.broken})
         command = f"snakemake --cores all --forcerun {shlex.join(remake)}"
-        # The manifest reads what it wrote before.
+        # The manifest reads its own earlier output.
         manifests = [str(p) for p, *_ in self.broken if "manifest" in p.parts and p.exists()]
         return f"rm {shlex.join(manifests)} && {command}" if manifests else command
 
 
 @dataclass(frozen=True)
 class Split:
-    """A split by its manifest: facts of the layout, and the images (`image_id, path, row`)."""
+    """A split as in its manifest: facts of the layout, and the images (`image_id, path, row`)."""
 
     name: str
     rows: int
@@ -142,9 +142,9 @@ def _read_manifests(split: Split, dataset: Place, report: Report) -> dict[int, n
             _, table, boxes = read_shard(path)
             here = split.images.filter(pa.array(members // split.shard_size == shard))
             if len(here.join(table, here.column_names, join_type="left anti")):
-                raise ValueError("does not hold the images that images.parquet gives it")
+                raise ValueError("does not contain the images that images.parquet assigns to it")
             if boxes.shape[1] != split.views:
-                raise ValueError(f"has {boxes.shape[1]} views an image, not {split.views}")
+                raise ValueError(f"has {boxes.shape[1]} views per image, not {split.views}")
             found[shard] = table["row"].to_numpy()
     return found
 
@@ -182,7 +182,7 @@ def _check_shards(
             shape = (*array.shape[:2], shard_rows(array))
             expected = (split.rows, files.views, split.shard_size)
             if shape != expected:
-                raise ValueError(f"has {shape} images, views, images a shard, not {expected}")
+                raise ValueError(f"has {shape} images, views, images per shard, not {expected}")
     with Progress(f"verify {store}", len(split.shards), "shards") as progress:
         for shard, table in zip(split.shards, files.tables, strict=True):
             vectors = shard_file(store, shard)
@@ -209,32 +209,32 @@ def _check_shard(
         outcome = read_table(table, ["row", "status"])
         rows, usable = outcome["row"].to_numpy(), pc.equal(outcome["status"], "ok").to_numpy()
         if expected is not None and not np.array_equal(rows, expected):
-            raise ValueError("its rows are not those of the shard's manifest")
+            raise ValueError("its rows differ from the shard's manifest")
         content = read_facts(table)["digest"]
     if content is None:
         return
     with report.reading(vectors, table):
         if digest(vectors) != content:
-            raise ValueError("is not what its job wrote: the checksum differs")
+            raise ValueError("is not the file that its job wrote: the checksum differs")
         if array is not None:
             size = shard_rows(array)
             found = np.asarray(array[shard * size : (shard + 1) * size])
             finite = np.isfinite(found).all(axis=(1, 2))
             if not np.array_equal(np.flatnonzero(finite), rows[usable] - shard * size):
-                raise ValueError("its vectors are not those of the images that its table calls ok")
+                raise ValueError("its vectors do not match the images with status ok in its table")
 
 
 def _check_similarity(
     encoder: Place, split: Split, names: list[str], classes: np.ndarray, report: Report
 ) -> None:
-    """The cosines against embeddings and class embeddings."""
+    """Compare the cosines with embeddings and class embeddings."""
     store, source = (encoder.path(p, split=split.name) for p in (SIMILARITY, EMBEDDINGS))
     broken = {path for path, *_ in report.broken}
     with report.reading(store):
         array = open_store(store)
         listed = array.attrs.get("classes")
         if not isinstance(listed, list) or [*listed, *context_of(array)] != names:
-            raise ValueError("its classes and context are not those of text.parquet")
+            raise ValueError("its classes and context differ from text.parquet")
         if array.shape[:2] != (split.rows, split.views):
             raise ValueError(
                 f"has {array.shape[:2]} images and views, not {(split.rows, split.views)}"
@@ -253,14 +253,14 @@ def _check_similarity(
 
 
 def _check_labels(labels: Place, splits: list[Split], report: Report) -> None:
-    """Pseudo-labels, and each training that learnt from them."""
+    """Check pseudo-labels, and each training that used them."""
     (train,) = [split for split in splits if split.name == "train"]
     members = train.images.select(["image_id", "path"])
     classes, path = None, labels.path(PSEUDO_LABELS)
     with report.reading(path):
         table, classes, scores = read_scores(path)
         if len(table.join(members, ["image_id", "path"], join_type="left anti")):
-            raise ValueError("has images that the manifest's train split has not")
+            raise ValueError("has images that are not in the manifest's train split")
         if not ((scores >= 0) & (scores <= 1)).all():
             raise ValueError("has labels outside 0..1")
     quality = labels.path(QUALITY)
@@ -285,10 +285,10 @@ def _check_training(
     with report.reading(refined):
         table, names, _ = read_scores(refined)
         if names != classes or not table["image_id"].equals(labels["image_id"]):
-            raise ValueError("its images and classes are not those of pseudo_labels.parquet")
+            raise ValueError("its images and classes differ from pseudo_labels.parquet")
     with report.reading(card):
         if read_json(card)["classes"] != classes:
-            raise ValueError("its classes are not those of pseudo_labels.parquet")
+            raise ValueError("its classes differ from pseudo_labels.parquet")
     with report.reading(weights):
         load_file(weights)
     for split in splits:
@@ -296,10 +296,10 @@ def _check_training(
         if path.exists() and weights.exists():
             with report.reading(path):
                 if read_facts(path).get("weights") != digest(weights):
-                    raise ValueError("is of other weights than model.safetensors")
+                    raise ValueError("was made with weights other than model.safetensors")
                 predicted = pq.read_table(path)["image_id"]
                 if not predicted.equals(split.images["image_id"]):
-                    raise ValueError("its images are not those of the manifest")
+                    raise ValueError("its images differ from the manifest")
     if metrics.exists():
         with report.reading(metrics):
             read_json(metrics)
@@ -308,12 +308,12 @@ def _check_training(
 def verify(results: Path) -> Report:
     """Check all results: manifests, shards and their checksums, stores, tables, weights.
 
-    Reads every file once. Raises UserError where there is nothing to check.
+    Reads every file once. Raises UserError if there is nothing to check.
     """
     report = Report()
     found = list(Place(results).find(IMAGES))
     if not found:
-        raise UserError(f"{results}: no manifest there; run snakemake first")
+        raise UserError(f"{results}: no manifest found; run snakemake first")
     for dataset in found:
         _check_dataset(dataset, report)
     return report
@@ -326,9 +326,9 @@ def describe_report(report: Report, *, as_json: bool) -> str:
         values = {"files": report.files, "unfinished_shards": report.unfinished, "broken": broken}
         return json.dumps(values | {"command": report.command}, indent=2, ensure_ascii=False)
     lines = [f"{path}: {problem}" for path, problem, _ in report.broken]
-    unfinished = f"; {report.unfinished} shards are not there yet" if report.unfinished else ""
+    unfinished = f"; {report.unfinished} shards do not exist yet" if report.unfinished else ""
     lines.append(f"{report.files} files checked, {len(report.broken)} broken{unfinished}")
     if report.broken:
-        lines.append("To make them again (with the --configfile of the run, if it had one):")
+        lines.append("To remake them (add the --configfile of the run, if it had one):")
         lines.append(f"  {report.command}")
     return "\n".join(lines)

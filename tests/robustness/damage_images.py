@@ -1,10 +1,10 @@
-"""Damage photographs, decode them, and count what is noticed; print it as JSON.
+"""Damage photographs, decode them, and count how much damage is noticed; print it as JSON.
 
     python tests/robustness/damage_images.py /data/VOC2007/JPEGImages --count 200
 
-Each photograph is written anew in every format, with each kind of damage at a random place of its
-picture. `refused`: it gets a status. `harmless`: it is read, and its pixels are off by at most two
-levels of 255 in the mean. `taken`: it is read, and they are off by more.
+Each photograph is encoded again in every format, with each kind of damage at a random position in
+its image data. `refused`: it gets an error status. `harmless`: it is read, and its pixels differ by
+at most two levels of 255 on average. `taken`: it is read, and they differ by more.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def lose(data: bytes, place: int, chance: random.Random) -> bytes:
 
 
 def end(data: bytes, place: int, chance: random.Random) -> bytes:
-    """Cut, and made to look whole again: with an end marker, or lengths that fit."""
+    """Truncate, and make the file look complete again, with an end marker or matching lengths."""
     cut = data[:place]
     if data.startswith(b"RIFF"):
         cut += bytes(place % 2)

@@ -1,11 +1,11 @@
-"""Decode mutated images in a child process and count what came of them; print it as JSON.
+"""Decode mutated images in a child process and count the outcomes; print them as JSON.
 
     python tests/robustness/fuzz_images.py --count 10000 --seed 0
 
-Valid images of every format that is read are mutated: bits, bytes and whole numbers changed, pieces
-cut out, doubled, or taken from another image, ends cut off. Each must end in `ok` or in a status of
-its own: a crash, a hang, another exception, a header that promises another size than the pixels
-have, or more memory than a decoder needs is a fault, and its image is kept in the folder --keep.
+Valid images of every supported format are mutated: bits, bytes and integers are changed, pieces are
+cut out, doubled or taken from another image, and ends are cut off. Each image must end with `ok` or
+a status. A crash, a hang, any other exception, a header whose size differs from the pixels, or more
+memory than a decoder needs counts as a fault, and the image is kept in the folder --keep.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from cdul_steps.data.images import ImageError, decode, read_size
 from cdul_steps.provenance import versions
 
 SAMPLES = Path(__file__).parents[1] / "unit/samples"
-"""Images in formats that cannot be written here."""
+"""Images in formats that cannot be written by this script."""
 MAX_PIXELS = 10_000_000
 MEMORY = 2 << 30
 """Address space of the child in bytes: enough for MAX_PIXELS in any form, many times over."""
@@ -39,7 +39,7 @@ NUMBERS = (0, 1, 2, 3, 4, 8, 16, 127, 128, 255, 256, 0x7FFF, 0x8000, 0xFFFF, 0x7
 
 
 def corpus() -> dict[str, bytes]:
-    """Valid images of every format, mode and compression, by name; small, to be mostly header."""
+    """Valid images of every format, mode and compression, by name; small, so mostly header."""
     y, x = np.mgrid[:24, :36]
     image = Image.fromarray(np.stack([x * 6, y * 9, x + y], axis=2).astype(np.uint8))
     grey = image.convert("L")
@@ -122,7 +122,7 @@ def mutated(data: bytes, others: list[bytes], chance: random.Random) -> bytes:
 
 
 def signed(data: bytearray) -> bytes:
-    """A PNG with the checksums of what it holds now, so that decoders look further."""
+    """A PNG with corrected checksums, so that decoders read on."""
     place = 8
     while data.startswith(b"\x89PNG") and place + 12 <= len(data):
         end = place + 8 + int.from_bytes(data[place : place + 4])
@@ -132,7 +132,7 @@ def signed(data: bytearray) -> bytes:
 
 
 def work() -> None:
-    """Decode the files named on stdin, one a line, and answer each with a line."""
+    """Decode the files named on stdin, one per line, and answer each with one line."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for line in sys.stdin:
         path, sizes, status = Path(line.rstrip("\n")), [], "ok"
@@ -149,7 +149,7 @@ def work() -> None:
 
 
 class Child:
-    """A process that decodes; a new one after a crash or a hang."""
+    """A decoding process, which is replaced after a crash or a hang."""
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout

@@ -2,12 +2,12 @@
 
     python tests/robustness/kill.py --kills 55 --seed 0
 
-A small cut of the demo is run undisturbed. Then, from the last stage to the first, a stage is
-forced to run again and killed with SIGKILL at a random moment of its time: either its job alone, as
-the kernel does when memory runs out, or Snakemake with all its processes, as when the machine goes
-down. Then the same command resumes it. Lost are finished jobs that the resumption had to do again,
-files of the results that are not those of the undisturbed run, and anything left lying about. At
-the end the whole workflow is brought up to date and compared once more.
+A reduced demo runs undisturbed. Then, from the last stage to the first, a stage is forced to run
+again and killed with SIGKILL at a random moment: either only its job, as the kernel does when
+memory runs out, or Snakemake with all its processes, as when the machine goes down. Then the same
+command resumes it. Losses are finished jobs that had to run again, result files that differ from
+the undisturbed run, and leftover files. At the end, the whole workflow is brought up to date and
+compared once more.
 """
 
 import argparse
@@ -42,7 +42,7 @@ STAGES = (
 
 
 def files(dataset: str, encoder: str, shards: int, *splits: str) -> dict[str, list[str]]:
-    """What each stage is asked for, below the results; `shards` are those of the split train."""
+    """The targets of each stage, below the results; `shards` are those of the split train."""
     encoded = f"{dataset}/{encoder}"
     trained = f"{encoded}/final/small"
     return {
@@ -71,7 +71,7 @@ TIMES = {"seconds", "images_per_second", "views_per_second", "modified"}
 
 
 def digests(results: Path) -> dict[str, str]:
-    """A digest of every file of the results but logs and benchmarks, without the times in it."""
+    """A digest of every result file except logs and benchmarks, ignoring times."""
     found = {}
     for path in sorted(p for p in results.rglob("*") if p.is_file()):
         name = path.relative_to(results).as_posix()
@@ -89,7 +89,7 @@ def digests(results: Path) -> dict[str, str]:
 
 
 class Run:
-    """A running snakemake, and what it has said when. It does not outlive this process."""
+    """A running snakemake and its output with times. It does not outlive this process."""
 
     def __init__(self, project: Project, *arguments: str) -> None:
         self.lines: list[tuple[float, str]] = []
@@ -112,11 +112,11 @@ class Run:
         return next((moment for moment, line in self.lines if line in heads), None)
 
     def finished(self, stage: str) -> list[float]:
-        """When jobs of a stage ended well."""
+        """The times at which jobs of a stage finished successfully."""
         return [m for m, line in self.lines if line.endswith(f"(Rule: {stage})")]
 
     def wait(self) -> int:
-        """Wait for the end; the exit status."""
+        """Wait for the end; returns the exit status."""
         status = self.process.wait()
         self._reader.join()
         return status
@@ -126,7 +126,7 @@ class Run:
         return "\n".join(line for _, line in self.lines)
 
     def kill(self, job_only: bool) -> bool:
-        """SIGKILL the running jobs, or everything, and wait; False where no job was running."""
+        """SIGKILL the running jobs, or everything, and wait; False if no job was running."""
         family = psutil.Process(self.process.pid).children(recursive=True)
         killed = not job_only
         if not job_only:
@@ -142,7 +142,7 @@ class Run:
 
 
 def resume(project: Project, *arguments: str) -> Run:
-    """The same command once more, after taking the lock away where one was left."""
+    """Run the same command once more, after removing the lock if one was left."""
     if any((project.folder / ".snakemake/locks").glob("*")):
         assert Run(project, "--unlock").wait() == 0
     run = Run(project, *arguments)
@@ -158,7 +158,7 @@ def kill_once(
     seconds: float,
     chance: random.Random,
 ) -> dict | float:
-    """Force a stage, kill it, resume it; its seconds where it was over before it was killed."""
+    """Force a stage, kill it, resume it; returns its seconds if it ended before it was killed."""
     targets = [str((project.results / file).relative_to(project.folder)) for file in outputs]
     moment, job_only = chance.uniform(0, seconds), chance.random() < 0.5
     run = Run(project, *targets, "--forcerun", stage)
@@ -195,7 +195,7 @@ def kill_stages(
     seconds: dict[str, float],
     seed: int,
 ) -> dict:
-    """Kill each stage as often as `kills` says, from the last to the first; what came of it."""
+    """Kill each stage `kills` times, from the last to the first; returns the outcomes."""
     expected = digests(project.results)
     chance = random.Random(seed)
     table = {}
@@ -216,7 +216,7 @@ def kill_stages(
 
 
 def main() -> None:
-    """Run the loop and print what it found."""
+    """Run the loop and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=55, help="shared evenly by all stages")
     parser.add_argument("--seed", type=int, default=0)

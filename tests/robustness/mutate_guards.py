@@ -1,10 +1,10 @@
-"""Take guards out, one at a time, and show that a test fails for each; print it as JSON.
+"""Remove guards, one at a time, and show that a test fails for each; print it as JSON.
 
     python tests/robustness/mutate_guards.py
 
-In a copy of the project the tests of all guards must pass. Then a change of text takes one guard
-out after the other, and its test must fail, or not end within --timeout. A table in Markdown goes
-to stderr, a row as soon as it is known.
+In a copy of the project, the tests of all guards must pass. Then a text replacement removes one
+guard after the other, and its test must fail, or not end within --timeout. A Markdown table goes to
+stderr; each row is printed as soon as it is known.
 """
 
 import argparse
@@ -26,7 +26,7 @@ PARTS = ("benchmarks", "cdul_steps", "config", "tests", "workflow", "Snakefile",
 
 @dataclass(frozen=True)
 class Guard:
-    """What it keeps away, the text that is it, what replaces it, and the test that misses it."""
+    """What a guard prevents, its source text, the replacement, and the test that must fail."""
 
     family: str
     against: str
@@ -261,7 +261,7 @@ def outcome(project: Path, tests: Iterable[str], timeout: float) -> str:
 
 
 def take_out(project: Path, guard: Guard, timeout: float) -> str:
-    """What the guard's test does without it: passes, fails or hangs."""
+    """Whether the guard's test passes, fails or hangs without it."""
     file = project / guard.file
     text = file.read_text(encoding="utf-8")
     if text.count(guard.old) != 1:
@@ -274,7 +274,7 @@ def take_out(project: Path, guard: Guard, timeout: float) -> str:
 
 
 def main() -> None:
-    """Take every guard out and print what its test said."""
+    """Remove every guard and print the result of its test."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--timeout", type=float, default=900, help="seconds that a test may take")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""A SLURM of one node on this machine's loopback, with one GPU that is none."""
+"""A one-node SLURM on this machine's loopback interface, with one fake GPU."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "si
 
 
 def why_not() -> str | None:
-    """What stands in the way of starting a SLURM here; None where nothing does."""
+    """The reason why SLURM cannot be started here; None if it can."""
     if os.geteuid() != 0:
         return "a SLURM can be started by root only"
     path = f"{os.environ['PATH']}:{SBIN}"
@@ -40,7 +40,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _write_conf(folder: Path, host: str) -> None:
-    """The plugin drops SLURM_CONF from its jobs' environment, so the default place it must be."""
+    """The plugin drops SLURM_CONF from its jobs' environment, so the default path must be used."""
     controller, daemon = _free_ports(2)
     CONF.mkdir(parents=True, exist_ok=True)
     # The node is made to look large enough for what the profile asks for.
@@ -78,7 +78,7 @@ PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
 
 @contextmanager
 def running(folder: Path) -> Iterator[None]:
-    """Start munge, the controller and the node's daemon; stop them, and take the files away."""
+    """Start munge, the controller and the node's daemon; stop them and remove the files."""
     host = socket.gethostname().split(".")[0]
     _write_conf(folder, host)
     for name in ("state", "spool"):

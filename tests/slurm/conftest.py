@@ -1,4 +1,4 @@
-"""A SLURM for the tests, where one can be started."""
+"""A SLURM for the tests, if one can be started."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A SLURM of one node with one GPU on this machine."""
+    """A one-node SLURM with one GPU on this machine."""
     if reason := slurm.why_not():
         pytest.skip(reason)
     with slurm.running(tmp_path_factory.mktemp("slurm")):

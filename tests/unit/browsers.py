@@ -1,4 +1,4 @@
-"""A real browser for the tests of pages: chromium without a window."""
+"""A real browser for testing pages: headless Chromium."""
 
 import shutil
 

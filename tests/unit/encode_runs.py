@@ -1,4 +1,4 @@
-"""Encoding of one shard with a made CLIP, and what it leaves behind."""
+"""Encode one shard with a tiny random CLIP, and read the results."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ DIMENSION = tiny.CLIP["embed_dim"]
 
 
 def make_data(folder: Path) -> Path:
-    """Eight images of two sizes, and their manifest in two shards."""
+    """Eight images of two sizes, and their manifest with two shards."""
     for i in range(8):
         tiny.noise(folder / f"images/{i}.png", i, (48, 40) if i % 2 else (37, 61))
     tiny.folder_manifest(folder / "images", folder / "manifest", SHARD)
@@ -25,7 +25,7 @@ def make_data(folder: Path) -> Path:
 
 
 def run(manifest: Path, folder: Path, model: str, **options) -> tuple[np.ndarray, list[dict]]:
-    """Encode one shard; its rows, and those of its table."""
+    """Encode one shard; returns its rows and those of its table."""
     arguments = {
         "max_pixels": tiny.MAX_PIXELS,
         **options,

@@ -1,4 +1,4 @@
-"""Faults of a machine, made for real: full and read-only disks, users without permission."""
+"""Real machine faults: full and read-only disks, users without permission."""
 
 import os
 import pickle
@@ -16,7 +16,7 @@ NOBODY = 65534
 
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A file system of its own at `folder`; skips the test where none can be mounted."""
+    """A separate file system at `folder`; skips the test if none can be mounted."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     try:
@@ -36,16 +36,16 @@ def remount(folder: Path, options: str) -> None:
 
 @contextmanager
 def open_folder() -> Iterator[Path]:
-    """A temporary folder that every user can reach, as pytest's own cannot be."""
+    """A temporary folder that every user can access, unlike pytest's own."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o777)
         yield Path(name)
 
 
 def as_nobody(function: Callable[[], object]) -> object:
-    """What a function returns that runs as an ordinary user, in a process of its own.
+    """Run a function as an ordinary user, in a separate process; returns its result.
 
-    Modules must be imported before: an ordinary user may not be able to read them.
+    Import all modules before: an ordinary user may not be able to read them.
     """
     if os.geteuid() != 0:
         return function()  # an ordinary user already

@@ -1,4 +1,4 @@
-"""Every form of every reader that has labels, written small."""
+"""Every format of every reader with labels, in miniature."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from cdul_steps.data.readers import read_dataset
 
 CLASSES = ("caf\u00e9", "dog", "owl")
 SHOWN = {"1": [0], "2": [1, 2], "3": []}
-"""Images, and the places of the classes that they show."""
+"""Images, and the indices of the classes that they show."""
 Shown = Mapping[str, Sequence[str]]
 
 
@@ -81,7 +81,7 @@ FORMS: dict[str, tuple[str, str, Writer]] = {
     "table, csv": ("table", "a", _csv),
     "table, parquet": ("table", "a", _parquet),
 }
-"""Every form of every reader with labels: the reader, its name of the split, and what writes it."""
+"""Every format with labels: the reader, its name of the split, and the function that writes it."""
 every_form = pytest.mark.parametrize("form", FORMS)
 
 
@@ -92,7 +92,7 @@ def write_form(root: Path, form: str, labels: Sequence[str] = CLASSES, images=SH
 
 
 def read_form(root: Path, form: str, **changes) -> dict[str, tuple[int, ...] | None]:
-    """What the reader of a form knows of each image."""
+    """The classes of each image, as the reader of a format returns them."""
     reader, own, _ = FORMS[form]
     records = read_dataset(reader, root, {"train": own}, CLASSES, **changes)
     return {record.image_id: record.positive for record in records}

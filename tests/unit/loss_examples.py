@@ -15,7 +15,7 @@ ASL = {"gamma_positive": 0.5, "gamma_negative": 3.0, "margin": 0.1}
 EXPECTED = 1.5
 OPTIONS = {"asl": ASL, "epr": {"expected_positives": EXPECTED}}
 BY_NAME = {name: partial(loss, **OPTIONS.get(name, {})) for name, loss in FUNCTIONS.items()}
-# It also learns the labels, so it takes a table more.
+# It also learns the labels, so it needs an additional table.
 BY_NAME.pop("role")
 shapes = st.tuples(st.integers(1, 4), st.integers(2, 5))
 

@@ -1,4 +1,4 @@
-"""A tree of results made up without any model: what the workflow would leave behind."""
+"""A synthetic results tree as the workflow would write it, made without any model."""
 
 import csv
 from collections.abc import Sequence
@@ -31,10 +31,10 @@ def make_results(
     seed: int = 0,
     context: Sequence[str] = (),
 ) -> Path:
-    """Write `results/demo/tiny-clip/calibrated/aligned` and all above it; that folder.
+    """Write `results/demo/tiny-clip/calibrated/aligned` and its parents; returns that folder.
 
-    `files` are the names of the images to draw, by split. Every third image has no known truth,
-    and the first of a split was not encoded.
+    `files` are the names of the images to draw, by split. Every third image has no known ground
+    truth, and the first image of each split was not encoded.
     """
     random = np.random.default_rng(seed)
     dataset = results / "demo"
@@ -54,7 +54,7 @@ def make_results(
         facts |= {"context": len(context), "nearness": 0.6, "left_out": near}
     write_table(describe(pa.table(columns), "text", **facts), encoder / "text.parquet")
     for split, names in files.items():
-        # A view shows one class, and some noise.
+        # Each view shows one class plus noise.
         shown = text[random.integers(0, len(text), (len(names), 10))]
         embeddings = unit(shown + random.normal(scale=0.3, size=shown.shape))
         embeddings[0] = np.nan
@@ -130,7 +130,7 @@ def _write_encode(folder: Path, images: Path, split: str) -> None:
 
 
 def _nudge(scores: np.ndarray, by: float, random: np.random.Generator) -> np.ndarray:
-    """Scores whose logits are moved at random."""
+    """Scores with random changes of their logits."""
     scores = np.clip(scores, 1e-4, 1 - 1e-4)
     logits = np.log(scores / (1 - scores)) + random.normal(scale=by, size=scores.shape)
     return 1 / (1 + np.exp(-logits))

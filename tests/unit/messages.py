@@ -1,4 +1,4 @@
-"""The one line of a user's mistake."""
+"""The one-line message of a user's mistake."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Pictures of every kind, encoded in memory, and what decoding makes of them."""
+"""Pictures of every kind, encoded in memory, and their decoded pixels."""
 
 import struct
 import zlib
@@ -56,7 +56,7 @@ def png(*chunks: tuple[bytes, bytes]) -> bytes:
 
 
 def tiff(bits: int, data: bytes, width: int, **changes: int) -> bytes:
-    """A grey TIFF of one row, written by hand for what Pillow cannot write."""
+    """A grey one-row TIFF, written by hand for variants that Pillow cannot write."""
     tags = {256: width, 257: 1, 258: bits, 259: 1, 262: 1, 273: 0, 277: 1, 278: 1, 279: len(data)}
     tags |= {{"photometric": 262, "sample_format": 339}[name]: v for name, v in changes.items()}
     tags[273] = 8 + 2 + 12 * len(tags) + 4

@@ -1,4 +1,4 @@
-"""A prediction by command, and its classes."""
+"""Run a prediction as a command, and read its classes."""
 
 from pathlib import Path
 

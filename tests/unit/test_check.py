@@ -168,7 +168,7 @@ def test_classes_asked_for_alone(scores, tmp_path):
     check = draw(scores, tmp_path / "check", 30, only=["Cat"])
     assert {name for _, name in asked(check)} == {"cat"}
     assert set(estimate_scores(answer(check, tmp_path / "a.csv"), check)["classes"]) == {"cat"}
-    assert "no class 'dog'; they are boat, car, cat" in message_of(
+    assert "no class 'dog'; the classes are boat, car, cat" in message_of(
         lambda: draw(scores, tmp_path / "other", only=["dog"])
     )
 
@@ -194,9 +194,9 @@ def test_bad_answers_are_one_clear_line(drawn, answers, tmp_path):
     image, name = asked(drawn)[0]
     other = next(e for e in truth_of(drawn) if e not in set(asked(drawn)))
     lines = {
-        "asks nothing": ("image_id,class,value\n", "has no yes or no to the questions"),
+        "asks nothing": ("image_id,class,value\n", "contains no yes or no to the questions"),
         "another run": (f"image_id,class,value\nx/y.jpg,{name},1\n", "none of the 119 labelled"),
-        "not asked": (f"image_id,class,value\n{other[0]},{other[1]},1\n", "did not ask"),
+        "not asked": (f"image_id,class,value\n{other[0]},{other[1]},1\n", "were not asked"),
         "renamed": (f"image_id,class,value\n{image},ship,1\n", "'ship'"),
         "twice": (
             f"image_id,class,value\n{image},{name},1\n{image},{name},0\n",
@@ -230,7 +230,7 @@ def test_images_that_are_gone_are_not_asked(tmp_path, capsys):
     Path(gone).unlink()
     check = draw(scores, tmp_path / "check")
     assert len(asked(check)) == 3 * 18
-    assert "images that cannot be read, so nothing is asked: 1" in capsys.readouterr().err
+    assert "images skipped because they cannot be read: 1" in capsys.readouterr().err
 
 
 def test_scores_that_cannot_be_checked(tmp_path, scores):
@@ -273,7 +273,7 @@ def test_thresholds_are_stored_with_the_model(model, tmp_path):
     low, _, high = card["checked"]["precision"]
     assert low - 0.05 <= (shown & named).sum() / named.sum() <= high + 0.05
     text = describe_thresholds(found)
-    assert "by 300 answers" in text and "cat" in text
+    assert "from 300 answers" in text and "cat" in text
 
 
 def test_thresholds_of_few_answers_are_common_ones(drawn, tmp_path):
@@ -286,7 +286,10 @@ def test_thresholds_of_few_answers_are_common_ones(drawn, tmp_path):
 
 
 def test_thresholds_of_another_model_are_refused(model, drawn, answers, tmp_path):
-    for folder, expected in ((model[0], "of other scores"), (tmp_path, "not a model folder")):
+    for folder, expected in (
+        (model[0], "not of this model's predictions"),
+        (tmp_path, "not a model folder"),
+    ):
         message = message_of(
             lambda f=folder: choose_thresholds(answers, drawn, precision=None, model=f)
         )

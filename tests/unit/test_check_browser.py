@@ -166,7 +166,7 @@ def test_answers_that_cannot_be_kept_are_told(driver, check):
     script = "Storage.prototype.setItem = () => { throw new Error('full') }"
     driver.execute_script(script)
     press(driver, "y")
-    assert "This browser keeps no answers" in find(driver, "status").text
+    assert "This browser cannot store the answers" in find(driver, "status").text
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -122,13 +122,17 @@ def test_every_problem_has_its_line(repository, tmp_path, monkeypatch):
         "data empty": ["no images"],
         "data one": ["one.txt: has one class, 'dog'"],
         "data half": ["1 of 2 image files are not there", "gone.jpg", "max_failed_share (0.05)"],
-        "encoder absent": ["laion", "is not in the cache", "a run with network fetches it"],
+        "encoder absent": [
+            "laion",
+            "is not in the cache",
+            "a run with network access downloads it",
+        ],
         "encoder folder": ["local-dir:nowhere"],
-        "training timm": ["resnet18", "a run with network fetches them", "pretrained=True"],
+        "training timm": ["resnet18", "network access downloads them", "pretrained=True"],
         "training file": ["nowhere.pt", "no such file"],
     }
     assert [name for name, finding in problems.items() if not finding.ok] == list(parts)
-    assert "what has a problem above is not counted" in problems["disk"].text
+    assert "items with a problem above are not included" in problems["disk"].text
     for name, words in parts.items():
         assert "\n" not in problems[name].text
         assert all(word in problems[name].text for word in words), problems[name].text
@@ -238,7 +242,7 @@ def test_an_image_of_the_trainings_size_is_tried(small, tmp_path, training, ok, 
 
 def test_too_little_room(tmp_path):
     text = message_of(doctor._disk, tmp_path / "not/yet/there", 1e18)
-    assert "needs about 1000000000.00 GB" in text and "make room" in text
+    assert "needs about 1000000000.00 GB" in text and "free some space" in text
 
 
 def test_the_config_is_read_as_snakemake_reads_it(repository, tmp_path, monkeypatch):

@@ -114,7 +114,7 @@ def test_filter_by_class_score_and_disagreement(driver, scores):
     boat = scores["classifier"][:, 0]
     choose(driver, "class", "boat")
     choose(driver, "kind", "classifier")
-    choose(driver, "sort", "order of the manifest")
+    choose(driver, "sort", "manifest order")
     fill(driver, "from", 0.4)
     fill(driver, "to", 0.9)
     rounded = np.rint(1000 * boat)
@@ -139,18 +139,19 @@ def test_sort(kind, driver, scores):
     assert names(driver) == in_order(ids, uncertainty.mean(1))
     choose(driver, "class", "cat")
     assert names(driver) == in_order(ids, uncertainty[:, 2])
+    apart = abs(scores["classifier"] - scores["CLIP"])
     for label, by in {
         "score, highest first": values[:, 2],
         "score, lowest first": -values[:, 2],
-        "change by the refinement": abs(scores["refined"] - scores["CLIP"])[:, 2],
-        "disagreement of CLIP and classifier": abs(scores["classifier"] - scores["CLIP"])[:, 2],
+        "change by refinement": abs(scores["refined"] - scores["CLIP"])[:, 2],
+        "CLIP/classifier disagreement": apart[:, 2],
     }.items():
         choose(driver, "sort", label)
         assert names(driver) == in_order(ids, by)
 
 
 def test_pages(driver):
-    choose(driver, "sort", "order of the manifest")
+    choose(driver, "sort", "manifest order")
     first = names(driver)
     assert len(first) == 60
     assert driver.find_element(By.ID, "previous").get_property("disabled")
@@ -222,7 +223,7 @@ def test_focus_goes_through_the_form_to_the_pages_to_the_images(driver):
 
 
 def test_names_are_text_and_nothing_else(driver):
-    choose(driver, "sort", "order of the manifest")
+    choose(driver, "sort", "manifest order")
     assert f"train/{HOSTILE}" in names(driver)
     options = [option.text for option in Select(field(driver, "class")).options]
     assert options == ["any", *CLASSES]
@@ -255,7 +256,7 @@ def test_what_the_labels_are_made_with_is_said(driver):
     driver.find_element(By.TAG_NAME, "summary").click()
     text = driver.find_element(By.ID, "meaning").text
     assert "construction final; tau 0.1667 (3 times the model's own); zeta 0.05" in text
-    assert "calibrated so that an image's labels sum to it" in text
+    assert "calibrated so that the labels of an image sum to it" in text
 
 
 def test_the_truth_is_shown_when_asked_for(driver):
@@ -292,7 +293,7 @@ def test_a_missing_data_file_is_told(training, driver, tmp_path):
     driver.get((tmp_path / "gallery/index.html").as_uri())
     assert "1 of 3" in status(driver)
     choose(driver, "class", "boat")
-    assert status(driver) == "data/class-0.js cannot be read; make the gallery again"
+    assert status(driver) == "data/class-0.js cannot be read; build the gallery again"
     assert len(driver.get_log("browser")) == 1
 
 
@@ -324,7 +325,7 @@ def test_what_is_not_found_is_said_and_what_was_seen_instead(chromium, tmp_path)
     training = made.make_results(tmp_path / "results", {"train": NAMES[:40]}, context=context)
     make_gallery(folder=training, split="train", output=tmp_path / "page")
     chromium.get((tmp_path / "page/index.html").as_uri())
-    choose(chromium, "sort", "order of the manifest")
+    choose(chromium, "sort", "manifest order")
     shown = names(chromium)
     tables = (
         training.parent / "pseudo_labels.parquet",

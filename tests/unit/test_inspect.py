@@ -94,7 +94,7 @@ def test_images_of_a_class():
 
 def test_every_class_and_the_histogram():
     labels = scores("pseudo_labels.parquet")
-    counts = {name: (count, mean) for name, count, mean in sql("Every class at once")}
+    counts = {name: (count, mean) for name, count, mean in sql("All classes at once")}
     for c, name in enumerate(("boat", "car", "cat")):
         assert counts[name][0] == (labels[:, c] >= 0.5).sum()
         assert counts[name][1] == pytest.approx(labels[:, c].mean(), rel=1e-5)
@@ -107,7 +107,9 @@ def test_every_class_and_the_histogram():
 def test_changes_and_disagreements():
     clip, refined = scores("pseudo_labels.parquet"), scores("aligned/refined_labels.parquet")
     largest = np.sort(abs(refined - clip).ravel())[::-1][:20]
-    changes = [abs(after - before) for _, _, before, after in sql("What the refinement changed")]
+    changes = [
+        abs(after - before) for _, _, before, after in sql("Labels that the refinement changed")
+    ]
     assert changes == pytest.approx(largest.tolist(), rel=1e-4)
     classifier = scores("aligned/predictions/train.parquet")
     largest = np.sort(abs(classifier - clip)[:, 0])[::-1][:20]
@@ -116,7 +118,7 @@ def test_changes_and_disagreements():
 
 
 def test_failed_images():
-    found = {row[:2]: row[2:] for row in sql("Images by outcome of the encoding")}
+    found = {row[:2]: row[2:] for row in sql("Number of images by encoding status")}
     assert {split: count for (split, status), (count, _) in found.items() if status == "ok"} == {
         "train": 39,
         "test": 1,
@@ -139,7 +141,7 @@ def test_precision_and_recall():
 
 
 def test_where_the_whole_and_a_snippet_disagree():
-    names = python("Images where the whole and the best snippet disagree most")
+    names = python("Images for which the whole image and the best snippet differ most")
     cosines = zarr.open_array("results/demo/tiny-clip/similarity/train.zarr", mode="r")[:]
     logits = np.exp(cosines.astype(float) * made.LOGIT_SCALE)
     every = logits / logits.sum(axis=2, keepdims=True)
@@ -151,6 +153,6 @@ def test_where_the_whole_and_a_snippet_disagree():
 
 
 def test_images_like_an_image():
-    cosine = python("Images most like an image")["cosine"]
+    cosine = python("Images most similar to a given image")["cosine"]
     assert cosine.idxmax() == "train/01.jpg"
     assert cosine.max() == pytest.approx(1, abs=1e-3)

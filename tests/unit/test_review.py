@@ -233,23 +233,23 @@ def test_mistakes_are_one_line(labels, tmp_path):
     file = export(labels, "fiftyone")
     good = json.loads(file.read_text())
     cases = {
-        "image 'z' is none of those": {"labels": {"z": []}},
-        "image 'same name' is more than one": {"labels": {"same name": []}},
+        "image 'z' is not in": {"labels": {"z": []}},
+        "image 'same name' matches several images in": {"labels": {"same name": []}},
         "class 'owl' of image 'a'": {"labels": {"a": ["owl"]}},
-        "not what fiftyone gives back (KeyError: 'labels')": {},
-        "not what fiftyone gives back (ValidationError": [1],
+        "not an export of fiftyone (KeyError: 'labels')": {},
+        "not an export of fiftyone (ValidationError": [1],
     }
     for part, content in cases.items():
         file.write_text(json.dumps(content))
         assert part in message_of(lambda: answer(file)), part
     file.write_text("{")
-    assert "not what fiftyone gives back (JSONDecodeError" in message_of(lambda: answer(file))
+    assert "not an export of fiftyone (JSONDecodeError" in message_of(lambda: answer(file))
     file.write_text(json.dumps(good))
     assert "--images" in message_of(lambda: export(labels, "coco", images=None))
     text = message_of(lambda: export(labels, "label-studio", root=tmp_path / "elsewhere"))
     assert "is not below --root" in text
     assert "no such file" in message_of(lambda: answer(file, review=tmp_path))
-    assert "not a folder of" in message_of(lambda: answer(file, review=_foreign(tmp_path)))
+    assert "not a folder written by" in message_of(lambda: answer(file, review=_foreign(tmp_path)))
     assert "cannot be read" in message_of(lambda: answer(file.with_name("none.json")))
 
 
@@ -282,7 +282,7 @@ def test_other_controls_of_label_studio_are_left_out_and_told(labels, other, cap
     file.write_text(json.dumps([task("b", annotation(['c<a>t & "co', "dog"], OTHERS[other]))]))
     assert answer(file) == {("b", "dog"): 1}
     name = OTHERS[other].get("from_name", "relation")
-    assert f"left out what other controls gave: {name} (1)" in capsys.readouterr().err
+    assert f"left out results of other controls: {name} (1)" in capsys.readouterr().err
 
 
 def test_a_renamed_control_is_not_taken_for_an_empty_answer(labels):
@@ -290,7 +290,7 @@ def test_a_renamed_control_is_not_taken_for_an_empty_answer(labels):
     renamed = annotation(["dog"])
     renamed["result"][0]["from_name"] = "choice"
     file.write_text(json.dumps([task("b", renamed)]))
-    assert "no answer of the controls present and unknown, only of choice (1)" in message_of(
+    assert "no results of the controls present and unknown, only of choice (1)" in message_of(
         lambda: answer(file)
     )
 
@@ -300,7 +300,7 @@ def test_people_who_differ(labels, capsys):
     both = [annotation(["dog", "3"], completed_by=1), annotation(["3"], completed_by=2)]
     file.write_text(json.dumps([task("b", *both)]))
     assert answer(file) == {("b", "3"): 1, ("b", "dog"): UNKNOWN, ("b", 'c<a>t & "co'): 0}
-    assert "the answers differ, and that are unknown now: 1" in capsys.readouterr().err
+    assert "entries with conflicting answers, now set to unknown: 1" in capsys.readouterr().err
     # The order of their answers does not matter.
     file.write_text(json.dumps([task("b", *both[::-1])]))
     (file.parent / "corrections.csv").unlink()
@@ -384,7 +384,7 @@ def test_names_that_tools_change(labels, format_, name, capsys):
     file = export(labels, format_)
     rename(file, format_, name)
     assert answer(file) == {("a", "dog"): 0}
-    told = "images found without what their names begin with there: " in capsys.readouterr().err
+    told = "images found after removing these prefixes of their names: " in capsys.readouterr().err
     assert told == name.startswith(("images", "/mnt"))
 
 
@@ -393,7 +393,7 @@ def test_two_names_of_one_image_are_not_guessed(labels):
     names = ["x/a/same name.jpg", "y/a/same name.jpg"]
     file.write_text(json.dumps({"classes": CLASSES, "labels": {name: ["dog"] for name in names}}))
     message = message_of(lambda: answer(file))
-    assert "are both found as one of those" in message
+    assert "both match the same image in" in message
     for name in names:
         assert repr(name) in message
 

@@ -159,7 +159,7 @@ def test_mistakes(training, tmp_path):
         training.parents[1] / "text.parquet"
     )
     images = training.parents[2] / "manifest/images.parquet"
-    assert "--class is for tables of scores" in fails(images, "boat")
+    assert "--class needs a table of scores" in fails(images, "boat")
     assert "no such file" in fails(tmp_path / "none.parquet")
     empty = pq.read_table(labels).slice(0, 0)
     write_table(empty, tmp_path / "empty.parquet")

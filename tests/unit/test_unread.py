@@ -65,7 +65,7 @@ def test_log_and_report_say_what_was_left_out(mixed, tmp_path, capsys):
     (line,) = read_facts(images)["left_out"]
     assert "left out 5 files" in line
     section, _ = _data_section(SimpleNamespace(images=images, names=("mixed",)))
-    assert ("left out, or read otherwise", line) in section.facts
+    assert ("left out or interpreted", line) in section.facts
 
 
 def broken(folder: Path, count: int) -> Path:

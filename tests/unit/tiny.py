@@ -1,4 +1,4 @@
-"""Tiny models and images that the tests of encoder and classifier make for themselves."""
+"""Tiny models and images for the encoder and classifier tests."""
 
 import json
 import math
@@ -48,19 +48,19 @@ MACHINE = Machine("cpu", workers=0, threads=1)
 
 
 def on(arguments: dict) -> dict:
-    """Arguments of a stage with those of `Machine` among them as one; MACHINE has the others."""
+    """Arguments of a stage, with those of `Machine` merged into one; MACHINE has the defaults."""
     own = {f.name: arguments[f.name] for f in fields(MACHINE) if f.name in arguments}
     others = {name: value for name, value in arguments.items() if name not in own}
     return {**others, "machine": replace(MACHINE, **own)}
 
 
 def make_clip(folder: Path, change=lambda network: None, **model: object) -> str:
-    """Write a random CLIP in open_clip's folder form; its name for `load_clip`."""
+    """Write a random CLIP as an open_clip folder; returns its name for `load_clip`."""
     model = {**deepcopy(CLIP), **model}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = open_clip.model.CLIP(**deepcopy(model))
-    # Freshly made, attention to the pixels is so small that all images look the same.
+    # In a new network, the weight of the pixels is so small that all images look the same.
     if hasattr(network.visual, "conv1"):
         network.visual.conv1.weight.data.mul_(10)
     return _write_clip(folder, network, change, model)
@@ -91,7 +91,7 @@ def _write_clip(folder: Path, network: torch.nn.Module, change, model: dict) -> 
 
 
 def noise(path: Path, seed: int, size: tuple[int, int] = (48, 40)) -> Path:
-    """Write an image of coarse noise, different for every seed."""
+    """Write an image of coarse noise that differs for every seed."""
     random = np.random.default_rng(seed)
     coarse = random.integers(0, 256, (5, 6, 3), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def noise(path: Path, seed: int, size: tuple[int, int] = (48, 40)) -> Path:
 
 
 def folder_manifest(root: Path, output: Path, shard_size: int = 5, grid=(2, 2)) -> Path:
-    """Make the manifest of a folder of images; the folder of its shards."""
+    """Make the manifest of a folder of images; returns the folder of its shards."""
     classes = output / "classes.txt"
     classes.parent.mkdir(parents=True, exist_ok=True)
     classes.write_text("cat\ndog\nbird\n")

@@ -1,4 +1,4 @@
-"""A training on small made data, and what it leaves behind."""
+"""A training on small synthetic data, and its results."""
 
 import json
 from pathlib import Path
@@ -39,11 +39,11 @@ SETTINGS = {
     "learning_rate": 1e-3,
     "schedule": "cosine",
     "crop_scale": 0.5,
-    # With the KL labels come to rest; many steps of the BCE blow rounding up.
+    # With the KL divergence, labels converge; many steps with the BCE amplify rounding errors.
     "loss": "kl",
     "alignment": {"warmup": 1, "step_size": 0.2},
 }
-# Settings of every variant that has a state or a loss of its own.
+# Settings of every variant that has its own state or loss.
 OFF = {"enabled": False}
 HARD = {"positives": "top1", "alignment": OFF}
 VARIANTS = {
@@ -175,7 +175,7 @@ def corrected_labels(data: Path, path: Path, corrections) -> dict[str, Path]:
     return {"labels": path}
 
 
-# Its layer norm is over an image. With SGD, since Adam blows rounding up where gradients are small.
+# Its layer norm is per image. SGD, because Adam amplifies rounding errors for small gradients.
 PLAIN = {
     "model": "test_convnext",
     "model_args": {},

@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every Snakemake process takes seconds to start."""
+    """Mark all tests here as slow: every Snakemake process takes seconds to start."""
     for item in items:
         if FOLDER in item.path.parents:
             item.add_marker(pytest.mark.slow)
@@ -33,9 +33,9 @@ CONFIG = {
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Project:
-    """A small cut of the demo, run whole; tests leave it as they found it.
+    """A complete run of a reduced demo; tests leave it as they found it.
 
-    It is run once, and each of pytest's worker processes has a copy.
+    It runs once, and each of pytest's worker processes has a copy.
     """
     own = tmp_path_factory.getbasetemp()
     shared = own if worker_id == "master" else own.parent

@@ -1,4 +1,4 @@
-"""Copies of the project to run the workflow in."""
+"""Copies of the project for running the workflow."""
 
 import os
 import re
@@ -18,7 +18,7 @@ PARTS = ("Snakefile", "workflow", "config", "profiles", "cdul_steps")
 
 @dataclass
 class Project:
-    """A copy of the project, and the config laid over its default."""
+    """A copy of the project, and the config merged over its default."""
 
     folder: Path
     config: dict = field(default_factory=dict)
@@ -33,7 +33,7 @@ class Project:
         return {**os.environ, "PYTHONPATH": str(self.folder)}
 
     def overlay(self) -> str:
-        """Write the config as a file, and say where."""
+        """Write the config to a file; returns its path."""
         path = self.folder / "overlay.yaml"
         path.write_text(yaml.safe_dump(self.config))
         return str(path)
@@ -43,7 +43,7 @@ class Project:
         return ["--cores", "2", *arguments, "--configfile", self.overlay()]
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen:
-        """Start snakemake in the copy, with options of Popen; its stdout holds stderr too."""
+        """Start snakemake in the copy, with options of Popen; stdout includes stderr."""
         return subprocess.Popen(
             [sys.executable, "-m", "snakemake", *self.words(*arguments)],
             cwd=self.folder,
@@ -55,7 +55,7 @@ class Project:
         )
 
     def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
-        """Run snakemake in the copy by the launcher; the answer's stdout holds stderr too."""
+        """Run snakemake in the copy through the launcher; stdout includes stderr."""
         words = self.words(*arguments)
         done = launcher.run_snakemake(self.folder, self.environment, *words)
         if check:
@@ -90,7 +90,7 @@ class Project:
 
 
 def copy_project(folder: Path) -> Project:
-    """Copy what a run needs."""
+    """Copy the files that a run needs."""
     folder.mkdir()
     for part in PARTS:
         source = ROOT / part

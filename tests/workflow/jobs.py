@@ -1,4 +1,4 @@
-"""Jobs of a running workflow, to be killed, and what is left behind."""
+"""Find jobs of a running workflow, to kill them, and compare the results."""
 
 import time
 from contextlib import suppress
@@ -8,12 +8,12 @@ from copies import Project
 
 
 def workers(job: psutil.Process) -> list[psutil.Process]:
-    """The processes that decode for a job: its forks, and no helper that an import starts."""
+    """The decoding processes of a job: its forks, without helpers started by imports."""
     return [child for child in job.children() if child.cmdline() == job.cmdline()]
 
 
 def find_job(run, stage: str, known: tuple = ()) -> psutil.Process:
-    """Wait for a running job of a stage that is not one of the known, and is at work."""
+    """Wait for a job of a stage that is running and not one of the `known` ones."""
     while True:
         assert run.poll() is None, run.stdout.read()
         for process in psutil.Process(run.pid).children(recursive=True):
@@ -27,7 +27,7 @@ def find_job(run, stage: str, known: tuple = ()) -> psutil.Process:
 
 
 def same(project: Project, other: Project, *patterns: str) -> bool:
-    """Whether the files of these patterns are the same in both, byte by byte."""
+    """Whether the files of these patterns are identical in both."""
     files = [
         {
             p.relative_to(place.folder): p.read_bytes()

@@ -1,4 +1,4 @@
-"""The README's picture of the rules; run as a program, it writes the picture anew."""
+"""The README's rule graph; run as a program, it updates the graph in the README."""
 
 import re
 import tempfile
@@ -11,9 +11,9 @@ PLACE = re.compile(f"{BEGIN}(.*?){END}", re.DOTALL)
 
 
 def picture(project: Project) -> str:
-    """Mermaid of the rules of a project whose manifest is made, from Snakemake's own graph.
+    """Mermaid graph of the rules, from Snakemake's own graph; the manifest must exist.
 
-    Without `all`, and without arrows that a longer way implies.
+    It leaves out `all` and arrows that are implied by longer paths.
     """
     text = project.snakemake("--rulegraph", "mermaid-js").stdout
     names = dict(re.findall(r"(id\d+)\[(\w+)\]", text))
@@ -21,7 +21,7 @@ def picture(project: Project) -> str:
     for before, after in re.findall(r"(id\d+) --> (id\d+)", text):
         if names[after] != "all":
             follows[names[before]].add(names[after])
-    # Through the checkpoint's files, which Snakemake's graph does not know.
+    # Through the checkpoint's files, which Snakemake's graph does not contain.
     follows["manifest"].add("encode")
 
     def reached(rule: str) -> set[str]:
@@ -36,7 +36,7 @@ def picture(project: Project) -> str:
 
 
 def main() -> None:
-    """Write the picture into the README."""
+    """Write the graph into the README."""
     with tempfile.TemporaryDirectory() as scratch:
         project = copy_project(Path(scratch) / "project")
         project.config = {

@@ -66,12 +66,12 @@ def test_documented_files_are_as_they_are_documented(whole, pattern):
             schema = pq.read_schema(path)
             facts = json.loads(schema.metadata[b"cdul"])
             columns = rows(section, "column")
-            of_classes = set(facts["classes"]) if "a class" in columns else set()
-            names = {"a class" if name in of_classes else name for name in schema.names}
+            of_classes = set(facts["classes"]) if "each class" in columns else set()
+            names = {"each class" if name in of_classes else name for name in schema.names}
             check_names(names, columns)
             for name in schema.names:
                 kind = str(schema.field(name).type)
-                documented = columns["a class" if name in of_classes else name][0]
+                documented = columns["each class" if name in of_classes else name][0]
                 assert TYPES.get(kind, kind) == documented, name
             check_names(set(facts) - {"kind", "schema_version"}, rows(section, "fact"))
         elif path.suffix == ".zarr":

@@ -169,4 +169,4 @@ def test_status_and_verify_know_features(frozen, cdul):
         done = cdul("verify", frozen.results)
     finally:
         shard.write_bytes(content)
-    assert done.returncode == 1 and "is not what its job wrote" in done.stdout
+    assert done.returncode == 1 and "is not the file that its job wrote" in done.stdout

@@ -1,4 +1,4 @@
-"""`cdul status` and `cdul verify` on what a run leaves behind, whole, unfinished and broken."""
+"""`cdul status` and `cdul verify` on complete, unfinished and broken results of a run."""
 
 import json
 import os
@@ -171,7 +171,7 @@ BREAKS = {
     "shard, a bit": (SHARD, lambda e: flip(e / SHARD), "checksum"),
     "shard, cut": (SHARD, lambda e: cut(e / SHARD), "checksum"),
     "shard, gone": (SHARD, lambda e: (e / SHARD).unlink(), "missing"),
-    "shard, without vectors": (SHARD, empty_shard, "its vectors are not those"),
+    "shard, without vectors": (SHARD, empty_shard, "its vectors do not match"),
     "table, cut": (TABLE, lambda e: cut(e / TABLE), "not a readable Parquet file"),
     "table, gone": (TABLE, lambda e: (e / TABLE).unlink(), "missing"),
     "table, rows": (TABLE, lambda e: edit_table(e / TABLE, lambda t: t[1:]), "rows"),
@@ -183,7 +183,7 @@ BREAKS = {
     "store, shape": (
         "embeddings/train.zarr/zarr.json",
         lambda e: edit_json(e / "embeddings/train.zarr/zarr.json", shape=[60, 10, 64]),
-        "images a shard",
+        "images per shard",
     ),
     "similarity, a bit": (SIMILARITY, lambda e: flip(e / SIMILARITY / "c/0/0/0"), "torn"),
     "similarity, classes": (
@@ -197,7 +197,7 @@ BREAKS = {
     "labels, of other images": (
         "final/pseudo_labels.parquet",
         lambda e: edit_ids(e / "final/pseudo_labels.parquet"),
-        "images that the manifest",
+        "images that are not in the manifest",
     ),
     "quality": ("final/quality.json", lambda e: cut(e / "final/quality.json"), ""),
     "weights": (f"{MODEL}/model.safetensors", lambda e: cut(e / MODEL / "model.safetensors"), ""),
@@ -226,7 +226,7 @@ BREAKS = {
         lambda e: edit_table(
             e / "final/small/predictions/test.parquet", lambda t: t, weights="other"
         ),
-        "other weights",
+        "weights other than",
     ),
     "metrics": ("final/small/metrics.json", lambda e: cut(e / "final/small/metrics.json"), ""),
     "images": (
@@ -242,7 +242,7 @@ BREAKS = {
     "manifest of other images": (
         "../manifest/train/1.parquet",
         lambda e: edit_ids(e / "../manifest/train/1.parquet"),
-        "does not hold the images",
+        "does not contain the images",
     ),
 }
 
@@ -267,7 +267,7 @@ def test_a_missing_shard_is_unfinished_before_its_similarity(copy, encoder):
     (encoder / "encode/train/2.parquet").unlink()
     done = cdul(copy, "verify")
     assert done.returncode == 0, done.stdout
-    assert "0 broken; 2 shards are not there yet" in done.stdout
+    assert "0 broken; 2 shards do not exist yet" in done.stdout
 
 
 def run_command(project, *options: str) -> None:
