@@ -54,12 +54,17 @@ def read_json(path: Path, kind: type[T]) -> T:
     ValueError and RecursionError.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        try:
-            return msgspec.json.decode(data, type=kind)
-        except msgspec.ValidationError:
-            raise
-        except msgspec.DecodeError:  # NaN is no JSON to it, nor is a byte order mark
-            return msgspec.convert(json.loads(data[:]), kind)
+        return parse_json(data, kind)
+
+
+def parse_json(data: bytes | mmap.mmap, kind: type[T]) -> T:
+    """JSON as `kind`, as `read_json` does. Raises ValueError and RecursionError."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:  # NaN is no JSON to it, nor is a byte order mark
+        return msgspec.convert(json.loads(data[:]), kind)
 
 
 def as_number(value: object) -> float | None:
