@@ -141,7 +141,8 @@ def _cell(file: Path, found: os.stat_result, column: str, group: int, row: int) 
     except (pa.ArrowException, OSError, KeyError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
-        raise OSError(errno.EIO, f"{file} is damaged: {first_line(error)}") from error
+        problem = f"{file} is damaged or has changed: {first_line(error)}"
+        raise OSError(errno.EIO, problem) from error
     if data is None:
         raise FileNotFoundError("the cell is null")
     return data
@@ -151,8 +152,6 @@ def _cell(file: Path, found: os.stat_result, column: str, group: int, row: int) 
 def _cells(file: Path, size: int, modified: int, column: str, group: int) -> pa.ChunkedArray:
     """The bytes in a column of a row group; `size` and `modified` are those of the file."""
     with pq.ParquetFile(file) as table:
-        if group >= table.num_row_groups:
-            raise OSError(errno.EIO, f"{file} has no such row group; it has changed")
         is_struct = pa.types.is_struct(table.schema_arrow.field(column).type)
         name = f"{column}.bytes" if is_struct else column
         cells = table.read_row_group(group, [name], use_threads=False)[column]

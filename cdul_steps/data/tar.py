@@ -14,6 +14,8 @@ from cdul_steps.errors import UserError
 BLOCK = 512
 MAX_HEADER = 1 << 20
 """Bytes at most of a long name, or of further fields, of a member."""
+MAX_PADDING = 1 << 20
+"""Zeros at most at the end. Usual are up to 10 KiB; a place kept for a download is zeros too."""
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -51,7 +53,7 @@ def members(file: BinaryIO, path: Path) -> Iterator[Member]:
     Raises UserError, which names `path`, where it is compressed, no tar, damaged or cut short.
     """
     end = os.fstat(file.fileno()).st_size
-    place, ended = 0, False
+    place, last, ended = 0, 0, False
     name, fields = b"", dict[bytes, bytes]()
     while place < end:
         header = os.pread(file.fileno(), BLOCK, place)
@@ -85,17 +87,25 @@ def members(file: BinaryIO, path: Path) -> Iterator[Member]:
                 fields = _fields_of(data, path, start)
             continue
         name = fields.get(b"path", name or _name_of(header))
-        word = _KINDS.get(kind, "member of another kind")
-        if any(key.startswith(b"GNU.sparse.") for key in fields):
-            word = _KINDS[b"S"]
-        elif word == FILE and name.endswith(b"/"):  # as the oldest tars have folders
-            word = _EMPTY[b"5"]
-        yield Member(name, word, start, size)
-        name, fields = b"", {}
+        yield Member(name, _kind_of(kind, name, fields), start, size)
+        name, fields, last = b"", {}, place
     if not ended:
         raise UserError(
             f"{path}: ends at byte {end} without the mark of its end, so it was cut short; {_AGAIN}"
         )
+    if end - last > MAX_PADDING:
+        raise UserError(
+            f"{path}: nothing but zeros from byte {last} on, as an interrupted download; {_AGAIN}"
+        )
+
+
+def _kind_of(kind: bytes, name: bytes, fields: dict[bytes, bytes]) -> str:
+    """What a member is, in words."""
+    if any(key.startswith(b"GNU.sparse.") for key in fields):
+        return _KINDS[b"S"]
+    word = _KINDS.get(kind, "member of another kind")
+    # The oldest tars have folders as files whose names end so.
+    return _EMPTY[b"5"] if word == FILE and name.endswith(b"/") else word
 
 
 def _check(header: bytes) -> None:

@@ -227,6 +227,14 @@ def test_a_tar_that_was_cut_short(tmp_path, size):
     assert "is no tar" in message if size == 100 else "cut short" in message
 
 
+def test_zeros_in_place_of_most_of_a_tar_are_not_its_end(tmp_path):
+    path = write_tar(tmp_path / "0.tar", {"a.jpg": IMAGE})
+    os.truncate(path, 1 << 20)
+    assert len(read(tmp_path)) == 1
+    os.truncate(path, 3 << 20)
+    assert "nothing but zeros from byte" in error(tmp_path)
+
+
 def test_a_damaged_header_ends_nothing_silently(tmp_path):
     path = write_tar(tmp_path / "0.tar", {name: bytes(512) for name in ("a.jpg", "b.jpg", "c.jpg")})
     data = bytearray(path.read_bytes())
@@ -295,13 +303,21 @@ def test_sparse_files_are_counted(tmp_path):
     old = bytearray(member("old.jpg", size=512, type=b"S").tobuf(tarfile.GNU_FORMAT))
     old[482] = 1  # a block with further parts follows
     old[148:156] = b"%06o\0 " % (sum(old[:148]) + sum(old[156:]) + 256)
-    more = bytes(504) + b"\1" + bytes(7)
+    parts = b"x" * 504 + b"\1" + bytes(7) + b"x" * 504 + bytes(8)
     rest = (tmp_path / "0.tar").read_bytes()
-    (tmp_path / "0.tar").write_bytes(bytes(old) + more + bytes(512) + bytes(512) + rest)
+    (tmp_path / "0.tar").write_bytes(bytes(old) + parts + b"y" * 512 + rest)
     told = []
     (record,) = read(tmp_path, tell=told.append)
     assert decode(record.path).size == (48, 32)
     assert any("sparse file (2)" in line for line in told)
+
+
+def test_a_link_has_no_bytes_whatever_its_size(tmp_path):
+    write_tar(tmp_path / "0.tar", {"x.jpg": IMAGE})
+    rest = (tmp_path / "0.tar").read_bytes()
+    link = member("y.jpg", type=tarfile.LNKTYPE, linkname="x.jpg", size=1024)
+    (tmp_path / "0.tar").write_bytes(link.tobuf(tarfile.USTAR_FORMAT) + rest)
+    assert ids(tmp_path) == ["0.tar/x"]
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

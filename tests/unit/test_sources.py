@@ -2,6 +2,7 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,27 @@ def test_an_image_ends_where_its_place_ends(tmp_path, form, cut):
         except ImageError as error:
             statuses.add(str(error))
     assert len(statuses) == 1
+
+
+def test_a_part_of_a_tar_is_read_like_a_file(tmp_path):
+    data = bytes(range(256)) * 100
+    (tmp_path / "file").write_bytes(data)
+    tar = write_tar(tmp_path / "x.tar", {"a": data, "b": b"x" * 999})
+
+    def done(file, whence: int, offset: int, size: int) -> object:
+        try:
+            return file.seek(offset, whence), file.read(size), file.tell()
+        except OSError as error:
+            return error.errno
+
+    _, open_part = locate(in_tar(str(tar), 512, len(data)))
+    with open_part() as part, (tmp_path / "file").open("rb") as file:
+        for whence, offset, size in product(
+            (os.SEEK_SET, os.SEEK_CUR, os.SEEK_END),
+            (0, 5, -5, 20_000, -20_000, -99_999, 99_999),
+            (0, 10, 9000, -1),
+        ):
+            assert done(part, whence, offset, size) == done(file, whence, offset, size)
 
 
 def test_headers_alone_are_read_from_a_tar(tmp_path):
