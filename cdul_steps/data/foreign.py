@@ -149,8 +149,14 @@ def _exists(path: Path) -> bool:
 
 def listed(counts: Counter[str]) -> str:
     """The most frequent entries in words: `sofa (12), table (3), ...`."""
-    shown = [f"{name} ({count})" if count else name for name, count in counts.most_common(_SHOWN)]
+    common = [(_printable(name), count) for name, count in counts.most_common(_SHOWN)]
+    shown = [f"{name} ({count})" if count else name for name, count in common]
     return ", ".join([*shown, *["..."] * (len(counts) > _SHOWN)])
+
+
+def _printable(name: str) -> str:
+    """A name for a line of text: with escapes where it has ends of lines, or is not UTF-8."""
+    return name if name.isprintable() else ascii(name)[1:-1]
 
 
 class ClassNames:

@@ -48,21 +48,19 @@ def _listed(inputs: Sequence[Path]) -> pa.Table:
     ids: list[str] = []
     paths: list[str] = []
     for item in inputs:
-        reader = "folder" if item.is_dir() else _ARCHIVES.get(item.suffix)
         if not item.exists():
             raise UserError(f"{item}: no such file or folder")
-        if reader:
-            found = READERS[reader](item, {"": "."}, (), lambda line: note(f"predict: {line}"))
-            if not found:
-                raise UserError(f"{item}: no image in it")
-            paths += (record.path for record in found)
-            ids += (
-                (item.parent / record.image_id).as_posix() if reader != "folder" else record.path
-                for record in found
-            )
-        else:
+        reader = "folder" if item.is_dir() else _ARCHIVES.get(item.suffix)
+        if not reader:
             ids.append(item.as_posix())
             paths.append(item.as_posix())
+            continue
+        found = READERS[reader](item, {"": "."}, (), lambda line: note(f"predict: {line}"))
+        if not found:
+            raise UserError(f"{item}: no image in this {'folder' if item.is_dir() else 'file'}")
+        top = item if item.is_dir() else item.parent
+        ids += ((top / record.image_id).as_posix() for record in found)
+        paths += (record.path for record in found)
     check_names(paths)
     return pa.table({"image_id": pa.array(ids), "path": pa.array(paths)})
 

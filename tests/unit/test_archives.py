@@ -173,6 +173,19 @@ def test_predict(packed, model, tmp_path, form):
     assert found["image_id"][0] == f"{archives[0]}/0"
 
 
+def test_predict_wants_no_labels(packed, model, tmp_path):
+    image = (packed / "files/0.png").read_bytes()
+    write_tar(tmp_path / "x.tar", {"a.png": image, "a.cls": b"7", "b.json": b"damaged"})
+    write_parquet(tmp_path / "x.parquet", [image], label=[7])
+    write_tar(tmp_path / "none.tar", {})
+    inputs = [tmp_path / "x.tar", tmp_path / "x.parquet"]
+    found = predict_runs.run(model, tmp_path / "out.parquet", *inputs)
+    assert found["image_id"].tolist() == [f"{inputs[0]}/a", f"{inputs[1]}/0"]
+    assert found["status"].tolist() == ["ok", "ok"]
+    message = message_of(predict_runs.run, model, tmp_path / "out.parquet", tmp_path / "none.tar")
+    assert message == f"{tmp_path / 'none.tar'}: no image in this file"
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_training_and_thumbnails_get_the_pixels_of_the_file(packed, results, tmp_path, form):
     images = pq.read_table(results[form] / "images.parquet")

@@ -379,6 +379,17 @@ def test_a_name_that_is_not_utf8(tmp_path):
     assert r"caf\xe9" in message
 
 
+def test_suffixes_of_any_characters_are_told_in_a_line(tmp_path):
+    names = ["x.jpg", "a.jp\udce9", "b.jp\ng", "c." + "y" * 5000]
+    write_tar(tmp_path / "0.tar", dict.fromkeys(names, IMAGE), format=tarfile.GNU_FORMAT)
+    told = []
+    assert ids(tmp_path, tell=told.append) == ["0.tar/x"]
+    (line,) = told
+    assert line.isprintable()
+    assert len(line.encode()) < 300
+    assert r".jp\udce9 (1)" in line
+
+
 def test_very_many_empty_members(tmp_path):
     header = member("x", size=0).tobuf(tarfile.USTAR_FORMAT)
     image = member("x.jpg", size=len(IMAGE)).tobuf(tarfile.USTAR_FORMAT)

@@ -91,6 +91,8 @@ def _truth(
     file: pq.ParquetFile, images: str, names: ClassNames, columns: ClassNames, path: Path
 ) -> Iterable[_Truth]:
     """The truth of each row; `names` remembers labels that are no class, `columns` columns."""
+    if not names.names:
+        return repeat(None, file.metadata.num_rows)
     others = [name for name in file.schema_arrow.names if name != images]
     labels = [name for name in others if name.casefold() in _LABELS]
     chosen = columns.choose([name for name in others if name not in labels], path)

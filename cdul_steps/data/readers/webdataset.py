@@ -17,6 +17,8 @@ from cdul_steps.errors import UserError, first_line
 MAX_LABEL = 1 << 20
 """Bytes at most of a member with labels."""
 _LABELS = (".cls", ".json")
+_SHOWN = 40
+"""Characters at most of a suffix that is told."""
 
 
 def read_webdataset(
@@ -33,8 +35,8 @@ def read_webdataset(
     A member's key is its name up to the first dot of its last part, and its suffix the rest; an
     image has one of IMAGE_SUFFIXES. Its id is the archive's name below the top folder, a slash and
     its key; the order is that of archives and members. The truth is the list `labels` in the
-    `.json` of the key, or else the one label in its `.cls`; see `positives`. Without either it is
-    unknown. Other members are left out, and told.
+    `.json` of the key, or else the one label in its `.cls`; see `positives`. Without either, or
+    without classes, it is unknown. Other members are left out, and told.
 
     Raises UserError.
     """
@@ -70,8 +72,8 @@ def _read(
             left_out["hidden"] += 1
         elif suffix in IMAGE_SUFFIXES:
             images.append((key, member))
-        elif suffix not in _LABELS:
-            left_out[suffix or "no suffix"] += 1
+        elif suffix not in _LABELS or not names.names:
+            left_out[suffix[:_SHOWN] or "no suffix"] += 1
         elif (labels := _labels(file, member, suffix, f"{path}, {text!r}")) is None:
             left_out[f"{suffix} without labels"] += 1
         elif (key, suffix) in truth:
