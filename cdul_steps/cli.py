@@ -228,7 +228,7 @@ def snakefile() -> None:
 @app.command()
 def manifest(
     reader: Annotated[Reader, Option(help="Layout of the data set (docs/datasets.md).")],
-    root: Annotated[Path, Option(help="Folder or file of the data set (docs/datasets.md).")],
+    root: Annotated[Path, Option(help="Folder, file or pattern (docs/datasets.md).")],
     classes: Classes,
     output: Output,
     split: Annotated[
@@ -634,7 +634,10 @@ def predict(
     model: Annotated[Path, Option(help="Folder of a trained classifier.")],
     output: Annotated[Path, Option(help="File to write: .parquet, .csv or .json.", dir_okay=False)],
     inputs: Annotated[
-        list[Path] | None, typer.Argument(metavar="IMAGE_OR_FOLDER...", help="What to score.")
+        list[Path] | None,
+        typer.Argument(
+            metavar="IMAGE_OR_FOLDER...", help="What to score; also a .tar or .parquet of images."
+        ),
     ] = None,
     images: Annotated[Path | None, Option(help="Instead: images.parquet, with --split.")] = None,
     split: Annotated[str | None, Option(help="Split of --images.")] = None,

@@ -76,7 +76,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """What can name a folder."""
 Name = Annotated[str, Field(pattern=NAME)]
 Split = Literal["train", "test"]
-Reader = Literal["voc", "coco", "nuswide", "folder", "table"]
+Reader = Literal["voc", "coco", "nuswide", "folder", "table", "webdataset", "parquet"]
 Precision = Literal["fp32", "fp16", "bf16"]
 ResizeMode = Literal["shortest", "longest", "squash"]
 Views = Literal["crops", "dense"]
@@ -140,13 +140,15 @@ class Dataset(Section):
         description="`demo`: generated scenes. `voc`: a year's folder of the PASCAL VOC devkit. "
         "`coco`: a year of COCO with its `instances` files. `nuswide`: NUS-WIDE. `folder`: all "
         "images below a folder, no labels needed. `table`: a CSV or Parquet file with `path`, "
-        "optionally `image_id`, `split` and a 1/0 column a class. docs/datasets.md has the layouts."
+        "optionally `image_id`, `split` and a 1/0 column a class. `webdataset`: tar files with "
+        "images. `parquet`: Parquet files with images. docs/datasets.md has the layouts."
     )
     root: Place | None = Field(
         None,
         description="Folder of the data set (for `table` the file, for `nuswide` the folder or "
-        "`nus_wid_data.csv`), relative to the working directory. Not for `demo`, whose images are "
-        "generated below the results.",
+        "`nus_wid_data.csv`, for `webdataset` and `parquet` also a pattern of files, as in "
+        "`shards/{00000..00099}.tar` or `data/*.parquet`), relative to the working directory. Not "
+        "for `demo`, whose images are generated below the results.",
     )
     classes: OwnPlace = Field(
         description="File with the class names in order: a YAML list (entries are names, or "
@@ -173,7 +175,9 @@ class Dataset(Section):
         {"train": "train"},
         description="What the data set calls the images to learn from (`train`) and, optionally, "
         "to measure on (`test`): an image set of VOC (`trainval`), COCO (`train2014`) or NUS-WIDE "
-        "(`Train`), a folder below `root` (`.` for all), or a value of the table's `split` column.",
+        "(`Train`), a folder below `root` (`.` for all), a value of the table's `split` column, or "
+        "those of the archives (`.` for all) that are in a folder or match a pattern below `root`, "
+        "as in `train/*.tar`.",
     )
     labelled_only: bool = Field(
         False,
@@ -184,8 +188,8 @@ class Dataset(Section):
         [],
         description="Patterns of images and folders to leave out, such as `thumbs` or "
         "`raw/*.png`: with a `/` of the path below `root`, else of any name in it; `*` is any "
-        "text. The number is noted. Hidden files and a network disk's own folders, such as "
-        "`@eaDir`, are left out by the reader `folder` in any case.",
+        "text. An archive counts as a folder. The number is noted. Hidden files and a network "
+        "disk's own folders, such as `@eaDir`, are left out by the reader `folder` in any case.",
     )
     expected_images: dict[Split, Annotated[int, Field(ge=1)]] | None = Field(
         None,

@@ -54,12 +54,17 @@ def read_json(path: Path, kind: type[T]) -> T:
     ValueError and RecursionError.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        try:
-            return msgspec.json.decode(data, type=kind)
-        except msgspec.ValidationError:
-            raise
-        except msgspec.DecodeError:  # NaN is no JSON to it, nor is a byte order mark
-            return msgspec.convert(json.loads(data[:]), kind)
+        return parse_json(data, kind)
+
+
+def parse_json(data: bytes | mmap.mmap, kind: type[T]) -> T:
+    """JSON as `kind`, as `read_json` does. Raises ValueError and RecursionError."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:  # NaN is no JSON to it, nor is a byte order mark
+        return msgspec.convert(json.loads(data[:]), kind)
 
 
 def as_number(value: object) -> float | None:
@@ -144,8 +149,14 @@ def _exists(path: Path) -> bool:
 
 def listed(counts: Counter[str]) -> str:
     """The most frequent entries in words: `sofa (12), table (3), ...`."""
-    shown = [f"{name} ({count})" if count else name for name, count in counts.most_common(_SHOWN)]
+    common = [(_printable(name), count) for name, count in counts.most_common(_SHOWN)]
+    shown = [f"{name} ({count})" if count else name for name, count in common]
     return ", ".join([*shown, *["..."] * (len(counts) > _SHOWN)])
+
+
+def _printable(name: str) -> str:
+    """A name for a line of text: with escapes where it has ends of lines, or is not UTF-8."""
+    return name if name.isprintable() else ascii(name)[1:-1]
 
 
 class ClassNames:

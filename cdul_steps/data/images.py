@@ -1,4 +1,4 @@
-"""Decoding of image files: the one place that turns a file into pixels.
+"""Decoding of images: the one place that turns a file, or a part of an archive, into pixels.
 
 What is read: JPEG, PNG, WebP, BMP, TIFF, GIF, HEIC, AVIF and, where its plugin is installed,
 JPEG XL, told by content, never by the file's name.
@@ -22,7 +22,6 @@ tell. docs/images.md has the policy in full.
 import ctypes
 import errno
 import logging
-import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -34,7 +33,7 @@ from typing import BinaryIO
 from PIL import Image, ImageFile, UnidentifiedImageError, _imaging
 from PIL.JpegImagePlugin import JpegImageFile
 
-from cdul_steps.data import formats
+from cdul_steps.data import formats, sources
 from cdul_steps.data.colour import to_rgb
 from cdul_steps.limits import MAX_BYTES, MAX_PIXELS, MAX_SCANS
 
@@ -83,8 +82,9 @@ class ImageError(Exception):
 
 
 def decode(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode an image file to a loaded 8-bit RGB image, upright, as the module describes.
+    """Decode an image to a loaded 8-bit RGB image, upright, as the module describes.
 
+    path: of a file, or of a part of an archive as `cdul_steps.data.sources` writes it.
     max_pixels: width times height above which an image is refused on the strength of its header;
     above MAX_PIXELS it has no effect.
 
@@ -135,19 +135,16 @@ def _opened(
 
     Yields the image, of which only the header is read, and its file.
     """
-    path = Path(path)
     head = b""
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            raise ImageError(ImageStatus.UNREADABLE, "not a regular file")
-        if status.st_size == 0:
+        size, open_file = sources.locate(path)
+        if size == 0:
             raise ImageError(ImageStatus.TRUNCATED, "the file is empty")
-        if status.st_size > MAX_BYTES:
+        if size > MAX_BYTES:
             raise ImageError(
-                ImageStatus.TOO_LARGE, f"{status.st_size} bytes, more than the limit of {MAX_BYTES}"
+                ImageStatus.TOO_LARGE, f"{size} bytes, more than the limit of {MAX_BYTES}"
             )
-        with path.open("rb") as file:
+        with open_file() as file:
             head = file.read(formats.HEAD)
             file.seek(0)
             with _header(file, head) as image:
@@ -162,7 +159,8 @@ def _opened(
     except ImageError:
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ImageError(ImageStatus.MISSING, "no such file") from error
+        detail = "no such file" if error.errno else str(error)
+        raise ImageError(ImageStatus.MISSING, detail) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(ImageStatus.TOO_LARGE, _one_line(error)) from error
     except MemoryError as error:

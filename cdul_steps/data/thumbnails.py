@@ -21,7 +21,7 @@ def write_thumbnails(
 
     def write(place: int) -> bool:
         try:
-            image = decode(Path(paths[place]), max_pixels=max_pixels)
+            image = decode(paths[place], max_pixels=max_pixels)
         except ImageError:
             return False
         image.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2)

@@ -257,7 +257,8 @@ async function view(place) {
       element("span", { className: "box" }, picture(image)),
       element("p", {}, image.top.length ? `CLIP, whole image: ${index.names[image.top[0]]} ${shown(image.top_scores[0])}` : ""),
       ...remarks(image).map(([name, line]) => element("p", { className: `remark ${name}` }, line)),
-      element("p", {}, element("a", { href: image.link }, "Original"), ` ${width} × ${height} pixels`),
+      // An image in an archive has no file to open.
+      element("p", {}, image.link ? element("a", { href: image.link }, "Original") : "", ` ${width} × ${height} pixels`),
     ),
     table,
   );

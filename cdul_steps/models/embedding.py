@@ -2,7 +2,6 @@
 
 import time
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,7 +82,7 @@ class ImageViews(Dataset):
     def _views(self, index: int) -> Item:
         start = time.perf_counter()
         try:
-            image = decode(Path(self.paths[index].as_py()), max_pixels=self.max_pixels)
+            image = decode(self.paths[index].as_py(), max_pixels=self.max_pixels)
         except ImageError as error:
             return index, None, str(error.status), error.detail, time.perf_counter() - start
         if self.boxes is None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from cdul_steps.data.files import check_replaceable, replacing
 from cdul_steps.data.labels import labels_like
 from cdul_steps.data.manifest import read_shard, read_split, read_truth
+from cdul_steps.data.sources import is_in_archive
 from cdul_steps.data.stores import context_of, open_similarity, read_blocks
 from cdul_steps.data.tables import read_facts, read_scores
 from cdul_steps.data.thumbnails import write_thumbnails
@@ -89,7 +90,7 @@ def make_gallery(*, folder: Path, split: str, output: Path) -> None:
             images.append(
                 {
                     "id": image["image_id"],
-                    "link": _link(Path(image["path"]), output),
+                    "link": _link(image["path"], output),
                     "size": [max(1, image["width"]), max(1, image["height"])],
                     "thumbnail": drawn[i],
                     "positive": known.get("positive"),
@@ -232,9 +233,11 @@ def _measures(scores: np.ndarray, kinds: list[str]) -> dict[str, np.ndarray]:
     return found
 
 
-def _link(path: Path, output: Path) -> str:
-    """URL of a file, relative to the page."""
-    return quote(os.path.relpath(path.resolve(), output.resolve()))
+def _link(path: str, output: Path) -> str | None:
+    """URL of an image's file, relative to the page; None for an image in an archive."""
+    if is_in_archive(path):
+        return None
+    return quote(os.path.relpath(Path(path).resolve(), output.resolve()))
 
 
 def _thousandths(values: np.ndarray | float) -> Any:

@@ -16,24 +16,17 @@ from cdul_steps.data.images import ImageError, read_size
 from cdul_steps.data.manifest import IMAGE_COLUMNS, IMAGES_KIND, SHARD_KIND, shard_table
 from cdul_steps.data.readers import check_files, check_headers, read_dataset
 from cdul_steps.data.readers.record import ImageRecord
+from cdul_steps.data.sources import state
 from cdul_steps.data.tables import describe, read_facts, read_table, to_bytes, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.snippets import view_boxes
 from cdul_steps.progress import Progress, note
 
 
-def _stat(path: str) -> tuple[int, int]:
-    try:
-        stat = Path(path).stat()
-    except (OSError, ValueError):  # ValueError: a name with a null byte
-        return 0, 0
-    return stat.st_size, stat.st_mtime_ns
-
-
 def _size(path: str, max_pixels: int) -> tuple[int, int, str]:
     """Width, height and no error; or no size and why, as the encoder will meet it and record it."""
     try:
-        return *read_size(Path(path), max_pixels=max_pixels), ""
+        return *read_size(path, max_pixels=max_pixels), ""
     except ImageError as error:
         return 0, 0, str(error)
 
@@ -152,7 +145,7 @@ def _image_table(
     with ThreadPoolExecutor() as pool, Progress("manifest", len(members), "images") as progress:
 
         def measure(record: ImageRecord) -> tuple[int, int, int, int, str]:
-            stat = _stat(record.path)
+            stat = state(record.path) or (0, 0)
             old = earlier.get(record.image_id)
             # One that had no size before may have become readable with nothing of this changed.
             known = old and (old["path"], old["bytes"], old["modified"])

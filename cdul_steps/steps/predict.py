@@ -13,7 +13,7 @@ import torch
 from cdul_steps.data.files import check_names, digest, replacing
 from cdul_steps.data.foreign import listed
 from cdul_steps.data.manifest import read_shard, read_split
-from cdul_steps.data.readers.folder import read_folder
+from cdul_steps.data.readers import READERS
 from cdul_steps.data.tables import describe, score_table, write_csv, write_table
 from cdul_steps.data.truth import thresholds_of
 from cdul_steps.errors import UserError
@@ -28,6 +28,7 @@ from cdul_steps.training.features import read_features
 
 FORMATS = (".parquet", ".csv", ".json")
 COLUMNS = ["image_id", "path", "row"]
+_ARCHIVES = {".tar": "webdataset", ".parquet": "parquet"}
 
 
 @dataclass(frozen=True)
@@ -50,20 +51,25 @@ class ShardImages:
 
 
 def _listed(inputs: Sequence[Path]) -> pa.Table:
-    """`image_id, path` of files, and of all images below folders."""
+    """`image_id, path` of files, and of all images below folders and in archives."""
+    ids: list[str] = []
     paths: list[str] = []
     for item in inputs:
-        if item.is_dir():
-            found = read_folder(item, {"": "."}, (), lambda line: note(f"predict: {line}"))
-            if not found:
-                raise UserError(f"{item}: no image in this folder")
-            paths += [record.path for record in found]
-        elif item.exists():
-            paths.append(item.as_posix())
-        else:
+        if not item.exists():
             raise UserError(f"{item}: no such file or folder")
+        reader = "folder" if item.is_dir() else _ARCHIVES.get(item.suffix)
+        if not reader:
+            ids.append(item.as_posix())
+            paths.append(item.as_posix())
+            continue
+        found = READERS[reader](item, {"": "."}, (), lambda line: note(f"predict: {line}"))
+        if not found:
+            raise UserError(f"{item}: no image in this {'folder' if item.is_dir() else 'file'}")
+        top = item if item.is_dir() else item.parent
+        ids += ((top / record.image_id).as_posix() for record in found)
+        paths += (record.path for record in found)
     check_names(paths)
-    return pa.table({"image_id": pa.array(paths), "path": pa.array(paths)})
+    return pa.table({"image_id": pa.array(ids), "path": pa.array(paths)})
 
 
 def predict_images(
@@ -75,7 +81,7 @@ def predict_images(
     max_pixels: int,
     machine: Machine,
 ) -> None:
-    """Score images: files and folders, or those of a manifest or of one of its shards.
+    """Score images: files, folders and archives, or those of a manifest or of one of its shards.
 
     Writes Parquet, CSV or JSON by the suffix of `output`: `image_id, path`, a float32 probability
     a class, `labels` (names of the classes at or above their threshold) and `status`. An unusable

@@ -27,6 +27,7 @@ from cdul_steps.data.foreign import Tell, ignore
 from cdul_steps.data.images import ImageError, read_size
 from cdul_steps.data.labels import choose_bias
 from cdul_steps.data.readers import check_counts, check_files, check_headers, read_dataset
+from cdul_steps.data.sources import file_of
 from cdul_steps.demo.scenes import write_scenes
 from cdul_steps.errors import UserError, first_line
 from cdul_steps.method.snippets import view_boxes
@@ -237,7 +238,7 @@ def _data(dataset: Dataset) -> Result:
     else:
         for split, paths in _paths(dataset, told.append).items():
             images[split] = len(paths)
-            absent = [path for path in paths if not Path(path).is_file()]
+            absent = [path for path in paths if not file_of(path).is_file()]
             check_files(split, len(paths), absent, dataset.max_failed_share)
             if problem := _headers(split, paths, dataset):
                 told.append(problem)

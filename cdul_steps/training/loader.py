@@ -1,7 +1,6 @@
 """Batches of training images: decoded and augmented by worker processes, epoch after epoch."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +33,7 @@ class TrainImages(Dataset):
         """
         epoch, index = key
         try:
-            image = decode(Path(self.paths[index].as_py()), max_pixels=self.max_pixels)
+            image = decode(self.paths[index].as_py(), max_pixels=self.max_pixels)
         except ImageError:
             return None
         if epoch < 0:

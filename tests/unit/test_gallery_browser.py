@@ -1,5 +1,6 @@
 """A gallery in a real browser: chromium without a window, on a page opened from the disk."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -237,6 +238,19 @@ def test_names_are_text_and_nothing_else(driver):
     driver.get(link)
     assert driver.find_element(By.TAG_NAME, "img").size["width"] > 0
     assert driver.get_log("browser") == []
+
+
+def test_an_image_in_an_archive_has_no_link(training, driver, tmp_path):
+    make_gallery(folder=training, split="train", output=tmp_path / "gallery")
+    for file in (tmp_path / "gallery/data").glob("page-*.js"):
+        text = re.sub(r'"link":"[^"]*"', '"link":null', file.read_text())
+        file.write_text(text)
+    driver.get((tmp_path / "gallery/index.html").as_uri())
+    assert "1 of 3" in status(driver)
+    cards(driver)[0].click()
+    assert opened(driver) == names(driver)[0]
+    assert "pixels" in driver.find_element(By.ID, "viewer-body").text
+    assert driver.find_elements(By.CSS_SELECTOR, "dialog a") == []
 
 
 def test_a_script_in_the_page_would_not_run(driver):

@@ -218,6 +218,16 @@ def test_folder_name_that_is_not_utf8(tmp_path):
     assert r"caf\xe9.jpg" in message_of(read_folder, tmp_path, {"train": "."}, CLASSES)
 
 
+def test_a_suffix_that_is_not_utf8_is_told_in_characters_that_tables_hold(tmp_path):
+    (tmp_path / "x.jpg").touch()
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/x.\xe9")).touch()
+    told = []
+    read_folder(tmp_path, {"train": "."}, CLASSES, told.append)
+    (line,) = told
+    assert r".\udce9 (1)" in line
+    assert line.encode()
+
+
 def table(folder: Path, text: str) -> Path:
     return write(folder / "table.csv", text)
 

@@ -10,9 +10,12 @@ from cdul_steps.data.foreign import Tell, ignore, listed
 from cdul_steps.data.readers.coco import read_coco
 from cdul_steps.data.readers.folder import read_folder
 from cdul_steps.data.readers.nuswide import read_nuswide
+from cdul_steps.data.readers.parquet import read_parquet
 from cdul_steps.data.readers.record import ImageRecord, check_utf8, pattern_of
 from cdul_steps.data.readers.table import read_table
 from cdul_steps.data.readers.voc import read_voc
+from cdul_steps.data.readers.webdataset import read_webdataset
+from cdul_steps.data.sources import is_in_archive, state
 from cdul_steps.errors import UserError
 
 READERS = {
@@ -21,7 +24,11 @@ READERS = {
     "nuswide": read_nuswide,
     "folder": read_folder,
     "table": read_table,
+    "webdataset": read_webdataset,
+    "parquet": read_parquet,
 }
+_LEAVE_OUT = ("folder", "webdataset", "parquet")
+"""Readers that take `exclude` themselves, to leave out folders or archives unread."""
 
 
 def read_dataset(
@@ -46,10 +53,9 @@ def read_dataset(
     """
     check_names([str(root)])
     told: list[str] = []
-    if reader == "folder":
-        records = read_folder(root, splits, classes, told.append, exclude)
-    else:
-        records = READERS[reader](root, splits, classes, told.append)
+    patterns = (exclude,) if reader in _LEAVE_OUT else ()
+    records = READERS[reader](root, splits, classes, told.append, *patterns)
+    if reader != "folder":
         records = _without(records, root, exclude, told.append)
     if labelled_only:
         found = len(records)
@@ -83,7 +89,10 @@ def read_dataset(
 def _without(
     records: list[ImageRecord], root: Path, exclude: Sequence[str], tell: Tell
 ) -> list[ImageRecord]:
-    """The records that no pattern excludes by their path relative to the data set's folder."""
+    """The records that no pattern excludes by their path relative to the data set's folder.
+
+    In an archive, by their id, which is the archive's path and their name in it.
+    """
     if not exclude:
         return records
     top = root.parent if root.is_file() else root
@@ -92,7 +101,8 @@ def _without(
     for record in records:
         path = Path(record.path)
         relative = path.relative_to(top) if path.is_relative_to(top) else path
-        if pattern := pattern_of(relative.as_posix(), exclude):
+        name = record.image_id if is_in_archive(record.path) else relative.as_posix()
+        if pattern := pattern_of(name, exclude):
             left_out[pattern] += 1
         else:
             kept.append(record)
@@ -161,15 +171,11 @@ def check_headers(
 
 def fingerprint(records: Iterable[ImageRecord]) -> str:
     """32 hex digits that change with any field of any record, their order, and the size or
-    modification time of any image file. A file that cannot be looked at counts as missing.
+    modification time of any file or archive with an image. One that cannot be looked at counts as
+    missing.
     """
     digest = blake2b(digest_size=16)
     for record in records:
-        try:
-            status = Path(record.path).stat()
-            state = (status.st_size, status.st_mtime_ns)
-        except (OSError, ValueError):
-            state = None
         fields = (record.image_id, record.split, record.path, record.positive, record.difficult)
-        digest.update(repr((fields, state)).encode())
+        digest.update(repr((fields, state(record.path))).encode())
     return digest.hexdigest()

@@ -77,7 +77,7 @@ def read_table(
         for name, text in (("path", path), ("image_id", image_id)):
             if not text.strip():
                 raise UserError(f"{root}, {place}: the column '{name}' is blank; fill it in")
-        positive = None if missing else _truth_of_row(cells, classes, f"{root}, {place}")
+        positive = None if missing else truth_of_row(cells, classes, f"{root}, {place}")
         file = image_path(root.parent, path, root, inside=False)
         for split in ours:
             by_split[split].append(ImageRecord(image_id, split, file, positive))
@@ -149,9 +149,13 @@ def table_errors(root: Path) -> Iterator[None]:
         raise UserError(f"{root}: the table cannot be read: {first_line(error)}") from error
 
 
-def _truth_of_row(
+def truth_of_row(
     cells: Mapping[str, object], classes: Sequence[str], where: str
 ) -> tuple[int, ...] | None:
+    """The classes that 1/0 cells say are present, by their names; None where all are blank.
+
+    Raises UserError, which begins with `where`, for another cell, and where some are blank.
+    """
     labels = []
     for name in classes:
         try:

@@ -1,0 +1,158 @@
+"""Where an image lies: in a file of its own, in a tar, or in a cell of a Parquet file.
+
+The text of the manifest's column `path` says which:
+
+- `ARCHIVE.tar#OFFSET+LENGTH`: so many bytes of an uncompressed tar, from a byte on;
+- `FILE.parquet#COLUMN:ROWGROUP:ROW`: a cell of a column of bytes, or of structs with a field
+  `bytes`; the row is counted within its row group, both from 0;
+- anything else is the path of a file.
+
+What is read of an archive is told by such a text alone: names of members are never paths.
+"""
+
+import errno
+import io
+import os
+import re
+import stat
+from collections.abc import Callable
+from functools import lru_cache
+from os import PathLike
+from pathlib import Path
+from threading import Lock
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cdul_steps.errors import first_line
+
+_TAR = re.compile(r"(.+\.tar)#([0-9]{1,18})\+([0-9]{1,18})", re.DOTALL)
+_PARQUET = re.compile(r"(.+\.parquet)#(.+):([0-9]{1,9}):([0-9]{1,9})", re.DOTALL)
+_KEPT = 2
+"""Row groups of images that a process keeps in memory: threads that read on are at most in two."""
+
+
+def in_tar(archive: str, offset: int, length: int) -> str:
+    """The place of `length` bytes of a tar from byte `offset` on."""
+    return f"{archive}#{offset}+{length}"
+
+
+def in_parquet(file: str, column: str, group: int, row: int) -> str:
+    """The place of a cell of a Parquet file."""
+    return f"{file}#{column}:{group}:{row}"
+
+
+def file_of(place: str | PathLike[str]) -> Path:
+    """The file that holds an image: its own, or the archive."""
+    text = str(place)
+    found = _TAR.fullmatch(text) or _PARQUET.fullmatch(text)
+    return Path(found[1] if found else text)
+
+
+def is_in_archive(place: str | PathLike[str]) -> bool:
+    """Whether an image has no file of its own."""
+    return file_of(place) != Path(place)
+
+
+def state(place: str | PathLike[str]) -> tuple[int, int] | None:
+    """Bytes of the file that holds an image and its time of change in ns; None where it is gone."""
+    try:
+        found = file_of(place).stat()
+    except (OSError, ValueError):  # ValueError: a name with a null byte
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+def locate(place: str | PathLike[str]) -> tuple[int, Callable[[], BinaryIO]]:
+    """How many bytes an image has, and a function that opens them as a file.
+
+    Raises OSError with an `errno` for what cannot be read, and FileNotFoundError for what is not
+    there; without an `errno`, its message says what is not.
+    """
+    text = str(place)
+    file = file_of(text)
+    found = file.stat()
+    if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
+        raise OSError(errno.EBADF, "not a regular file")
+    if in_archive := _TAR.fullmatch(text):
+        start, length = int(in_archive[2]), int(in_archive[3])
+        if start + length > found.st_size:
+            raise OSError(errno.EIO, f"{file} ends before it; it was cut short or changed")
+        return length, lambda: io.BufferedReader(_Part(file.open("rb", 0), start, length))
+    if in_table := _PARQUET.fullmatch(text):
+        data = _cell(file, found, in_table[2], int(in_table[3]), int(in_table[4]))
+        return len(data), lambda: io.BytesIO(data)
+    return found.st_size, lambda: file.open("rb")
+
+
+class _Part(io.RawIOBase):
+    """Bytes of a file as a file of their own. It has no `fileno`, which would open all of it."""
+
+    def __init__(self, file: io.FileIO, start: int, length: int) -> None:
+        self._file, self._start, self._length = file, start, length
+        self._place = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        place = offset + (0, self._place, self._length)[whence]
+        if place < 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self._place = place
+        return place
+
+    def _read(self, size: int) -> bytes:
+        size = max(0, min(size, self._length - self._place))
+        data = os.pread(self._file.fileno(), size, self._start + min(self._place, self._length))
+        self._place += len(data)
+        return data
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def readall(self) -> bytes:
+        return self._read(self._length)
+
+    def close(self) -> None:
+        super().close()
+        self._file.close()
+
+
+_reading = Lock()
+"""Threads that read neighbours would each decode their row group."""
+
+
+def _cell(file: Path, found: os.stat_result, column: str, group: int, row: int) -> bytes:
+    """The bytes of a cell. Raises OSError as `locate` does."""
+    try:
+        with _reading:
+            cells = _cells(file, found.st_size, found.st_mtime_ns, column, group)
+        if row >= len(cells):
+            raise OSError(errno.EIO, f"{file} has no such row; it has changed")
+        data = cells[row].as_py()
+    except (pa.ArrowException, OSError, KeyError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        problem = f"{file} is damaged or has changed: {first_line(error)}"
+        raise OSError(errno.EIO, problem) from error
+    if data is None:
+        raise FileNotFoundError("the cell is null")
+    return data
+
+
+@lru_cache(_KEPT)
+def _cells(file: Path, size: int, modified: int, column: str, group: int) -> pa.ChunkedArray:
+    """The bytes in a column of a row group; `size` and `modified` are those of the file."""
+    with pq.ParquetFile(file) as table:
+        is_struct = pa.types.is_struct(table.schema_arrow.field(column).type)
+        name = f"{column}.bytes" if is_struct else column
+        cells = table.read_row_group(group, [name], use_threads=False)[column]
+    return pc.struct_field(cells, "bytes") if is_struct else cells
