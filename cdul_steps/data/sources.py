@@ -20,13 +20,12 @@ from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 from threading import Lock
-from typing import Any, BinaryIO
-
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from cdul_steps.errors import first_line
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _TAR = re.compile(r"(.+\.tar)#([0-9]{1,18})\+([0-9]{1,18})", re.DOTALL)
 _PARQUET = re.compile(r"(.+\.parquet)#(.+):([0-9]{1,9}):([0-9]{1,9})", re.DOTALL)
@@ -132,6 +131,8 @@ _reading = Lock()
 
 def _cell(file: Path, found: os.stat_result, column: str, group: int, row: int) -> bytes:
     """The bytes of a cell. Raises OSError as `locate` does."""
+    import pyarrow as pa
+
     try:
         with _reading:
             cells = _cells(file, found.st_size, found.st_mtime_ns, column, group)
@@ -149,8 +150,12 @@ def _cell(file: Path, found: os.stat_result, column: str, group: int, row: int) 
 
 
 @lru_cache(_KEPT)
-def _cells(file: Path, size: int, modified: int, column: str, group: int) -> pa.ChunkedArray:
+def _cells(file: Path, size: int, modified: int, column: str, group: int) -> "pa.ChunkedArray":
     """The bytes in a column of a row group; `size` and `modified` are those of the file."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
     with pq.ParquetFile(file) as table:
         is_struct = pa.types.is_struct(table.schema_arrow.field(column).type)
         name = f"{column}.bytes" if is_struct else column

@@ -5,10 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import repeat
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from cdul_steps.data.foreign import ClassNames, Tell, ignore
 from cdul_steps.data.readers.archives import archives_of, positives
@@ -16,6 +13,10 @@ from cdul_steps.data.readers.record import ImageRecord
 from cdul_steps.data.readers.table import truth_of_row
 from cdul_steps.data.sources import in_parquet
 from cdul_steps.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 IMAGE_NAMES = ("image", "images", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "bytes")
 """Which of several columns of bytes holds the images."""
@@ -44,6 +45,8 @@ def read_parquet(
 
     Raises UserError.
     """
+    import pyarrow.parquet as pq
+
     names, columns = ClassNames(classes), ClassNames(classes)
     records = []
     for split, name, path in archives_of(root, splits, ".parquet", exclude, tell):
@@ -62,7 +65,7 @@ def read_parquet(
     return records
 
 
-def image_column(schema: pa.Schema, path: Path) -> str:
+def image_column(schema: "pa.Schema", path: Path) -> str:
     """The name of the column of images. Raises UserError where it is none, or not clear."""
     found = [field.name for field in schema if _holds_bytes(field.type)]
     named = [name for name in found if name.casefold() in IMAGE_NAMES]
@@ -76,19 +79,23 @@ def image_column(schema: pa.Schema, path: Path) -> str:
     )
 
 
-def _holds_bytes(kind: pa.DataType) -> bool:
+def _holds_bytes(kind: "pa.DataType") -> bool:
+    import pyarrow as pa
+
     if pa.types.is_struct(kind):
         place = kind.get_field_index("bytes")
         return place >= 0 and _is_bytes(kind.field(place).type)
     return _is_bytes(kind)
 
 
-def _is_bytes(kind: pa.DataType) -> bool:
+def _is_bytes(kind: "pa.DataType") -> bool:
+    import pyarrow as pa
+
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def _truth(
-    file: pq.ParquetFile, images: str, names: ClassNames, columns: ClassNames, path: Path
+    file: "pq.ParquetFile", images: str, names: ClassNames, columns: ClassNames, path: Path
 ) -> Iterable[_Truth]:
     """The truth of each row; `names` remembers labels that are no class, `columns` columns."""
     if not names.names:
@@ -111,7 +118,7 @@ def _truth(
 
 
 def _rows(
-    file: pq.ParquetFile, columns: list[str], path: Path
+    file: "pq.ParquetFile", columns: list[str], path: Path
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """For each row its place in words, and its cells of these columns."""
     batches = file.iter_batches(columns=columns, use_threads=False)
@@ -120,7 +127,7 @@ def _rows(
 
 
 def _of_columns(
-    file: pq.ParquetFile, chosen: list[str], names: ClassNames, path: Path
+    file: "pq.ParquetFile", chosen: list[str], names: ClassNames, path: Path
 ) -> Iterator[_Truth]:
     """The truth in 1/0 columns, in the order of the classes."""
     for where, row in _rows(file, chosen, path):
@@ -129,7 +136,7 @@ def _of_columns(
 
 
 def _of_labels(
-    file: pq.ParquetFile, column: str, names: ClassNames, path: Path
+    file: "pq.ParquetFile", column: str, names: ClassNames, path: Path
 ) -> Iterator[_Truth]:
     """The truth in one column of names or numbers, or lists of them."""
     own = _own_names(file.schema_arrow, column)
@@ -144,7 +151,7 @@ def _of_labels(
         yield positives(labels, names, where)
 
 
-def _own_names(schema: pa.Schema, column: str) -> dict[int, str]:
+def _own_names(schema: "pa.Schema", column: str) -> dict[int, str]:
     """What the numbers of a column stand for, as Hugging Face says it; empty if it does not."""
     try:
         feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
@@ -157,6 +164,8 @@ def _own_names(schema: pa.Schema, column: str) -> dict[int, str]:
 
 @contextmanager
 def _errors(path: Path) -> Iterator[None]:
+    import pyarrow as pa
+
     try:
         yield
     except (OSError, ValueError, pa.ArrowException) as error:
