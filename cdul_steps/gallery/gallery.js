@@ -12,7 +12,9 @@ const MEANING = {
   Uncertainty: "1 - |2 s - 1| for a score s: 1 if s is 0.5, 0 if s is 0 or 1. If no class is selected, the mean over the classes.",
   "Disagreement, change": "The difference between CLIP's and the classifier's scores, or between a label before and after refinement. If no class is selected, the largest difference over the classes.",
   "Score if no class is selected": "The largest of the image's scores.",
+  Corrections: "Open an image to correct its labels. The browser stores your answers. Download them as corrections.csv and name this file as labels.NAME.corrections in the config; it includes earlier corrections, so it can replace the earlier file.",
 };
+const ANSWERS = { "": "–", 1: "yes", 0: "no", unknown: "unknown" };
 
 // A page opened from disk may not use fetch, but it may load scripts: each data file calls part().
 const arrived = new Map();
@@ -62,6 +64,8 @@ let page = 0;
 let latest = 0; // number of the newest request for the list; responses to older requests are ignored
 let latestView = 0; // the same for the viewer
 let open = 0; // index in `order` of the image in the viewer
+let corrections = new Map(); // '["image_id","class"]' to "1", "0", "unknown", or "" if withdrawn
+let kept = true; // whether the browser stores the corrections
 
 function failed(error) {
   list.ariaBusy = "false";
@@ -160,6 +164,74 @@ function picture(image) {
   return whole;
 }
 
+const storage = () => `cdul gallery ${index.title} ${index.split}`;
+const entry = (image, c) => JSON.stringify([image.id, index.classes[c]]);
+
+/** The corrections that the labels were made with, then those that the browser has stored. */
+function remember() {
+  corrections = new Map((index.corrections ?? []).map(([id, name, value]) => [JSON.stringify([id, name]), value]));
+  try {
+    for (const [key, value] of JSON.parse(localStorage.getItem(storage()) ?? "[]")) corrections.set(key, value);
+  } catch {
+    kept = false;
+  }
+}
+
+function correct(image, c, value) {
+  corrections.set(entry(image, c), value);
+  try {
+    localStorage.setItem(storage(), JSON.stringify([...corrections]));
+  } catch {
+    kept = false;
+  }
+  countCorrections();
+}
+
+const corrected = () => [...corrections].filter(([, value]) => value !== "");
+
+function countCorrections() {
+  const count = corrected().length;
+  find("download").hidden = count === 0;
+  find("download").textContent =
+    `Download corrections (${count})` + (kept ? "" : "; this browser cannot store them");
+}
+
+const quoted = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+
+function download() {
+  const rows = corrected().map(([key, value]) => [...JSON.parse(key), value]);
+  const lines = [["image_id", "class", "value"], ...rows].map((row) => row.map(quoted).join(","));
+  const link = element("a", { download: "corrections.csv" });
+  link.href = URL.createObjectURL(new Blob([`${lines.join("\r\n")}\r\n`], { type: "text/csv" }));
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
+/** A choice of the right answer for a class of an image. */
+function correction(image, c) {
+  const choice = element("select", { ariaLabel: `correct ${index.classes[c]}` });
+  for (const [value, text] of Object.entries(ANSWERS)) choice.append(element("option", { value }, text));
+  choice.value = corrections.get(entry(image, c)) ?? "";
+  choice.onchange = () => {
+    correct(image, c, choice.value);
+    // The button stays, since the focus returns to it.
+    const button = list.children[open - page * PER_PAGE]?.firstChild;
+    const fresh = card(image, open).firstChild;
+    button?.replaceChildren(...fresh.childNodes);
+    button?.setAttribute("aria-label", fresh.ariaLabel);
+  };
+  return element("td", {}, choice);
+}
+
+/** The corrections of an image in words. */
+function correctionText(image) {
+  const lines = index.classes
+    .map((name, c) => [name, corrections.get(entry(image, c))])
+    .filter(([, value]) => value)
+    .map(([name, value]) => `${name} ${ANSWERS[value]}`);
+  return lines.length ? `corrected: ${lines.join(", ")}` : "";
+}
+
 const isTrue = (image, c) => controls.truth?.checked && image.positive?.includes(c);
 
 function truthText(image) {
@@ -189,6 +261,7 @@ function remarks(image, count) {
     empty: isEmpty(image) ? "nothing found" : "",
     context: contextText(image, count),
     truth: truthText(image),
+    corrected: correctionText(image),
   };
   return Object.entries(lines).filter(([, line]) => line);
 }
@@ -238,6 +311,7 @@ async function view(place) {
   find("viewer-title").textContent = image.id;
   const head = element("tr", {}, element("th", { scope: "col", className: "class" }, "class"));
   head.append(...index.kinds.map((kind) => element("th", { scope: "col" }, kind)));
+  if (index.corrections) head.append(element("th", { scope: "col" }, "correct"));
   const rows = ranked(image).map((c) => {
     const name = element("th", { scope: "row" }, `${isTrue(image, c) ? "✓ " : ""}${index.classes[c]}`);
     const cells = image.scores.map((kind) => {
@@ -245,7 +319,7 @@ async function view(place) {
       cell.style.setProperty("--score", `${Math.max(kind[c], 0) / 10}%`);
       return cell;
     });
-    return element("tr", {}, name, ...cells);
+    return element("tr", {}, name, ...cells, ...(index.corrections ? [correction(image, c)] : []));
   });
   const caption = element("caption", {}, "Scores");
   const table = element("table", {}, caption, element("thead", {}, head), element("tbody", {}, ...rows));
@@ -303,6 +377,7 @@ async function start() {
   const made = Object.entries(index.labels).map(([name, value]) => `${name} ${value}`);
   for (const [term, text] of Object.entries(MEANING)) {
     if (["CLIP", "refined", "classifier"].includes(term) && !has(term)) continue;
+    if (term === "Corrections" && !index.corrections) continue;
     if (term === "Context" && index.names.length === index.classes.length) continue;
     const more = term === "CLIP" ? ` Made with: ${made.join("; ")}.` : "";
     find("meaning").append(element("dt", {}, term), element("dd", {}, text + more));
@@ -318,7 +393,13 @@ async function start() {
   find("after").onclick = () => step(1);
   find("close").onclick = () => viewer.close();
   list.onkeydown = moveInList;
-  viewer.onkeydown = (event) => step({ ArrowRight: 1, ArrowLeft: -1 }[event.key] ?? NaN);
+  viewer.onkeydown = (event) => {
+    // The arrow keys choose in a list of answers.
+    if (event.target.tagName !== "SELECT") step({ ArrowRight: 1, ArrowLeft: -1 }[event.key] ?? NaN);
+  };
+  find("download").onclick = download;
+  remember();
+  countCorrections();
   await update();
 }
 

@@ -10,6 +10,7 @@ from urllib.parse import quote
 import numpy as np
 import pyarrow as pa
 
+from cdul_steps.data.corrections import NAMES, corrected_entries
 from cdul_steps.data.files import check_replaceable, replacing
 from cdul_steps.data.labels import labels_like
 from cdul_steps.data.manifest import read_shard, read_split, read_truth
@@ -115,6 +116,8 @@ def make_gallery(*, folder: Path, split: str, output: Path) -> None:
             "labels": labels_in_words(run.label_facts),
             "truth": any(image["positive"] is not None for image in images),
         }
+        if run.label_facts.split in (None, split):
+            index["corrections"] = _corrections(run)
         _write_data(part / "data", index, images, _measures(scores, list(kinds)))
     note(f"gallery: {len(images)} images; open {output / 'index.html'}")
 
@@ -156,6 +159,16 @@ def _labels_again(run: Run, table: pa.Table, split: str) -> tuple[list[str], np.
         return None
     array, classes, _ = open_similarity(similarity, facts.tau)
     return classes, labels_like(facts, similarity, array, run.images, table["row"].to_numpy())
+
+
+def _corrections(run: Run) -> list[list[str]]:
+    """What people have corrected: `[image_id, class, value]`, as a corrections file spells them."""
+    table, classes, labels = read_scores(run.place.path(PSEUDO_LABELS))
+    ids = table["image_id"].to_pylist()
+    return [
+        [ids[row], classes[c], NAMES[float(labels[row, c])]]
+        for row, c in np.argwhere(corrected_entries(table, classes))
+    ]
 
 
 def _match(file: Path, image_ids: list[str]) -> tuple[list[str], np.ndarray]:

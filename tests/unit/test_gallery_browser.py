@@ -1,11 +1,14 @@
 """A gallery in a real browser: chromium without a window, on a page opened from the disk."""
 
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import made
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from axe_core_python.selenium import Axe
 from browsers import PHONE, focused, press, start_browser, wait_until
@@ -14,7 +17,8 @@ from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
-from cdul_steps.data.tables import read_scores
+from cdul_steps.data.corrections import read_corrections
+from cdul_steps.data.tables import read_scores, write_table
 from cdul_steps.steps.gallery import make_gallery
 
 CLASSES = ["boat", "<script>hit=1</script>", "cat"]
@@ -52,8 +56,13 @@ def scores(training) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[webdriver.Chrome]:
-    driver = start_browser()
+def downloads(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("downloads")
+
+
+@pytest.fixture(scope="module")
+def chromium(downloads) -> Iterator[webdriver.Chrome]:
+    driver = start_browser(prefs={"download.default_directory": str(downloads)})
     yield driver
     driver.quit()
 
@@ -208,6 +217,75 @@ def test_keyboard_alone(driver):
     press(driver, Keys.ESCAPE)
     assert not viewer.is_displayed()
     assert focused(driver) == cards(driver)[0]
+
+
+def answer(driver, name: str) -> Select:
+    """The answer for a class of the image in the viewer."""
+    viewer = driver.find_element(By.ID, "viewer")
+    rows = viewer.find_elements(By.CSS_SELECTOR, "tbody tr")
+    row = next(r for r in rows if r.find_element(By.TAG_NAME, "th").text == name)
+    return Select(row.find_element(By.TAG_NAME, "select"))
+
+
+def test_corrections_outlive_the_tab_and_go_into_a_file(driver, downloads):
+    download = driver.find_element(By.ID, "download")
+    assert not download.is_displayed()
+    name = names(driver)[0]
+    cards(driver)[0].click()
+    assert opened(driver) == name
+    answer(driver, "boat").select_by_visible_text("yes")
+    answer(driver, "cat").select_by_visible_text("unknown")
+    answer(driver, CLASSES[1]).select_by_visible_text("no")
+    answer(driver, "boat").select_by_visible_text("no")
+    # An arrow key in a list chooses there, and leaves the image open.
+    press(driver, Keys.ARROW_LEFT, Keys.ESCAPE)
+    wait_until(driver, lambda d: "corrected: boat no" in cards(d)[0].text)
+    assert focused(driver) == cards(driver)[0]
+    driver.refresh()
+    wait_until(driver, lambda d: d.find_element(By.ID, "download").is_displayed())
+    cards(driver)[0].click()
+    assert opened(driver) == name
+    assert answer(driver, "cat").first_selected_option.text == "unknown"
+    answer(driver, "cat").select_by_value("")
+    press(driver, Keys.ESCAPE)
+    driver.find_element(By.ID, "download").click()
+    file = downloads / "corrections.csv"
+    wait_until(driver, lambda d: file.is_file())
+    found = read_corrections(file)
+    assert found == {(name, "boat"): 0.0, (name, CLASSES[1]): 0.0}
+    driver.execute_script("localStorage.clear()")
+
+
+def test_corrections_of_before_are_in_the_file_too(training, driver, downloads, tmp_path):
+    results = shutil.copytree(training.parents[3], tmp_path / "results")
+    labels = results / training.relative_to(training.parents[3]).parent / "pseudo_labels.parquet"
+    table = pq.read_table(labels)
+    scores = table["boat"].to_numpy().copy()
+    scores[7] = 1
+    column = table.column_names.index("boat")
+    table = table.set_column(column, "boat", pa.array(scores))
+    corrected = pa.array([["boat"] if row == 7 else [] for row in range(len(table))])
+    write_table(table.append_column("corrected", corrected), labels)
+    make_gallery(folder=labels.parent, split="train", output=tmp_path / "gallery")
+    driver.get((tmp_path / "gallery/index.html").as_uri())
+    wait_until(driver, lambda d: d.find_element(By.ID, "download").is_displayed())
+    (downloads / "corrections.csv").unlink(missing_ok=True)
+    driver.find_element(By.ID, "download").click()
+    wait_until(driver, lambda d: (downloads / "corrections.csv").is_file())
+    found = read_corrections(downloads / "corrections.csv")
+    assert found == {(table["image_id"][7].as_py(), "boat"): 1.0}
+
+
+def test_labels_of_test_images_are_not_corrected(training, driver, tmp_path):
+    make_gallery(folder=training, split="train", output=tmp_path / "gallery")
+    index = tmp_path / "gallery/data/index.js"
+    assert '"corrections":[]' in index.read_text()
+    index.write_text(index.read_text().replace('"corrections":[]', '"other":[]'))
+    driver.get((tmp_path / "gallery/index.html").as_uri())
+    wait_until(driver, lambda d: cards(d))
+    cards(driver)[0].click()
+    opened(driver)
+    assert not driver.find_elements(By.CSS_SELECTOR, "#viewer select")
 
 
 def test_focus_goes_through_the_form_to_the_pages_to_the_images(driver):
