@@ -1,9 +1,14 @@
 """Second views as stages: what they are made again for, and what not."""
 
+import json
+
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from copies import SMALL_TRAINING, Project, copy_project
 from jobs import find_job, leftovers
+
+from cdul_steps.data.tables import read_scores
 
 BOXED = "results/demo~tiny-clip~seen"
 SECOND = "results/demo/tiny-clip/second/pseudo_labels.parquet"
@@ -63,6 +68,28 @@ def test_a_killed_stage_goes_on_where_it_was(project):
     assert [(project.folder / shard).read_bytes() for shard in shards] == before
     assert (project.folder / shards[0]).stat().st_mtime_ns == kept
     assert not leftovers(project) and project.plan() == {}
+
+
+def test_refined_labels_can_be_learnt_from_again(project):
+    twice = project.set("labels.twice", {"join": [{"labels": "final", "training": "small"}]})
+    target = "results/demo/tiny-clip/twice/pseudo_labels.parquet"
+    assert twice.plan(target) == {"join_labels": 1}
+    twice.snakemake(target)
+    refined = read_scores(project.results / "demo/tiny-clip/final/small/refined_labels.parquet")
+    found = read_scores(project.folder / target)
+    assert np.array_equal(found[2], refined[2]) and found[0].equals(refined[0])
+
+
+def test_report_and_gallery_show_second_views(project, cdul, tmp_path):
+    folder = project.results / "demo/tiny-clip/second/small"
+    assert cdul("report", folder, "--output", tmp_path / "report").returncode == 0
+    assert "the mean of" in (tmp_path / "report/report.html").read_text()
+    views = project.folder / BOXED / "tiny-clip/best"
+    done = cdul("gallery", views, "--output", tmp_path / "gallery")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "gallery/data/page-0.js").read_text()
+    (first, *_), _ = json.JSONDecoder().raw_decode(page.partition(",")[2])
+    assert len(first["boxes"]) == 2
 
 
 def test_status_and_verify_know_second_views(project, cdul):
