@@ -3,6 +3,9 @@
 import ast
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -51,6 +54,39 @@ def test_every_page_is_reached_from_the_readme():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for page in ROOT.glob("docs/*.md"):
         assert f"(docs/{page.name}" in text, page.name
+
+
+# Tables of results
+
+TABLES = ROOT / "experiments/tables.py"
+
+
+def check_tables(script: Path) -> str:
+    """What `--check` prints; nothing if the pages have the tables of docs/tables."""
+    command = [sys.executable, str(script), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == bool(done.stdout) and not done.stderr, done.stderr
+    return done.stdout
+
+
+def test_tables_of_results_are_those_of_the_files():
+    assert check_tables(TABLES) == ""
+    text = "".join(page.read_text(encoding="utf-8") for page in ROOT.glob("docs/*.md"))
+    names = re.findall(r"^<!-- table: (\S+) -->\n\n\|", text, re.MULTILINE)
+    assert sorted(names) == sorted(file.stem for file in ROOT.glob("docs/tables/*"))
+
+
+def test_a_table_edited_by_hand_is_noticed(tmp_path):
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    script = tmp_path / "experiments/tables.py"
+    script.parent.mkdir()
+    shutil.copy(TABLES, script)
+    page = tmp_path / "docs/results-demo.md"
+    before = page.read_text(encoding="utf-8")
+    page.write_text(before.replace("| 90.27 ± 0.43 |", "| 91.27 ± 0.43 |"), encoding="utf-8")
+    assert re.fullmatch(r"results-demo\.md differs.*\n", check_tables(script))
+    subprocess.run([sys.executable, str(script)], check=True)
+    assert page.read_text(encoding="utf-8") == before
 
 
 # Messages
