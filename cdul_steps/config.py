@@ -368,7 +368,11 @@ class BoxShape(Section):
     """What boxes of second views are like."""
 
     classes: int = Field(
-        4, ge=1, le=32, description="Boxes an image: one for each of so many most probable classes."
+        4,
+        ge=1,
+        le=32,
+        description="Boxes per image: one for each of this many most probable classes, or for all "
+        "classes if there are fewer.",
     )
     threshold: float = Field(
         0.5,

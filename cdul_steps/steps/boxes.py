@@ -33,9 +33,10 @@ from cdul_steps.progress import note
 def write_box_images(*, images: Path, classes: int, output: Path) -> None:
     """Write the `images.parquet` of second views: the train split of a data set's, row for row.
 
-    Its layout says that an image has the whole and `classes` boxes as views.
+    Its layout says that an image has the whole and `classes` boxes as views, or as many boxes as
+    there are classes.
     """
-    facts = require(images, read_facts(images), "layout", "rows")
+    facts = require(images, read_facts(images), "layout", "rows", "classes")
     table = pq.read_table(images)
     table = table.filter(pc.equal(table["split"], "train"))
     layout = facts["layout"] | {
@@ -43,7 +44,7 @@ def write_box_images(*, images: Path, classes: int, output: Path) -> None:
         "splits": {"train": facts["layout"]["splits"]["train"]},
         "grid": [],
         "overlap": 0.0,
-        "views": 1 + classes,
+        "views": 1 + min(classes, len(facts["classes"])),
     }
     facts |= {"layout": layout, "rows": {"train": facts["rows"]["train"]}}
     write_table(describe(table, IMAGES_KIND, **_own(facts)), output)
@@ -60,11 +61,11 @@ def make_boxes(
 ) -> None:
     """Write the second views of one shard: a manifest like the shard's own, `manifest`.
 
-    For each image the classifier's `settings.classes` most probable classes have a box each,
-    around the strong cells of the class's activation map (`method.boxes.map_boxes`); the column
-    `class` names it, and is null for view 0, the whole image. An image that cannot be read has the
-    whole image in place of each box. Raises UserError for a model that is none, or that has no map
-    of features or fewer classes.
+    For each image the classifier's `settings.classes` most probable classes, or all that it knows,
+    have a box each, around the strong cells of the class's activation map
+    (`method.boxes.map_boxes`); the column `class` names it, and is null for view 0, the whole image.
+    An image that cannot be read has the whole image in place of each box. Raises UserError for a
+    model that is none, or that has no map of features.
     """
     facts, images, boxes = read_shard(manifest)
     target, workers = machine.set_up(cpu_workers=0)
@@ -74,11 +75,7 @@ def make_boxes(
             f"{model}: {card.model} has no map of features, so it cannot say where it sees a "
             "class; boxes need a convolutional network"
         )
-    if settings.classes > len(card.classes):
-        raise UserError(
-            f"boxes: {settings.classes} classes an image are more than the {len(card.classes)} "
-            f"that {model} knows; set 'classes'"
-        )
+    count = min(settings.classes, len(card.classes))
     encoder = TimmEncoder(network, card, target, partial(_find, network, settings))
     encode = InBatches(encoder, machine.batch_size or TOGETHER, "boxes")
     found, outcome, seconds = encode_shard_images(
@@ -91,8 +88,8 @@ def make_boxes(
         TOGETHER,
     )
     places = images["row"].to_numpy() - facts["shard"] * facts["shard_size"]
-    of_images = found[places, 0].reshape(len(images), settings.classes, 5)
-    views = np.repeat(boxes[:, :1], 1 + settings.classes, axis=1)
+    of_images = found[places, 0].reshape(len(images), count, 5)
+    views = np.repeat(boxes[:, :1], 1 + count, axis=1)
     named: list[str | None] = []
     for view, of_image in zip(views, of_images, strict=True):
         named.append(None)
@@ -100,11 +97,11 @@ def make_boxes(
             view[1:] = to_pixels(of_image[:, 1:], *view[0, 2:])
             named += [card.classes[int(c)] for c in of_image[:, 0]]
         else:
-            named += [None] * settings.classes
+            named += [None] * count
     table = read_table(manifest, [*IMAGE_COLUMNS, "view"])
     rows = table.filter(pc.equal(table["view"], 0)).drop_columns("view").to_pylist()
     result = shard_table(rows, views).append_column("class", pa.array(named, pa.string()))
-    facts = facts | {"views": 1 + settings.classes, "grid": [], "overlap": 0.0}
+    facts = facts | {"views": 1 + count, "grid": [], "overlap": 0.0}
     described = describe(
         result,
         SHARD_KIND,
@@ -129,7 +126,8 @@ def _find(network: torch.nn.Module, settings: BoxShape, images: Tensor) -> Tenso
     # Maps are gradients, which inference mode has none of.
     with torch.inference_mode(mode=False), torch.no_grad():
         features = network.forward_features(images.clone())
-        best = network.forward_head(features).topk(settings.classes, dim=1).indices
+        scores = network.forward_head(features)
+        best = scores.topk(min(settings.classes, scores.shape[1]), dim=1).indices
         maps = activation_maps(network, features, best)
         boxes = map_boxes(maps, settings.threshold, settings.margin)
     return torch.cat([best[:, :, None].float(), boxes], dim=2).flatten(1)
