@@ -61,11 +61,11 @@ def make_boxes(
 ) -> None:
     """Write the second views of one shard: a manifest like the shard's own, `manifest`.
 
-    For each image the classifier's `settings.classes` most probable classes, or all that it knows,
-    have a box each, around the strong cells of the class's activation map
-    (`method.boxes.map_boxes`); the column `class` names it, and is null for view 0, the whole image.
-    An image that cannot be read has the whole image in place of each box. Raises UserError for a
-    model that is none, or that has no map of features.
+    Each image gets one box for each of its `settings.classes` most probable classes, or for all
+    classes if there are fewer: around the strong cells of the class's activation map
+    (`method.boxes.map_boxes`). The column `class` names the class; it is null for view 0, the whole
+    image. An image that cannot be read gets the whole image in place of each box. Raises UserError
+    for a model that cannot be loaded or has no map of features.
     """
     facts, images, boxes = read_shard(manifest)
     target, workers = machine.set_up(cpu_workers=0)
