@@ -311,7 +311,7 @@ async function view(place) {
   find("viewer-title").textContent = image.id;
   const head = element("tr", {}, element("th", { scope: "col", className: "class" }, "class"));
   head.append(...index.kinds.map((kind) => element("th", { scope: "col" }, kind)));
-  if (index.corrections) head.append(element("th", { scope: "col" }, "correct"));
+  if (index.corrections) head.append(element("th", { scope: "col", className: "correct" }, "correct"));
   const rows = ranked(image).map((c) => {
     const name = element("th", { scope: "row" }, `${isTrue(image, c) ? "✓ " : ""}${index.classes[c]}`);
     const cells = image.scores.map((kind) => {
