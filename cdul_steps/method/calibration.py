@@ -19,7 +19,7 @@ class ClassStatistics(NamedTuple):
 def class_statistics(blocks: Iterable[np.ndarray]) -> ClassStatistics:
     """Statistics of cosines given in blocks (n, 1+S, C); images with a NaN are left out.
 
-    Raises ValueError where no image is left.
+    Raises ValueError if no image is left.
     """
     count: np.ndarray | int = 0
     total: np.ndarray | float = 0.0
@@ -78,7 +78,7 @@ def rescale(labels: np.ndarray, bias: float, slope: float = 1.0) -> np.ndarray:
 def find_bias(labels: np.ndarray, positives: float, slope: float = 1.0) -> float:
     """The `bias` for which rescaled labels (N, C) sum to `positives` an image, on the mean.
 
-    By bisection in -50..50. Raises ValueError where no bias can: where `positives` is not above
+    By bisection in -50..50. Raises ValueError if no bias can: where `positives` is not above
     the number of labels an image that are 1 and below that of those that are not 0.
     """
     lowest, highest = (labels == 1).sum() / len(labels), (labels > 0).sum() / len(labels)

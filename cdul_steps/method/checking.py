@@ -310,7 +310,7 @@ class Interval(NamedTuple):
 
 
 def interval(draws: np.ndarray) -> Interval | None:
-    """Of draws (n,), of which NaN are left out; None where none is left."""
+    """Of draws (n,), of which NaN are left out; None if none is left."""
     some = draws[~np.isnan(draws)]
     if not len(some):
         return None
@@ -332,7 +332,7 @@ def find_threshold(
     """The lowest of some thresholds whose precision has a middle of at least `precision`.
 
     Without a `precision`, the one of the best F1. Of draws (J, draws) of positives; no cell spans a
-    threshold of `steps` (n,). None where there is no such threshold.
+    threshold of `steps` (n,). None if there is no such threshold.
     """
     order = np.argsort(-cells.lowest, kind="stable")
     rising = cells.lowest[order][::-1]

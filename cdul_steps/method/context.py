@@ -61,7 +61,7 @@ def centred_cosine(context: np.ndarray, classes: np.ndarray, centre: np.ndarray)
 
 
 class Near(NamedTuple):
-    """A context name that means a class: `nearness` is None where it is the class's own name."""
+    """A context name that means a class: `nearness` is None if it is the class's own name."""
 
     name: str
     of: str

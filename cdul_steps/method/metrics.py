@@ -86,7 +86,7 @@ def precision_recall_f1(
 
     Three bool tables (N, C). Classes without positives are left out of the means; a class that
     is never predicted has precision 0. CF1 is the harmonic mean of CP and CR, as is usual. All
-    are None where no class has a positive.
+    are None if no class has a positive.
     """
     hit = (truth & predicted & counted).sum(axis=0)
     said = (predicted & counted).sum(axis=0)

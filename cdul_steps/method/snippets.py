@@ -82,7 +82,7 @@ def view_cells(
 def grid_views(grids: Sequence[Grid], chosen: Grid) -> np.ndarray:
     """Which of an image's views a single grid uses: 0, the whole image, and its own snippets.
 
-    Returns int64 (1 + rows * columns,). Raises ValueError where `chosen` is not one of `grids`.
+    Returns int64 (1 + rows * columns,). Raises ValueError if `chosen` is not one of `grids`.
     """
     place = as_grids(grids).index((chosen[0], chosen[1]))
     first = 1 + sum(rows * columns for rows, columns in grids[:place])

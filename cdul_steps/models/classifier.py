@@ -85,7 +85,7 @@ def fitting_args(
 ) -> dict[str, Any]:
     """`model_args`, with timm's `img_size` where the network takes no other images without it.
 
-    Found out by one image. Leaves the random numbers as they are. Raises UserError where no
+    Found out by one image. Leaves the random numbers as they are. Raises UserError if no
     classifier of RGB images of that size comes of it.
     """
     with torch.random.fork_rng(devices=[]):
@@ -130,7 +130,7 @@ def new_classifier(
     """Create a timm network with a head for `classes`, and its data config (mean, std, ...).
 
     `weights` is `timm` for its pretrained weights, a file of them, or None for a random start.
-    Raises UserError where the model is unknown or its weights cannot be had.
+    Raises UserError if the model is unknown or its weights cannot be had.
     """
     if weights not in (None, "timm") and not Path(weights).is_file():
         raise UserError(f"training: weights {weights}: no such file ('timm' fetches timm's own)")
@@ -194,7 +194,7 @@ def network_and_card(
 
 
 def _check_loaded(network: torch.nn.Module, fresh: torch.nn.Module) -> None:
-    """Raise ValueError where a weight but the head's is still that of a `fresh` network.
+    """Raise ValueError if a weight but the head's is still that of a `fresh` network.
 
     timm loads what it finds, and nothing at all of a file of another model.
     """
@@ -232,7 +232,7 @@ def save_classifier(network: torch.nn.Module, card: Card, folder: Path) -> None:
 def load_classifier(folder: Path, device: torch.device) -> tuple[torch.nn.Module, Card]:
     """Load a model folder, in evaluation mode.
 
-    Raises UserError where a file is missing, of another schema version, or where weights and card
+    Raises UserError if a file is missing, of another schema version, or where weights and card
     do not fit.
     """
     try:

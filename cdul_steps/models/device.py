@@ -57,7 +57,7 @@ class Machine:
     def split(self) -> list[Self]:
         """A machine for each of `gpus` processes that work together.
 
-        Raises UserError where there are not so many devices.
+        Raises UserError if there are not so many devices.
         """
         if self.gpus < 2:
             return [self]
@@ -94,7 +94,7 @@ def several_devices(name: str, count: int) -> list[str]:
     """Names for `choose_device` of several devices that work together.
 
     `auto` is so many free GPUs, which this process has from now on to itself, or where there is
-    none a single `cpu`; `cuda` the GPUs, and `cpu` so many processes. Raises UserError where there
+    none a single `cpu`; `cuda` the GPUs, and `cpu` so many processes. Raises UserError if there
     are not so many.
     """
     if name == "cpu":

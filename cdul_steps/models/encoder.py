@@ -58,7 +58,7 @@ def load_clip(
     """Load an open_clip model with its weights, in evaluation mode.
 
     `model` is a model name with `pretrained` a tag or a checkpoint file, or `local-dir:FOLDER`.
-    Raises UserError where a file is missing, cannot be fetched, or does not fit the model.
+    Raises UserError if a file is missing, cannot be fetched, or does not fit the model.
     """
     place = model.partition(":")[0]
     if place not in ("local-dir", "hf-hub"):
@@ -156,7 +156,7 @@ def _not_loaded(model: str, pretrained: str | None, error: Exception) -> UserErr
 def _text_lacks(model: str, key: Literal["hf_model_name", "hf_tokenizer_name"]) -> str | None:
     """What a text tower or tokenizer of Hugging Face's needs that is not here.
 
-    None where the model's `text_cfg` names none under `key`, or where all is here.
+    None if the model's `text_cfg` names none under `key`, or where all is here.
     """
     try:
         name = open_clip.get_model_config(model)["text_cfg"].get(key)
@@ -244,7 +244,7 @@ class ImageEncoder:
 class TextEncoder:
     """The text tower, with the tokenizer of its model.
 
-    Raises UserError where the tokenizer needs a package or files that are not here.
+    Raises UserError if the tokenizer needs a package or files that are not here.
     """
 
     def __init__(self, network: torch.nn.Module, model: str) -> None:

@@ -116,7 +116,7 @@ def choose_engine(
     A GPU takes torch and large batches. On a CPU, where an image's views come together and a
     worker has one thread, engines and then batch sizes (one view, half an image's, all of it) are
     measured on noise, if a worker has enough `work` (views) to gain by it. `views` is the number of
-    an image; a `batch_size` (views) of 0 chooses. Raises UserError where `onnx` is asked for and
+    an image; a `batch_size` (views) of 0 chooses. Raises UserError if `onnx` is asked for and
     cannot be had.
     """
     if encoder.device.type != "cpu":
@@ -171,7 +171,7 @@ def _best_size(
 
 
 def _onnx(encoder: ImageEncoder, probe: Tensor) -> OnnxEncoder:
-    """The tower in ONNX Runtime. Raises UserError where its vectors are not torch's."""
+    """The tower in ONNX Runtime. Raises UserError if its vectors are not torch's."""
     try:
         onnx = OnnxEncoder(encoder)
         some = probe[:2]

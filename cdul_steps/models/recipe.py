@@ -59,7 +59,7 @@ def _recipes_of_tags(model: str) -> dict[str, Recipe]:
 
 
 def model_for_file(model: str, recipe: Recipe) -> str | None:
-    """The name of a model as which a file gets this recipe; None where there is none."""
+    """The name of a model as which a file gets this recipe; None if there is none."""
     names = [n for n in (model, f"{model}-quickgelu") if n in open_clip.list_models()]
     return next((name for name in names if Recipe.of_file(name) == recipe), None)
 

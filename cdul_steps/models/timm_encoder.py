@@ -50,7 +50,7 @@ class TimmEncoder(ImageEncoder):
 def pooled_features(network: torch.nn.Module) -> Callable[[Tensor], Tensor]:
     """A function from a timm network's input (B, 3, H, W) to what its last layer takes, (B, D).
 
-    Raises UserError where the last layer is not a single linear one, which a head that was learnt
+    Raises UserError if the last layer is not a single linear one, which a head that was learnt
     on such features could not take the place of.
     """
     head = network.get_classifier()

@@ -92,7 +92,7 @@ def _pseudo_labels(folder: Path) -> Path:
 
 
 def _value(settings: dict[str, Any], key: str) -> Any:
-    """The value of a dotted key; None where a training of an older version had none."""
+    """The value of a dotted key; None if a training of an older version had none."""
     value: Any = settings
     for part in key.split("."):
         value = (value or {}).get(part)

@@ -25,7 +25,7 @@ def evaluate_scores(
     """Measure a table of scores and write the measures as JSON.
 
     Images are matched by `image_id`; those without scores or known truth are left out, and
-    `left_out` says how many. Raises UserError where classes differ, an image is named twice, or no
+    `left_out` says how many. Raises UserError if classes differ, an image is named twice, or no
     image is one of `images`.
     """
     table, classes, values = read_scores(scores)
@@ -98,7 +98,7 @@ def evaluate_labels(
     table `labels`. Result: split, construction, then as `measure`. Where that table was calibrated
     or hardened, labels made in its way are there too, as `pseudo_labels`: on every split with the
     statistics, bias and slope that the table has. Of joined labels there is nothing but these, on
-    their own split. Raises UserError where the table does not say how
+    their own split. Raises UserError if the table does not say how
     it was made, or is of other classes.
     """
     facts = LabelFacts.read(labels)

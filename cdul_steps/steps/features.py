@@ -49,7 +49,7 @@ def make_features(
     A feature vector is what the last layer of the network takes: the pooled output of all layers
     below it, for the whole image squashed to the input size. Writes the shard's object of
     `store`, float32 (shard_size, 1, D) with NaN for images that cannot be used, and last `table`,
-    one row per image: `image_id, row, status, error, seconds`. Raises UserError where the network
+    one row per image: `image_id, row, status, error, seconds`. Raises UserError if the network
     cannot be made, or its trunk cannot be frozen.
     """
     check_store(store, "features")

@@ -44,7 +44,7 @@ def make_gallery(*, folder: Path, split: str, output: Path) -> None:
     `folder` is `{dataset}/{encoder}/{labels}/{training}` below the results, or its
     `{dataset}/{encoder}/{labels}` before any training. Scores: CLIP's labels, for the train split
     the refined ones, and the classifier's predictions; those that are there. An earlier gallery
-    at `output` is replaced. Raises UserError where there is nothing to show, tables do not fit
+    at `output` is replaced. Raises UserError if there is nothing to show, tables do not fit
     together, or `output` is something else.
     """
     check_replaceable(output, GALLERY)

@@ -47,7 +47,7 @@ def assign_rows(image_ids: Sequence[str], earlier: dict[str, int], used: int) ->
 
 
 def make_manifest(*, dataset: Dataset, output: Path) -> None:
-    """Write `images.parquet`, one row per image, and beside it `{split}/{shard}.parquet`.
+    """Write `images.parquet`, one row per image, and next to it `{split}/{shard}.parquet`.
 
     An earlier `images.parquet` of the same layout keeps its rows: new images come after them,
     and only shards whose rows changed are written. With `labelled_only`, images of which no class

@@ -86,7 +86,7 @@ def check_shards(store: Path, text: Path, tables: Sequence[Path]) -> None:
 def read_text(text: Path) -> tuple[list[str], list[str], np.ndarray]:
     """Names of the classes, of the context behind them, and unit embeddings, float32 (C+M, D).
 
-    Raises UserError where one is not a finite vector as long as the others.
+    Raises UserError if one is not a finite vector as long as the others.
     """
     table = read_table(text, ["class", "embedding"], ["context"])
     names, vectors = table["class"].to_pylist(), table["embedding"].to_pylist()
@@ -116,7 +116,7 @@ def make_similarity(
     `logit_bias` where the model has one.
 
     The M columns behind the classes are the context's, which the attribute `context` names. Rows
-    without an embedding stay NaN. Raises UserError where too many images failed, and where store,
+    without an embedding stay NaN. Raises UserError if too many images failed, and where store,
     class embeddings, manifest and the encode jobs' tables do not belong together.
     """
     facts = require(text, read_facts(text), "logit_scale", "model", "pretrained", "templates")

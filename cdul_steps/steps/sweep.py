@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Combination = tuple[Construction, float | None, float | None]
-"""Construction, zeta and lambda, None where the construction does not use it."""
+"""Construction, zeta and lambda, None if the construction does not use it."""
 UNREACHED = 2.0
 """A zeta that no score reaches, with which the aggregator gives the smallest snippet score."""
 HINT = "the sweep's taus are multiples of 1 / logit_scale: add it to the attributes in zarr.json"
@@ -68,7 +68,7 @@ def sweep_labels(
     `similarity` maps splits to their stores. Writes a row a split and setting: mAP in percent,
     and `positives`, what the labels of an image sum to on the mean; zeta and lambda are null
     where the construction does not use them. Scores are made in the model's own way; by a sigmoid,
-    cosines are never standardised. `figure` is drawn from it. Raises UserError where no split has
+    cosines are never standardised. `figure` is drawn from it. Raises UserError if no split has
     truth.
     """
     if figure and figure.suffix not in FIGURES:

@@ -282,7 +282,7 @@ def _save_checkpoint(
 
 
 def _check_epoch(task: _Task, trainer: Trainer, table: pa.Table, epoch: int, loss: float) -> None:
-    """Raise UserError where `epoch` (from 1) has left nothing to go on with."""
+    """Raise UserError if `epoch` (from 1) has left nothing to go on with."""
     if np.isfinite(loss) and trainer.unusable == len(table):
         first = table["path"][0].as_py()
         raise UserError(
@@ -347,7 +347,7 @@ def _pixels(task: _Task, card: Card, table: pa.Table, workers: int, device: torc
 def _test_set(
     task: _Task, trainer: Trainer, workers: int
 ) -> Callable[[Trainer], float | None] | None:
-    """A function from a trainer to its mAP on the test split; None where nothing is known."""
+    """A function from a trainer to its mAP on the test split; None if nothing is known."""
     try:
         table = read_split(task.inputs.images, "test", ["image_id", "path"])
     except UserError:

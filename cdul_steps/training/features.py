@@ -14,7 +14,7 @@ from cdul_steps.errors import UserError
 def read_features(store: Path, rows: np.ndarray) -> np.ndarray:
     """Features of some rows of a store, float32 (len(rows), D), NaN for unusable images.
 
-    Read in blocks, so that no more is in memory than the result. Raises UserError where the store
+    Read in blocks, so that no more is in memory than the result. Raises UserError if the store
     cannot be read or has no such row.
     """
     array = open_store(store)
@@ -40,7 +40,7 @@ class Standardised:
     def __init__(self, features: np.ndarray, poolings: int = 1) -> None:
         """`features` (N, D) of the images to learn from, D a multiple of `poolings`.
 
-        Raises UserError where no image has features.
+        Raises UserError if no image has features.
         """
         self.poolings = poolings
         usable = features[np.isfinite(features).all(axis=1)]

@@ -323,18 +323,18 @@ def test_image_files_that_are_not_there(tmp_path, capsys):
     folder = Folder(tmp_path)
     source = table_of(folder, "path\na.png\nb.png\nc.png\n")
     folder.make(**source)
-    assert "not there" not in capsys.readouterr().err
+    assert "missing" not in capsys.readouterr().err
     (folder.images / "b.png").unlink()
     folder.make(**source)
-    (line,) = [x for x in capsys.readouterr().err.splitlines() if "not there" in x]
-    assert "train: 1 of 3 image files are not there" in line
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "missing" in x]
+    assert "train: 1 of 3 image files are missing" in line
     assert str(folder.images / "b.png") in line
     assert list(folder.rows()) == ["a.png", "b.png", "c.png"]
     with pytest.raises(UserError, match=r"1 of 3 image .*b\.png; .* max_failed_share \(0.3\)"):
         folder.make(**source, max_failed_share=0.3)
     for name in "ac":
         (folder.images / f"{name}.png").unlink()
-    with pytest.raises(UserError, match=r"3 of 3 image files are not there.*a\.png; check 'root'"):
+    with pytest.raises(UserError, match=r"3 of 3 image files are missing.*a\.png; check 'root'"):
         folder.make(**source)
 
 

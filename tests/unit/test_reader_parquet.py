@@ -132,7 +132,7 @@ def test_a_column_for_each_class(tmp_path):
         ({"label": [{"x": 1}]}, ["neither a name"]),
         ({"label": [0], "labels": [[0]]}, ["label and labels"]),
         ({"dog": [1], "cat": [1]}, ["no column for the classes train"]),
-        ({"dog": [1], "cat": [0], "train": [2]}, ["row 0", "'train' holds '2'"]),
+        ({"dog": [1], "cat": [0], "train": [2]}, ["row 0", "'train' contains '2'"]),
     ],
 )
 def test_labels_that_are_none(tmp_path, columns, parts):

@@ -217,7 +217,7 @@ def test_a_store_of_the_format_that_has_pickles_is_refused(tmp_path, mark, filte
     (store / ".zarray").write_text(json.dumps(metadata))
     (store / "0.0.0").write_bytes(pickle.dumps(Evil(mark)))
     message = message_of(lambda: list(read_blocks(store, open_store(store))))
-    assert "no Zarr array (of format 3)" in message
+    assert "not a Zarr array (of format 3)" in message
 
 
 YAML = "!!python/object/apply:os.system ['touch {}']"
