@@ -915,7 +915,11 @@ MISTAKES = {
         [],
         "row -7 of split 'train'",
     ),
-    "no store": (lambda small: None, ["--similarity", "/none.zarr"], "/none.zarr: not a Zarr array"),
+    "no store": (
+        lambda small: None,
+        ["--similarity", "/none.zarr"],
+        "/none.zarr: not a Zarr array",
+    ),
     "no images": (lambda small: None, ["--images", "/none.parquet"], "/none.parquet: no such file"),
     "no column": (
         lambda small: rewrite_images(small, lambda table: table.drop_columns("row")),
