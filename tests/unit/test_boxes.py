@@ -139,7 +139,7 @@ def test_the_images_are_those_of_the_train_split(data, tmp_path):
 
 def test_a_classifier_that_has_no_boxes_says_so(data, tmp_path):
     _, model = classifier(tmp_path / "vit", "test_vit")
-    assert "no map of features" in message_of(boxes, data, model, tmp_path / "0.parquet")
+    assert "no feature map" in message_of(boxes, data, model, tmp_path / "0.parquet")
     _, model = classifier(tmp_path / "model")
     message = message_of(boxes, data, model, tmp_path / "0.parquet", 4)
     assert "4 classes an image are more than the 3" in message
@@ -197,7 +197,9 @@ def test_labels_that_do_not_fit_together_are_not_joined(data, tmp_path):
     images = pq.read_table(data / "images.parquet").take([0, 1])
     other = tmp_path / "other.parquet"
     write_labels(other, images, ["red", "blue", "green"], np.ones((2, 3), np.float32))
-    assert "not of the same classes" in message_of(join, tmp_path / "out.parquet", first, other)
+    assert "do not have the same classes" in message_of(
+        join, tmp_path / "out.parquet", first, other
+    )
 
 
 def test_joined_labels_are_measured(data, tmp_path):

@@ -211,7 +211,7 @@ def test_a_network_that_takes_no_other_size():
 )
 def test_arguments_that_make_no_classifier(arguments):
     message = fails(fitting_args, MODEL, CLASSES, arguments, 64)
-    assert f"{MODEL!r} with {arguments} makes no classifier of RGB images of 64 x 64" in message
+    assert f"{MODEL!r} with {arguments} is not a classifier of RGB images of 64 x 64" in message
 
 
 def test_normalize():

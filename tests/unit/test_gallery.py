@@ -283,7 +283,7 @@ def other_store(training):
     [
         (drop_scores, "give results/DATASET/ENCODER/LABELS/TRAINING"),
         (other_classes, "the scores of CLIP and refined are of different class tables"),
-        (other_store, "its classes are not those of the scores"),
+        (other_store, "its classes differ from those of the scores"),
     ],
 )
 def test_mistakes(change, part, copy, tmp_path):

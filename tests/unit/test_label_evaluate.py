@@ -414,7 +414,7 @@ def known_as(positive):
         (
             None,
             known_as(None),
-            "no mAP: no image with known truth (5 of unknown truth)",
+            "no mAP: no image with known truth (5 with unknown truth)",
             (0, 0, 5),
         ),
         (
@@ -471,7 +471,7 @@ def test_what_was_left_out_is_told(small, cdul):
     assert result["images"] == measured and result["mAP"] is not None
     line = conclusion(result)
     assert line.startswith(
-        f"mAP {result['mAP']:.2f} on {measured} images (1 without scores, 1 not of the data set"
+        f"mAP {result['mAP']:.2f} on {measured} images (1 without scores, 1 not in the data set"
     )
 
 
@@ -862,7 +862,7 @@ def test_context_takes_no_part_in_a_sigmoid(small, capsys):
     add_bias(small)
     alone = label(small, positives=1.3)
     add_context(small)
-    told = "label: each class has a sigmoid of its own, so the context names take no part"
+    told = "label: each class has its own sigmoid, so the context names are not used"
     assert told not in capsys.readouterr().err
     assert label(small, positives=1.3).equals(alone)
     assert told in capsys.readouterr().err

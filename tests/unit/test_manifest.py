@@ -315,7 +315,7 @@ def test_classes_that_no_image_shows_are_noted(tmp_path, capsys, rows, unseen):
 def test_images_of_unknown_truth_are_noted(tmp_path, capsys, rows, unknown):
     folder = Folder(tmp_path)
     folder.make(**table_of(folder, f"path,dog,cat\na.png,{rows}\n"))
-    noted = f"of {unknown} of 2 images the truth is not known" in capsys.readouterr().err
+    noted = f"the truth is not known for {unknown} of 2 images" in capsys.readouterr().err
     assert noted == (unknown is not None)
 
 
@@ -326,7 +326,7 @@ def test_image_files_that_are_not_there(tmp_path, capsys):
     assert "missing" not in capsys.readouterr().err
     (folder.images / "b.png").unlink()
     folder.make(**source)
-    (line,) = [x for x in capsys.readouterr().err.splitlines() if "missing" in x]
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "are missing" in x]
     assert "train: 1 of 3 image files are missing" in line
     assert str(folder.images / "b.png") in line
     assert list(folder.rows()) == ["a.png", "b.png", "c.png"]

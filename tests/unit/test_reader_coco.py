@@ -89,8 +89,8 @@ def test_an_unknown_class_names_the_nearest_category(coco):
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        (lambda i: i["annotations"][0].update(category_id=12), ["of the category 12", "not list"]),
-        (lambda i: i["annotations"][0].update(image_id=7), ["of the image 7", "not list"]),
+        (lambda i: i["annotations"][0].update(category_id=12), ["for category 12", "not list"]),
+        (lambda i: i["annotations"][0].update(image_id=7), ["for image 7", "not list"]),
         (lambda i: i["categories"][0].update(id=2), ["same id"]),
         (lambda i: i["categories"][0].update(name="hot dog"), ["same name"]),
         (lambda i: i.pop("images"), ["missing required field `images`"]),

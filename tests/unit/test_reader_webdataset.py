@@ -250,7 +250,7 @@ def test_a_compressed_tar_by_its_content(tmp_path, open_file):
     data = write_tar(tmp_path / "x.tar", {"a.jpg": IMAGE}).read_bytes()
     (tmp_path / "set").mkdir()
     (tmp_path / "set/0.tar").write_bytes(gzip.compress(data))
-    assert "compressed by gzip" in error(tmp_path / "set")
+    assert "compressed with gzip" in error(tmp_path / "set")
 
 
 @pytest.mark.parametrize("data", [b"Not found", b"x" * 5000, IMAGE])

@@ -113,7 +113,7 @@ def test_arguments_of_the_model_have_types(tmp_path):
         ("variant,seed\na,one\n", "'trainings.a.seed' is 'one'"),
         ("variant,seed\na,5000000000\n", "'trainings.a.seed' is"),
         ("variant,model_args.x\na,{\n", "a: model_args.x: "),
-        ("variant,loss\na,role\n", "trainings.a: loss 'role' learns from hard positives"),
+        ("variant,loss\na,role\n", "trainings.a: loss 'role' learns from fixed hard positives"),
     ],
 )
 def test_mistakes_name_the_table(tmp_path, text, part):
