@@ -147,7 +147,7 @@ def test_stopped_and_started_again(data, long, tmp_path, end):
 
 def test_batch_norm_of_several_processes_is_refused_on_a_cpu(data, tmp_path):
     message = training_runs.fails(data, tmp_path, gpus=2, model="test_resnet")
-    assert "batch norm over several processes is for GPUs" in message
+    assert "batch norm over several processes needs GPUs" in message
     assert not (tmp_path / "model").exists()
 
 
