@@ -1,4 +1,4 @@
-# Second views: a folder beside those of data sets, whose rules do the rest.
+# Second views: a folder next to those of data sets, whose rules do the rest.
 checkpoint box_images:
     input:
         first_images,
