@@ -41,7 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="CDUL: train a multi-label classifier on unlabelled images, with CLIP as the teacher. "
     "`cdul init` creates a working folder, and `cdul run` runs the workflow there. Each stage of "
-    "the workflow is also a command of its own.",
+    "the workflow is also a separate command.",
 )
 demo = typer.Typer(no_args_is_help=True, help="The built-in demo: its images and its CLIP.")
 app.add_typer(demo, name="demo")
@@ -206,8 +206,8 @@ def init(
     from cdul_steps.tools.init import init_folder
 
     for file, written in init_folder(folder, config):
-        typer.echo(f"wrote {file}" if written else f"kept  {file}, which was there already")
-    typer.echo(f"{folder / 'README.md'} says what goes where; run 'cdul doctor' in that folder")
+        typer.echo(f"wrote {file}" if written else f"kept  {file}, which already existed")
+    typer.echo(f"{folder / 'README.md'} explains the files; run 'cdul doctor' in that folder")
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})

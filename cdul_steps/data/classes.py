@@ -80,7 +80,7 @@ def load_names(
     taken = {same(name) for name in table.names}
     for name in keep:
         if name not in listed.names:
-            raise UserError(f"context_keep: {name!r} is not in {context}; write it as it is there")
+            raise UserError(f"context_keep: {name!r} is not in {context}; spell it as in that file")
         if same(name) in taken:
             raise UserError(f"context_keep: {name!r} is a class and cannot be context; remove it")
     return table, listed
@@ -92,7 +92,7 @@ def _load(path: Path, what: str) -> ClassTable:
     except (OSError, UnicodeError) as error:
         raise UserError(
             f"{what} {path}: cannot be read ({getattr(error, 'strerror', 'not UTF-8 text')}); "
-            "give a YAML list, or a UTF-8 text file with one name a line"
+            "give a YAML list, or a UTF-8 text file with one name per line"
         ) from error
     if path.suffix.lower() in (".yaml", ".yml"):
         entries = _yaml_entries(text, f"{what} {path}")

@@ -97,13 +97,13 @@ def apply_corrections(
         image = row.get(image_id, row.get(same_image(image_id)))
         if image is None:
             raise UserError(
-                f"{origin}: corrects {image_id!r}, which is none of the {len(image_ids)} labelled "
-                "images"
+                f"{origin}: corrects {image_id!r}, which is not one of the {len(image_ids)} "
+                "labelled images"
             )
         if (column := names.find(name)) is None:
             raise UserError(
-                f"{origin}: corrects {name!r} of {image_id!r}, which is none of the classes; they "
-                f"are {', '.join(classes)}"
+                f"{origin}: corrects {name!r} of {image_id!r}, which is not one of the classes; "
+                f"they are {', '.join(classes)}"
             )
         labels[image, column] = value
         if corrected[image].setdefault(classes[column], value) != value:

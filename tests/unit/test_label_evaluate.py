@@ -253,7 +253,7 @@ def test_corrections_are_in_the_labels(small):
 def test_a_correction_of_another_image(small):
     path = small / "corrections.csv"
     path.write_text("image_id,class,value\na,dog,1\n")
-    with pytest.raises(UserError, match="corrects 'a', which is none of the 5 labelled images"):
+    with pytest.raises(UserError, match="corrects 'a', which is not one of the 5 labelled images"):
         label(small, corrections=path)
     assert not (small / "labels.parquet").exists()
 

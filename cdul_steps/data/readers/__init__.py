@@ -124,7 +124,7 @@ def check_counts(records: Iterable[ImageRecord], expected: Mapping[str, int], ro
     ]
     if off:
         raise UserError(
-            f"{root}: {', '.join(off)} as 'expected_images' says of the whole set; "
+            f"{root}: {', '.join(off)} as 'expected_images' states for the whole data set; "
             "to use only part of it, write 'expected_images: null' into the config"
         )
 
