@@ -327,7 +327,8 @@ class Labels(Section):
         0.3,
         ge=0,
         le=1,
-        description="A class takes its best snippet score if it is at least this.",
+        description="A class takes its best snippet score if that is at least this, otherwise its "
+        "worst.",
     )
     lambda_: float = Field(
         0.0,
@@ -349,7 +350,7 @@ class Labels(Section):
     positives: Positive | None = Field(
         None,
         description="Mean sum of an image's labels over the train split, to which the labels are "
-        "rescaled: roughly the number of classes per image. The labels get the sharpness of the "
+        "rescaled: roughly the number of objects per image. The labels get the sharpness of the "
         "model's own temperature, whatever `tau` is. Default: no rescaling.",
     )
     positives_of: dict[Name, Positive] = Field(

@@ -1,4 +1,4 @@
-"""Label-free calibration: comparable classes, and labels that sum to the number of classes."""
+"""Label-free calibration: comparable classes, and labels that sum to the number of objects."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
