@@ -197,7 +197,7 @@ def test_the_bias_of_the_logits(made, tmp_path):
     assert str(made / "0.parquet") in message and str(made / "text.parquet") in message
     assert "logit_bias -10 and" in message and "with -11.0: not the same weights" in message
     with_facts(made / "text.parquet", logit_bias=None)
-    assert "of one with None" in message_of(similarity, made)
+    assert "from one with None" in message_of(similarity, made)
     # Shards of an older release do not say it.
     embed_text(made, siglip)
     for shard in "01":

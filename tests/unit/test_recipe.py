@@ -101,4 +101,4 @@ def test_a_folder_whose_config_is_silent(tmp_path):
     assert assumed(model, None) is None
     file = tmp_path / "open_clip_config.json"
     file.write_text(json.dumps({"model_cfg": tiny.CLIP}))
-    assert "does not say mean and std" in assumed(model, None)
+    assert "has no mean and std" in assumed(model, None)
