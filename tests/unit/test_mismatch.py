@@ -144,7 +144,7 @@ def test_a_shard_of_another_run(made):
     shutil.copy(shard_file(made / "e.zarr", 0), shard_file(made / "e.zarr", 1))
     assert np.isfinite(open_store(made / "e.zarr")[:]).all()
     message = message_of(similarity, made)
-    assert "foreign" in message and str(made / "1.parquet") in message
+    assert "from another run" in message and str(made / "1.parquet") in message
 
 
 def scaled(scale: float):
