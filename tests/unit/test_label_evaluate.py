@@ -768,7 +768,7 @@ def test_facts_of_a_table_from_elsewhere(small):
     write_table(label(small).replace_schema_metadata(None), small / "labels.parquet")
     facts = LabelFacts.read(small / "labels.parquet")
     assert facts == LabelFacts(whole=False)
-    with pytest.raises(UserError, match=r"labels.parquet: does not record how its labels were made"):
+    with pytest.raises(UserError, match=r"labels.parquet: does not record how its labels were"):
         quality(small)
 
 

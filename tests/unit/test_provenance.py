@@ -208,7 +208,7 @@ def test_the_commit_is_that_of_the_checkout_itself(package):
     commit = git("rev-parse", "HEAD")
     state = git_state_of(package)
     assert len(state) == 12 and commit.startswith(state)
-    edit(package / "errors.py", "The one exception", "One exception")
+    edit(package / "errors.py", "The exception for", "One exception")
     assert git_state_of(package) == f"{state}-dirty"
 
 
