@@ -1,27 +1,27 @@
-# Everything is set up in .venv; PYTHON chooses the interpreter that makes it.
+# Everything is installed in .venv; PYTHON selects the interpreter that creates it.
 PYTHON ?= python3
 BIN := .venv/bin
 
-# As in the command line itself: torch's threads sleep while they wait, and leave room for others.
+# As in the command line itself: torch's threads sleep while they wait, and free the cores.
 export OMP_WAIT_POLICY ?= PASSIVE
-# Installing compiles nothing. Python keeps what it compiles at the first import, though, or each of
-# the hundreds of processes of the tests would compile torch anew.
+# Installing compiles nothing, but Python must keep what it compiles at the first import; otherwise
+# each of the hundreds of test processes would compile torch again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install demo report test test-fast coverage lint format docs rulegraph lock audit
 
 help:
-	@echo "make demo   run the whole workflow on the embedded demo and print its metrics"
-	@echo "make install  set up everything in .venv; all others do it where it is not"
+	@echo "make demo   run the whole workflow on the built-in demo and print its metrics"
+	@echo "make install  install everything into .venv; the other targets do this if needed"
 	@echo "make report write results/report/report.html: the demo's tables and figures on one page"
-	@echo "make test   run all tests (CDUL_TEST_DATA names the folder of further test data)"
-	@echo "make test-fast  run the tests that answer within minutes"
-	@echo "make coverage  run all tests, and write which lines they ran to build/coverage/index.html"
+	@echo "make test   run all tests (CDUL_TEST_DATA names the folder of additional test data)"
+	@echo "make test-fast  run the tests that finish within minutes"
+	@echo "make coverage  run all tests, and write a coverage report to build/coverage/index.html"
 	@echo "make lint   check style and types of the code, and style of the workflow"
-	@echo "make docs   write config/README.md and the config's JSON schema anew"
-	@echo "make rulegraph  draw the README's picture of the rules anew"
-	@echo "make lock   pin the dependencies of pyproject.toml anew (needs uv)"
-	@echo "make audit  look the pinned packages up among known vulnerabilities (needs pip-audit)"
+	@echo "make docs   regenerate config/README.md and the config's JSON schema"
+	@echo "make rulegraph  redraw the README's picture of the rules"
+	@echo "make lock   pin the dependencies of pyproject.toml again (needs uv)"
+	@echo "make audit  check the pinned packages for known vulnerabilities (needs pip-audit)"
 
 install: .venv/installed
 
@@ -43,12 +43,12 @@ report: install
 test: install
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# What takes long or starts a browser or a cluster is left out: for before each commit.
+# For use before each commit: without tests that are slow or start a browser or a cluster.
 test-fast: install
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder \
 		-m "not slow and not browser and not slurm and not gpu and not root"
 
-# A report, no gate: what no test runs is worth a look.
+# Only a report: untested lines do not fail the build.
 coverage: install
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder \
 		--cov --cov-report=term:skip-covered --cov-report=html:build/coverage
@@ -76,6 +76,6 @@ lock:
 	uv pip compile --universal --python-version 3.11 --extra dev \
 		--custom-compile-command "make lock" pyproject.toml --output-file requirements.lock
 
-# Strict: a package that cannot be looked up is a failure too.
+# Strict: a package that cannot be looked up is also a failure.
 audit:
 	pip-audit --strict --no-deps --disable-pip --requirement requirements.lock

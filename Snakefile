@@ -1,4 +1,4 @@
-"""CDUL: from images and class names to a trained, measured classifier."""
+"""CDUL: from images and class names to a trained and evaluated classifier."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from snakemake.utils import min_version
 
 min_version("9.0")
 
-# A working directory without a config has that of the demo.
+# A working directory without a config uses that of the demo.
 BASE_CONFIG = Path("config/config.yaml")
 if not BASE_CONFIG.is_file():
     BASE_CONFIG = Path(str(workflow.current_basedir)) / BASE_CONFIG

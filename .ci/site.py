@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: pages that do not lie in docs/, and links that leave it."""
+"""Hooks for mkdocs: pages outside docs/, and links that leave it."""
 
 import re
 from pathlib import Path
@@ -14,14 +14,14 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changes.md",
 }
-"""Pages outside docs/, by what the site calls them."""
+"""Pages outside docs/, and their names on the site."""
 FENCE = re.compile(r"^```(\w+) .*$", re.MULTILINE)
-"""A block whose second word says that a test runs it; to Markdown's extension it is no block."""
+"""A block with a second word for the tests, which Markdown's extension does not recognise."""
 LINK = re.compile(r"\[([^\]]*)\]\((?!https?:)([^)#\s]+)(#[^)]*)?\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that lie elsewhere."""
+    """Add the pages outside docs/."""
     for source, name in PAGES.items():
         text = (ROOT / source).read_text(encoding="utf-8")
         files.append(File.generated(config, name, content=within(text, (ROOT / source).parent)))
@@ -29,14 +29,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page, **_: object) -> str:
-    """Turn the links of a page of docs/ into those of the site."""
+    """Convert the links of a page in docs/ to those of the site."""
     if page.file.generated_by:
         return markdown
     return within(markdown, ROOT / "docs")
 
 
 def within(text: str, folder: Path) -> str:
-    """A text whose links lead to pages of the site; files that are none become their names."""
+    """The text with links to pages of the site; links to other files become their names."""
 
     def link(match: re.Match) -> str:
         words, target, anchor = match[1], match[2], match[3] or ""

@@ -1,15 +1,14 @@
-"""The same images as files, in tars and in Parquet files: how fast each is listed and read; JSON.
+"""Speed of listing and reading the same images as files, in tars and in Parquet; prints JSON.
 
     python benchmarks/archives.py
     python benchmarks/archives.py --images 1000 --decoded 500
 
-Some photographs, again and again, are written in the three forms. `list` is what planning does: the
-reader and the fingerprint. `manifest` is the whole stage, headers of images included. `read` takes
-the bytes of an image and `decode` its pixels, in one thread, in the order of the manifest and in a
-random one, as a training does. All are images a second of the processor's time, the best of
-`--turns` in which the forms take turns, from files that the system has in memory: what a disk or a
-network adds is not in it. Parquet files have `--row-group` images in a row group, as the library
-datasets writes them.
+A few photographs are repeated and written in the three formats. `list` is what planning does: the
+reader and the fingerprint. `manifest` is the whole stage, including image headers. `read` gets the
+bytes of an image and `decode` its pixels, in one thread, in manifest order and in random order, as
+in training. All are images per second of processor time, the best of `--turns` in which the formats
+alternate, from files cached in memory: the time of a disk or a network is not included. Parquet
+files have `--row-group` images per row group, as the library datasets writes them.
 """
 
 import argparse
@@ -51,27 +50,27 @@ def write_forms(photos: list[Path], folder: Path, images: int, archive: int, gro
         subprocess.run(command, input="\n".join(part), text=True, check=True)
         cells = [{"bytes": (folder / "files" / n).read_bytes(), "path": n} for n in part]
         table = pa.table({"image": cells})
-        # No dictionary, which would keep one copy of each photograph.
+        # No dictionary, which would store only one copy of each photograph.
         options = {"row_group_size": group, "use_dictionary": False}
         pq.write_table(table, folder / f"parquet/{number}.parquet", **options)
 
 
 def read(place: str) -> None:
-    """Take the bytes of an image."""
+    """Read the bytes of an image."""
     _, open_file = locate(place)
     with open_file() as file:
         file.read()
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """The processor's time that a call takes, in all threads."""
+    """The processor time of a call, in all threads."""
     start = time.process_time()
     function()
     return time.process_time() - start
 
 
 def measure(folder: Path, form: str, decoded: int) -> dict[str, float]:
-    """Images a second of the processor's time by part, of one form."""
+    """Images per second of processor time by part, for one format."""
     output = folder / "manifest" / form / "images.parquet"
     shutil.rmtree(output.parent, ignore_errors=True)
     dataset = Dataset(
@@ -96,16 +95,18 @@ def main() -> None:
     """Write, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--photos", type=Path, default=PHOTOS, help="folder of JPEGs")
-    parser.add_argument("--distinct", type=int, default=20, help="photographs that are repeated")
+    parser.add_argument(
+        "--distinct", type=int, default=20, help="different photographs, which are repeated"
+    )
     parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--archive", type=int, default=1000, help="images in an archive")
-    parser.add_argument("--row-group", type=int, default=100, help="images in a row group")
+    parser.add_argument("--archive", type=int, default=1000, help="images per archive")
+    parser.add_argument("--row-group", type=int, default=100, help="images per row group")
     parser.add_argument("--decoded", type=int, default=1000, help="images read and decoded")
     parser.add_argument("--turns", type=int, default=3)
     options = parser.parse_args()
     photos = sorted(options.photos.glob("*.jpg"))[: options.distinct]
     if not photos:
-        sys.exit(f"{options.photos}: no photographs (*.jpg); name their folder by --photos")
+        sys.exit(f"{options.photos}: no photographs (*.jpg); give their folder with --photos")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "classes.txt").write_text("cat\n")

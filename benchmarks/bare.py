@@ -15,18 +15,18 @@ from measuring import PHOTOS
 
 ENGINES = ("eager", "channels_last", "compile", "onnx")
 BATCHES = {"cpu": [1, 2, 4, 8, 16, 32, 64], "cuda": [64, 128, 256, 512, 1024]}
-# Every size is compiled anew, which takes longer than the measurement.
+# Every size is compiled again, which takes longer than the measurement.
 COMPILED = {"cpu": [1, 8, 64], "cuda": [256]}
 
 Load = Callable[[], tuple[torch.nn.Module, tuple[int, int]]]
-"""Makes the network, on its device and in its precision, and says the size of its input (H, W).
+"""Creates the network, on its device and in its precision, and returns its input size (H, W).
 
 Several processes call it, so it must be picklable.
 """
 
 
 class Called(torch.nn.Module):
-    """A part of a network, as a network of its own."""
+    """Part of a network, as a separate network."""
 
     def __init__(self, network: torch.nn.Module, part: Callable[[torch.Tensor], Any]) -> None:
         super().__init__()
@@ -37,23 +37,25 @@ class Called(torch.nn.Module):
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `bare`, and of a stage that takes turns with it.
+    """Add the options of `bare`, and of a stage that alternates with it.
 
-    `precision` is the benchmark's own.
+    `precision` is an option of the benchmark itself.
     """
     parser.add_argument("--photos", type=Path, default=PHOTOS, help="folder of JPEGs")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--turns", type=int, default=3, help="how often all take turns")
+    parser.add_argument("--turns", type=int, default=3, help="number of alternations")
     parser.add_argument("--engines", nargs="+", default=ENGINES, choices=ENGINES)
-    parser.add_argument("--batches", type=int, nargs="+", help="of the bare network")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each bare measurement")
+    parser.add_argument("--batches", type=int, nargs="+", help="batch sizes of the bare network")
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, help="duration of each bare measurement"
+    )
 
 
 def runner(
     network: torch.nn.Module, size: tuple[int, int], engine: str
 ) -> Callable[[torch.Tensor], Any]:
-    """The network run by an engine; it takes a float batch (B, 3, H, W) on its device."""
+    """The network in an engine; it takes a float batch (B, 3, H, W) on its device."""
     if engine == "onnx":
         import onnxruntime
 
@@ -82,7 +84,7 @@ def runner(
 
 
 def ready(engine: str, shape: tuple[int, ...], options: argparse.Namespace) -> torch.Tensor:
-    """Noise as the network wants it."""
+    """Noise in the form that the network needs."""
     precision = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     views = torch.randn(shape, device=options.device).to(precision[options.precision])
     layout = torch.contiguous_format if engine in ("eager", "onnx") else torch.channels_last
@@ -92,7 +94,7 @@ def ready(engine: str, shape: tuple[int, ...], options: argparse.Namespace) -> t
 def _process(
     load: Load, threads: int, options: argparse.Namespace, barrier: Any, queue: Any
 ) -> None:
-    """Rates of one of the processes that run the network at the same time."""
+    """Rates of one of several processes that run the network at the same time."""
     torch.set_num_threads(threads)
     kind = torch.device(options.device).type
     with torch.inference_mode():
@@ -118,7 +120,7 @@ def _process(
 
 
 def bare(load: Load, options: argparse.Namespace, ways: list[tuple[int, int]]) -> list[dict]:
-    """Rates of a network by engine, batch size and `ways`: processes with how many threads each."""
+    """Rates of a network by engine, batch size and `ways`: (processes, threads of each)."""
     context = multiprocessing.get_context("spawn")
     found = []
     for processes, threads in ways:
@@ -144,7 +146,7 @@ def bare(load: Load, options: argparse.Namespace, ways: list[tuple[int, int]]) -
 
 
 def all_ways(load: Load, options: argparse.Namespace) -> list[dict]:
-    """`bare` in one process with all threads and, on a CPU, in as many of one thread each."""
+    """`bare` in one process with all threads and, on a CPU, as many of one thread."""
     ways = [(1, options.threads)]
     if options.threads > 1 and options.device == "cpu":
         ways.append((options.threads, 1))
@@ -152,14 +154,14 @@ def all_ways(load: Load, options: argparse.Namespace) -> list[dict]:
 
 
 def fastest(rows: list[dict]) -> dict[str, Any]:
-    """The row with the most views a second."""
+    """The row with the most views per second."""
     return max(rows, key=lambda row: row["views_per_second"])
 
 
 def again(load: Load, best: dict[str, Any], options: argparse.Namespace) -> float:
-    """The rate of the best way to run the network, over ten times as long.
+    """The rate of the best way to run the network, measured ten times as long.
 
-    The best of many short measurements is also the luckiest, and a machine's speed drifts.
+    The best of many short measurements is partly luck, and a machine's speed drifts.
     """
     only = {"engines": [best["engine"]], "batches": [best["batch"]]}
     longer = argparse.Namespace(**{**vars(options), **only, "seconds": 10 * options.seconds})

@@ -3,11 +3,12 @@
     python benchmarks/classifier.py --model tf_efficientnet_lite0 --image-size 160
     python benchmarks/classifier.py --model resnet50 --image-size 224 --images 1000
 
-Images a second: `decoding`, of files to input pixels in one process a core, nothing else;
-`bare`, of the network alone on tensors that are ready, the fastest of several engines, batch sizes
-and ways to use the cores; `allowed`, of one after the other, since they share the cores: 1 / (1 /
-decoding + 1 / bare); and of the whole commands, from their model loaded to their end. Decoding and
-the network take turns with the commands. The network has random weights, which are as fast.
+Images per second: `decoding` is only decoding files to input pixels, with one process per core;
+`bare` is only the network on tensors that are ready, the fastest of several engines, batch sizes
+and ways to use the cores; `allowed` is both in sequence, because they share the cores: 1 / (1 /
+decoding + 1 / bare); the others are the whole commands, from the loaded model to the end. Decoding
+and the network alternate with the commands. The network has random weights, which does not affect
+the speed.
 """
 
 import argparse
@@ -38,7 +39,7 @@ CLASSES = [f"class {number}" for number in range(20)]
 
 
 def bare_network(model: Path, device: str, stage: str) -> tuple[torch.nn.Module, tuple[int, int]]:
-    """What a stage runs of the network of a model folder, and the size of its input."""
+    """The part of a model folder's network that a stage runs, and its input size."""
     network, card = load_classifier(model, torch.device(device))
     size = (card.image_size, card.image_size)
     if stage == "features":
@@ -56,7 +57,7 @@ def _decode(files: list[Path], card: Card, barrier: Any, queue: Any) -> None:
 
 
 def decoding(files: list[Path], card: Card, processes: int) -> float:
-    """Images a second decoded and resized by so many processes."""
+    """Images per second decoded and resized by several processes."""
     context = multiprocessing.get_context("spawn")
     barrier, queue = context.Barrier(processes), context.Queue()
     started = [
@@ -72,7 +73,7 @@ def decoding(files: list[Path], card: Card, processes: int) -> float:
 
 
 def command(stage: str, folder: Path, settings: Network, options: argparse.Namespace) -> list[Any]:
-    """A stage's command on the images below `folder`."""
+    """A stage's command for the images in `folder`."""
     machine = ["--device", options.device, "--threads", options.threads]
     if stage == "predict":
         words = noting("cdul_steps.steps.predict", "load_classifier")
@@ -85,7 +86,7 @@ def command(stage: str, folder: Path, settings: Network, options: argparse.Names
 
 
 def main() -> None:
-    """Measure the stages asked for, and print the rates and their ratios."""
+    """Measure the requested stages, and print the rates and their ratios."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="tf_efficientnet_lite0", help="a model of timm")
     parser.add_argument("--image-size", type=int, default=224)

@@ -1,9 +1,9 @@
-"""Time and memory of reading COCO: a file of the size of instances_train2014.json, made up.
+"""Time and memory of reading COCO: a synthetic file of the size of instances_train2014.json.
 
     python benchmarks/coco.py
 
-Prints JSON: size of the file, and for the reader and for plain `json.load` seconds and MB of
-memory (the reader's file is mapped: the system may take its pages back, so they are not counted).
+Prints JSON: the file size, and for the reader and for plain `json.load` seconds and MB of memory
+(the reader maps the file: the system can reclaim its pages, so they are not counted).
 """
 
 import argparse
@@ -17,11 +17,11 @@ from pathlib import Path
 
 IMAGES, ANNOTATIONS, CATEGORIES = 82_783, 604_907, 80
 POINTS = 38
-"""Mean corners of a polygon, for a file of about 450 MB."""
+"""Mean number of corners per polygon, for a file of about 450 MB."""
 
 
 def write_instances(path: Path) -> None:
-    """Write a file of instances with everything that the official one has for an image."""
+    """Write an instances file with everything that the official one has for an image."""
     source = random.Random(0)
     url = "http://images.cocodataset.org/train2014/"
     with path.open("w") as file:
@@ -49,7 +49,7 @@ def write_instances(path: Path) -> None:
 
 
 def measure(how: str, root: Path) -> dict[str, float]:
-    """Read the file here; seconds, and MB that the process holds afterwards."""
+    """Read the file in this process; seconds, and MB that the process uses afterwards."""
     from cdul_steps.data.readers.coco import read_coco
 
     start = time.perf_counter()
@@ -67,7 +67,7 @@ def measure(how: str, root: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Make the file, and read it each way in a process of its own."""
+    """Make the file, and read it each way in a separate process."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()

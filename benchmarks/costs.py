@@ -1,10 +1,10 @@
-"""What sets of 10^5 to 10^8 images cost with each encoder: a model, not a measurement; prints JSON.
+"""Estimated costs of 10^5 to 10^8 images with each encoder, not measured; prints JSON.
 
     python benchmarks/costs.py
     python benchmarks/costs.py --images 82081 --tflops 989 --utilisation 0.3
 
-Floating-point operations are counted by torch on the tower itself, bytes and files follow from the
-forms of the results, and GPU hours from the assumed speed. Tables in Markdown go to stderr.
+Torch counts floating-point operations on the tower itself; bytes and files follow from the formats
+of the results, and GPU hours from the assumed speed. Tables in Markdown go to stderr.
 """
 
 import argparse
@@ -16,12 +16,12 @@ from measuring import print_result
 from torch.utils.flop_counter import FlopCounterMode
 
 ENCODERS = ("ViT-B-32", "ViT-L-14", "RN50x64")
-# Of a shard: manifest, embeddings, encode table, similarity, log and benchmark.
+# Per shard: manifest, embeddings, encode table, similarity, log and benchmark.
 FILES = 6
 
 
 def tower(name: str) -> dict[str, float]:
-    """Operations a view, dimension, and input size of an image tower, without its weights."""
+    """Operations per view, dimension, and input size of an image tower, without its weights."""
     torch.backends.mha.set_fastpath_enabled(False)  # whose operator torch does not count
     config = open_clip.get_model_config(name)
     size = config["vision_cfg"].get("image_size", 224)
@@ -39,14 +39,16 @@ def table(rows: list[dict[str, object]]) -> str:
 
 
 def main() -> None:
-    """Print the model."""
+    """Print the estimates."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--images", type=int, nargs="+", default=[10**5, 10**6, 10**8])
     parser.add_argument("--views", type=int, default=10)
     parser.add_argument("--classes", type=int, default=80)
     parser.add_argument("--shard-size", type=int, default=1000)
-    parser.add_argument("--tflops", type=float, default=312.0, help="of a GPU, at the most")
-    parser.add_argument("--utilisation", type=float, default=0.35, help="share of it reached")
+    parser.add_argument("--tflops", type=float, default=312.0, help="peak of a GPU")
+    parser.add_argument(
+        "--utilisation", type=float, default=0.35, help="share of the peak that is reached"
+    )
     options = parser.parse_args()
     towers = {name: tower(name) for name in ENCODERS}
     encoders, sets = [], []

@@ -1,11 +1,11 @@
-"""Decode images by this code and by that of an earlier commit, in turns; print JSON.
+"""Decode images with this code and with an earlier commit, alternately; print JSON.
 
     python benchmarks/decode.py --against v0.1.0 --images /data/VOC2007/JPEGImages
 
-Two processes, one with either code, decode a few images each in turns, so that what else the
-machine does hits both alike. `ratio` is the CPU time of this code over that of the other, the
-median over `--turns` passes over all images, and `middle_half` their middle half. `differ` names
-the images that do not become the same pixels or the same status.
+Two processes, one for each version, alternately decode a few images, so that other load affects
+both equally. `ratio` is the CPU time of this code divided by that of the other, the median over
+`--turns` passes over all images, and `middle_half` is their interquartile range. `differ` names the
+images with different pixels or a different status.
 """
 
 import argparse
@@ -48,7 +48,7 @@ for line in sys.stdin:
 
 
 class Decoder:
-    """A process that decodes by the code of a folder."""
+    """A process that decodes with the code in a folder."""
 
     def __init__(self, code: Path) -> None:
         self.process = subprocess.Popen(
@@ -62,7 +62,7 @@ class Decoder:
         self.found: dict[str, str] = {}
 
     def __call__(self, paths: list[str]) -> float:
-        """CPU seconds that the images take; `found` keeps what came out."""
+        """CPU seconds for the images; `found` collects the results."""
         print(json.dumps(paths), file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
         if not answer:
@@ -77,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--against", required=True, help="a commit of this repository")
     parser.add_argument("--images", type=Path, default=PHOTOS, help="a folder of images")
-    parser.add_argument("--count", type=int, default=200, help="images at most")
+    parser.add_argument("--count", type=int, default=200, help="largest number of images")
     parser.add_argument("--turns", type=int, default=10)
     options = parser.parse_args()
     paths = [str(p.absolute()) for p in sorted(options.images.rglob("*")) if p.is_file()]

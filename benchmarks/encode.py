@@ -4,13 +4,13 @@
     python benchmarks/encode.py --model ViT-B-32 --images 400
     python benchmarks/encode.py --model ViT-L-14 --device cuda --precision bf16
 
-Three rates, views a second: `encode`, of the whole command from the model loaded to its end;
-`bare`, of the tower alone on tensors that are ready, the fastest of several engines, batch sizes
-and ways to use the cores, which then takes turns with `encode`; `usual`, of one image at a time,
-a call a view, a file an image. With `--views dense` all views of an image are one pass, of an
-input of twice the size, and what is compared is passes a second. A model without weights of its own
-gets random ones. `--parts memory` compares the peak memory of 1,000 and 10,000 images. For a quick
-look: `--images 20 --usual-images 5 --seconds 0.2 --turns 1`.
+Three rates in views per second: `encode` is the whole command from the loaded model to its end;
+`bare` is only the tower on tensors that are ready, the fastest of several engines, batch sizes and
+ways to use the cores, which then alternates with `encode`; `usual` is one image at a time, with one
+call per view and one file per image. With `--views dense` all views of an image are one pass, with
+an input of twice the size, and passes per second are compared. A model without its own weights gets
+random ones. `--parts memory` compares the peak memory of 1,000 and 10,000 images. For a quick look:
+`--images 20 --usual-images 5 --seconds 0.2 --turns 1`.
 """
 
 import argparse
@@ -35,11 +35,11 @@ from cdul_steps.models.dense import DenseEncoder
 from cdul_steps.models.encoder import Preprocess, load_clip
 
 VIEWS = 10
-"""Of an image: the whole, and a grid of 3x3 snippets."""
+"""Views per image: the whole image, and a grid of 3x3 snippets."""
 
 
 def random_model(name: str, folder: Path) -> str:
-    """An open_clip model with random weights, in a folder of its own."""
+    """An open_clip model with random weights, in a separate folder."""
     folder.mkdir()
     torch.manual_seed(0)
     network = open_clip.create_model(name, pretrained=None)
@@ -55,7 +55,7 @@ def random_model(name: str, folder: Path) -> str:
 def encode(
     manifest: Path, model: str, options: argparse.Namespace, *, memory: bool = False
 ) -> dict[str, Any]:
-    """What `cdul encode` takes for a shard, by `measure`."""
+    """The time and memory of `cdul encode` for a shard, from `measure`."""
     with tempfile.TemporaryDirectory() as name:
         words = ["encode", "--manifest", manifest, "--store", Path(name, "train.zarr")]
         words += ["--table", Path(name, "0.parquet"), "--model", model]
@@ -66,7 +66,7 @@ def encode(
 
 
 def encode_rate(manifest: Path, model: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Rates of `cdul encode`, from its model loaded to the end of the process."""
+    """Rates of `cdul encode`, from the loaded model to the end of the process."""
     found = encode(manifest, model, options)
     notes = [line for line in found["log"].splitlines() if "loaded in" in line]
     seconds = found["end"] - noted(found["log"])
@@ -92,7 +92,7 @@ def tower(
 
 
 def usual(manifest: Path, model: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One image at a time, ten calls of the model's preprocessing and the tower, a file each."""
+    """One image at a time, with ten calls of preprocessing and tower, and one file per image."""
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     network = load_clip(model, precision=options.precision, device=device)
@@ -118,9 +118,9 @@ def usual(manifest: Path, model: str, options: argparse.Namespace) -> dict[str, 
 
 
 def memory(model: str, photos: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Peak memory (MiB) of the jobs of 1,000 and of 10,000 images, in shards of each size.
+    """Peak memory (MiB) of jobs with 1,000 and 10,000 images, in shards of each size.
 
-    Several of each, and their median, since that of the same job varies by a tenth.
+    Several jobs of each and their median, because the peak of the same job varies by a tenth.
     """
     found: dict[str, list[float]] = {}
     few, many = options.memory_images
@@ -139,13 +139,15 @@ def memory(model: str, photos: Path, options: argparse.Namespace) -> dict[str, A
 
 
 def main() -> None:
-    """Measure the parts asked for, and print the rates and their ratios."""
+    """Measure the requested parts, and print the rates and their ratios."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="local-dir:cdul_steps/demo/tiny-clip")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--usual-images", type=int, default=40)
     parser.add_argument("--memory-images", type=int, nargs=2, default=[1000, 10_000])
-    parser.add_argument("--memory-jobs", type=int, default=5, help="at least so many of a size")
+    parser.add_argument(
+        "--memory-jobs", type=int, default=5, help="smallest number of jobs per size"
+    )
     parser.add_argument("--views", default="crops", choices=["crops", "dense"])
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"])
     add_options(parser)

@@ -1,14 +1,14 @@
-"""Make a gallery of many made-up images and print its size and load times as JSON.
+"""Make a gallery of many synthetic images and print its size and load times as JSON.
 
     python benchmarks/gallery.py --images 10000
     python benchmarks/gallery.py --photographs /data/VOC2007/JPEGImages
 
 Needs chromium and chromedriver. Images are coarse noise of 500 x 375 pixels; with `--photographs`
-those of a folder, again and again, so that the sizes are those of photographs. Scores are made up.
-Times are seconds until every image on the screen is drawn; each is the median of `--repeat`.
+they are repeated from a folder, so that file sizes are realistic. Scores are random. Times are
+seconds until every image on the screen is drawn; each is the median of `--repeat`.
 
-`thumbnails` compares the same thumbnails as single files and as sheets of 10 x 10: a screenful of
-60 in an order that has nothing to do with their places, as after sorting.
+`thumbnails` compares the same thumbnails as single files and as sheets of 10 x 10: a screen of 60
+in random order, as after sorting.
 """
 
 import argparse
@@ -56,7 +56,7 @@ all();
 
 
 def browser() -> webdriver.Chrome:
-    """A chromium without a window, with an empty cache."""
+    """A headless chromium with an empty cache."""
     options = webdriver.ChromeOptions()
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,900"):
         options.add_argument(argument)
@@ -75,7 +75,7 @@ def seconds(driver: webdriver.Chrome, action, images: str = "#images img") -> fl
 
 
 def load_times(page: str) -> dict[str, float]:
-    """Times of one visit, and the page's memory at its end in MB."""
+    """Times of one visit, and the page's final memory in MB."""
     driver = browser()
 
     def choose(name: str, text: str):
@@ -140,7 +140,7 @@ def open_time(page: Path) -> float:
 
 
 def use_photographs(photographs: Path, images: Path) -> None:
-    """Replace the made-up images by links to photographs."""
+    """Replace the synthetic images with links to photographs."""
     files = sorted(photographs.rglob("*.jpg"))
     for i, image in enumerate(sorted(images.iterdir())):
         image.unlink()
@@ -148,7 +148,7 @@ def use_photographs(photographs: Path, images: Path) -> None:
 
 
 def main() -> None:
-    """Make the gallery, visit it, and print what was measured."""
+    """Make the gallery, visit it, and print the measurements."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--photographs", type=Path, help="folder of JPEG files to use instead")

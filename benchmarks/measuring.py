@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine, photographs, a command with its time and memory."""
+"""Shared by the benchmarks: the machine, photographs, a command with its time and memory."""
 
 import itertools
 import json
@@ -20,9 +20,9 @@ from cdul_steps.provenance import versions
 from cdul_steps.steps.manifest import make_manifest
 
 PHOTOS = Path(os.environ.get("CDUL_TEST_DATA", "")) / "voc2007/VOCdevkit/VOC2007/JPEGImages"
-"""Real photographs (tests/conftest.py says what the variable names)."""
+"""Real photographs (tests/conftest.py explains the variable)."""
 
-# `cdul`, which leaves a note of when a function of one of its modules first returned.
+# `cdul`, which also reports when a function of one of its modules first returned.
 NOTING = """
 import importlib, sys, time
 from cdul_steps import cli
@@ -40,7 +40,7 @@ cli.main()
 
 
 def noting(module: str, function: str) -> list[str]:
-    """The start of a `cdul` command whose log says when `function` of `module` returned."""
+    """The start of a `cdul` command whose log records when `function` of `module` returned."""
     return [sys.executable, "-c", NOTING, module, function]
 
 
@@ -51,7 +51,7 @@ def noted(log: str) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """The processor, its cores that may be used, memory, GPUs, and how busy it is."""
+    """The processor, its usable cores, memory, GPUs, and load."""
     names = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     found = {
         "cpu": names[0] if names else platform.machine(),
@@ -82,14 +82,14 @@ def link_photos(
     grid: tuple[int, int] = (3, 3),
     classes: Sequence[str] = ("cat", "dog"),
 ) -> Path:
-    """So many photographs, taken again and again where there are too few, and their manifest.
+    """Photographs, repeated if there are too few, and their manifest.
 
-    Returns the folder of the shards; `folder/images.parquet` is the whole.
+    Returns the folder of the shards; `folder/images.parquet` is the whole manifest.
     """
     (folder / "images").mkdir(parents=True)
     files = sorted(photos.glob("*.jpg"))
     if not files:
-        sys.exit(f"{photos}: no photographs (*.jpg); name their folder by --photos")
+        sys.exit(f"{photos}: no photographs (*.jpg); give their folder with --photos")
     for i, file in zip(range(images), itertools.cycle(files), strict=False):
         (folder / f"images/{i:06d}.jpg").symlink_to(file.resolve())
     (folder / "classes.txt").write_text("\n".join(classes))
@@ -109,8 +109,8 @@ def link_photos(
 def measure(command: list[object], *, memory: bool) -> dict[str, Any]:
     """Run a command: its `start` and `end` by the monotonic clock (s), and its `log`.
 
-    With `memory` also the `peak_MiB` of all its processes, pages that they share counted once;
-    looking at it slows the command down. Exits where the command fails.
+    With `memory` also the `peak_MiB` of all its processes, with shared pages counted once;
+    measuring it slows the command down. Exits if the command fails.
     """
     start = time.monotonic()
     process = subprocess.Popen([str(w) for w in command], stderr=subprocess.PIPE, text=True)

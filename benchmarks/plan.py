@@ -3,8 +3,8 @@
     python benchmarks/plan.py
     python benchmarks/plan.py --shards 1000 --profile plan.prof
 
-Images and manifest are real, of one image a shard; what the other stages would leave behind is
-empty files, which `snakemake --touch` takes for theirs.
+Images and manifest are real, with one image per shard; the outputs of the other stages are empty
+files, which `snakemake --touch` marks as up to date.
 """
 
 import argparse
@@ -43,7 +43,7 @@ SINGLE = [
 def snakemake(
     folder: Path, *arguments: str, python: tuple[str, ...] = ()
 ) -> tuple[dict[str, float], str]:
-    """Run snakemake; the seconds that it took, by the clock and of CPU, and what it said."""
+    """Run snakemake; returns wall and CPU seconds, and its output."""
     command = [sys.executable, *python, "-m", "snakemake", "--cores", "1", *arguments]
     start, used = time.monotonic(), os.times()
     done = subprocess.run(
@@ -62,7 +62,7 @@ def snakemake(
 
 
 def prepare(folder: Path, shards: int) -> None:
-    """A copy of the project, and a data set of so many images and shards with its manifest."""
+    """A copy of the project, and a data set with this many images and shards and its manifest."""
     for part in PARTS:
         (folder / part).symlink_to(ROOT / part)
     (folder / "images").mkdir()

@@ -1,8 +1,8 @@
-"""Measures of the package's structure: sizes and parameters of functions, and who imports whom.
+"""Measures of the package's structure: sizes and parameters of functions, and imports.
 
     python benchmarks/structure.py [FOLDER OF THE PACKAGE]
 
-`cli.py` has a parameter for each option, so its functions are left out of the counts of parameters.
+`cli.py` has one parameter per option, so its functions are not included in the parameter counts.
 """
 
 import ast
@@ -21,7 +21,7 @@ FLOORS = (
     ("method",),
     ("results", "limits", "errors", "progress", "provenance"),
 )
-"""From the top to the bottom: imports run downwards, or within a floor."""
+"""Layers from top to bottom: imports go downwards, or stay within a layer."""
 PARAMETERS, LINES = 8, 80
 
 

@@ -1,9 +1,9 @@
-"""Time and memory of labelling and of a sweep over a store of made-up cosines; prints JSON.
+"""Time and memory of labelling and of a sweep over a store of random cosines; prints JSON.
 
     python benchmarks/sweep.py
     python benchmarks/sweep.py --images 1000000 --skip sweep
 
-The default is COCO's size. Each command runs in a process of its own, whose peak memory counts.
+The default is COCO's size. Each command runs in a separate process, whose peak memory is measured.
 """
 
 import argparse
@@ -31,7 +31,7 @@ SETTINGS = {
 
 
 def make(folder: Path, images: int, views: int, classes: int) -> None:
-    """A similarity store and its table of images, with about three positives an image."""
+    """A similarity store and its table of images, with about three positives per image."""
     random = np.random.default_rng(0)
     names = [f"class {c}" for c in range(classes)]
     truth = random.random((images, classes)) < 3 / classes
@@ -57,7 +57,7 @@ def make(folder: Path, images: int, views: int, classes: int) -> None:
 
 
 def read(store: Path) -> float:
-    """Seconds that reading all cosines once takes."""
+    """Seconds for reading all cosines once."""
     start = time.monotonic()
     for _ in read_blocks(store, open_store(store)):
         pass
@@ -79,7 +79,7 @@ def measure(*words: object) -> dict[str, float]:
 
 
 def main() -> None:
-    """Make the store, run the commands, print what they took."""
+    """Make the store, run the commands, and print their time and memory."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--images", type=int, default=82_081)
     parser.add_argument("--views", type=int, default=10)

@@ -1,9 +1,9 @@
-"""Speed of training with gradient alignment against labels that stay; prints JSON.
+"""Speed of training with gradient alignment compared with fixed labels; prints JSON.
 
     python benchmarks/train.py --weights backbone.safetensors --model tf_efficientnet_lite0
 
-The same network, images and loss, by turns. The time is that of the epochs with all that belongs to
-them: label steps, measures, checkpoints. For a quick look:
+The same network, images and loss, alternately. The time includes everything in the epochs: label
+steps, measures, checkpoints. For a quick look:
 `--model test_resnet --size 32 --images 20 --epochs 2 --turns 1`.
 """
 
@@ -25,7 +25,7 @@ from cdul_steps.steps import train
 
 
 def make_data(photos: Path, folder: Path, images: int, classes: int) -> None:
-    """So many photographs, their manifest, and random labels."""
+    """Photographs, their manifest, and random labels."""
     names = [f"class {c}" for c in range(classes)]
     link_photos(photos, folder, images, 1000, grid=(1, 1), classes=names)
     table = pq.read_table(folder / "images.parquet")
@@ -72,7 +72,7 @@ def seconds(folder: Path, aligned: bool, options: argparse.Namespace) -> float:
 
 
 def main() -> None:
-    """Train by turns, and print images a second and their ratio."""
+    """Train alternately, and print images per second and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--photos", type=Path, default=PHOTOS, help="folder of JPEGs")
     parser.add_argument("--model", default="resnet50")
@@ -90,7 +90,7 @@ def main() -> None:
         make_data(options.photos, Path(name), options.images, options.classes)
         taken: dict[str, list[float]] = {"aligned": [], "fixed": []}
         for turn in range(options.turns):
-            # The first of a turn is now the one, now the other.
+            # Alternate which of the two runs first.
             for way in sorted(taken, reverse=bool(turn % 2)):
                 taken[way].append(seconds(Path(name), way == "aligned", options))
     images = options.images * options.epochs

@@ -1,4 +1,4 @@
-"""`cdul`: every stage as a command. Stages are imported when they run, so that help is quick."""
+"""`cdul`: every stage as a command. Stages are imported only when they run, to keep help fast."""
 
 import atexit
 import gc
@@ -39,27 +39,27 @@ from cdul_steps.shipped import SNAKEFILE
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="CDUL: a multi-label classifier learnt from unlabelled images, with CLIP as the teacher. "
-    "`cdul init` writes a folder to work in, and `cdul run` runs the workflow there, each of whose "
-    "stages is a command too.",
+    help="CDUL: train a multi-label classifier on unlabelled images, with CLIP as the teacher. "
+    "`cdul init` creates a working folder, and `cdul run` runs the workflow there. Each stage of "
+    "the workflow is also a separate command.",
 )
-demo = typer.Typer(no_args_is_help=True, help="The embedded demo: its images and its CLIP.")
+demo = typer.Typer(no_args_is_help=True, help="The built-in demo: its images and its CLIP.")
 app.add_typer(demo, name="demo")
 review = typer.Typer(no_args_is_help=True, help="Correct pseudo-labels by hand: docs/review.md.")
 app.add_typer(review, name="review")
 check = typer.Typer(
-    no_args_is_help=True, help="How good scores are, by yes and no: docs/checks.md."
+    no_args_is_help=True, help="Estimate quality from yes/no answers: docs/checks.md."
 )
 app.add_typer(check, name="check")
 
 Option = typer.Option
 UsageError: Any = typer.BadParameter.__bases__[0]
-"""What typer raises for words that are no command; it is exported by its subclass only."""
+"""What typer raises for invalid arguments; typer exports only its subclass."""
 AnySection = TypeVar("AnySection", bound=Section)
 
 
 def _bounds(metadata: list[Any]) -> dict[str, Any]:
-    """The `min` and `max` of an option, from pydantic's metadata of a number."""
+    """The `min` and `max` of an option, from pydantic's metadata for a number."""
     return {
         name: getattr(bound, key)
         for name, key in (("min", "ge"), ("max", "le"))
@@ -69,11 +69,11 @@ def _bounds(metadata: list[Any]) -> dict[str, Any]:
 
 
 def _key(section: type[Section], key: str, help: str) -> Any:
-    """An option with the bounds of a key of the config."""
+    """An option with the bounds of a config key."""
     field = section.model_fields[key]
 
     def check(value: Any) -> Any:
-        # Bounds that are themselves out of range, which typer has none of.
+        # Exclusive bounds, which typer does not support.
         try:
             bounded: Any = Annotated[field.annotation, *field.metadata]
             TypeAdapter(bounded).validate_python(value)
@@ -85,7 +85,7 @@ def _key(section: type[Section], key: str, help: str) -> Any:
 
 
 def _section(section: type[AnySection], **values: Any) -> AnySection:
-    """A section of the config from options; those that it refuses are the user's mistakes."""
+    """A config section built from options; invalid values are reported as usage errors."""
     try:
         return section(**values)
     except ValidationError as error:
@@ -100,31 +100,35 @@ def _section(section: type[AnySection], **values: Any) -> AnySection:
 SIDES = _bounds(get_args(Side)[1].metadata)
 Output = Annotated[Path, Option(help="File to write.", dir_okay=False)]
 Images = Annotated[Path, Option(help="images.parquet of the manifest.")]
-Classes = Annotated[Path, Option(help="Class names: a YAML list, or text with a name a line.")]
+Classes = Annotated[Path, Option(help="Class names: a YAML list, or text with one name per line.")]
 Split = Annotated[str, Option(help="Split to work on: train or test.")]
 Model = Annotated[str, Option(help="open_clip model name, or local-dir:FOLDER.")]
 Pretrained = Annotated[str | None, Option(help="open_clip tag or checkpoint file.")]
-MaxPixels = Annotated[int, _key(Dataset, "max_pixels", "Images of more pixels are refused.")]
+MaxPixels = Annotated[int, _key(Dataset, "max_pixels", "Images with more pixels are rejected.")]
 MaxFailedShare = Annotated[
-    float, _key(Dataset, "max_failed_share", "More unusable images than this share are an error.")
+    float, _key(Dataset, "max_failed_share", "Largest tolerated share of unusable images.")
 ]
 Device = Annotated[
-    str, Option(help="auto, cpu, cuda (a GPU that no other job has), cuda:1 (that one), ...")
+    str, Option(help="auto, cpu, cuda (a GPU that no other job uses), cuda:1 (that GPU), ...")
 ]
 Gpus = Annotated[
-    int, Option(min=0, max=1024, help="GPUs that --device auto may take; 0: none, so the CPU.")
+    int, Option(min=0, max=1024, help="GPUs that --device auto may use; 0: use the CPU.")
 ]
 Workers = Annotated[
     int,
-    _key(Runtime, "workers", "Processes that decode images (on a CPU: and encode); -1 chooses."),
+    _key(
+        Runtime, "workers", "Processes that decode images (on a CPU, also encode); -1: automatic."
+    ),
 ]
 Threads = Annotated[int, Option(min=0, max=1024, help="CPU threads of the model; 0: all.")]
-Seed = Annotated[int, _key(Scenes, "seed", "Seed of all that is random.")]
-RunBy = Annotated[Engine, Option(help="What runs the network on a CPU; auto measures.")]
+Seed = Annotated[int, _key(Scenes, "seed", "Random seed.")]
+RunBy = Annotated[
+    Engine, Option(help="What runs the network on a CPU; auto picks the fastest by measuring.")
+]
 BoxSettings = Annotated[
     str,
     Option(
-        help="`classes`, `threshold` and `margin` of `boxes.NAME` (config/README.md): JSON, or a "
+        help="`classes`, `threshold` and `margin` of `boxes.NAME` (config/README.md), as JSON or a "
         "YAML file."
     ),
 ]
@@ -133,13 +137,13 @@ NetworkSettings = Annotated[
     Option(
         "--settings",
         help="Keys `model`, `model_args`, `weights`, `image_size` of `trainings.NAME` "
-        "(config/README.md): JSON, or a YAML file.",
+        "(config/README.md), as JSON or a YAML file.",
     ),
 ]
-Similarities = Annotated[list[str], Option(help="SPLIT=STORE of cosines; once a split.")]
+Similarities = Annotated[list[str], Option(help="SPLIT=STORE of cosines; once per split.")]
 OfDifficult = Annotated[
     Difficult,
-    Option(help="What an image counts as for a class it shows only difficultly."),
+    Option(help='How to treat images in which a class occurs only as "difficult" objects.'),
 ]
 Ap = Annotated[
     AveragePrecision, Option(help="all: AP over all points; voc07: VOC2007's 11 points.")
@@ -185,25 +189,25 @@ def root(
         bool, Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    """What stands before the command; the help is that of the application."""
+    """Options before the command; the application provides the help text."""
 
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(help="Folder to write into; made where it is not.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write into; created if missing.")],
     config: Annotated[
         str, Option(help="photos (your own), demo, or a data set: voc2007, voc2012, coco2014, ...")
     ] = "photos",
 ) -> None:
-    """Write a folder to work in: a config, class names, and what lies where.
+    """Create a working folder: a config, class names, and a README that explains the files.
 
-    Nothing that is there already is changed.
+    Existing files are not changed.
     """
     from cdul_steps.tools.init import init_folder
 
     for file, written in init_folder(folder, config):
-        typer.echo(f"wrote {file}" if written else f"kept  {file}, which was there already")
-    typer.echo(f"{folder / 'README.md'} says what goes where; run 'cdul doctor' in that folder")
+        typer.echo(f"wrote {file}" if written else f"kept  {file}, which already existed")
+    typer.echo(f"{folder / 'README.md'} explains the files; run 'cdul doctor' in that folder")
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
@@ -211,8 +215,8 @@ def run(context: typer.Context) -> None:
     """Run the workflow in this folder: cdul run [TARGETS] [OPTIONS OF SNAKEMAKE].
 
     Targets are `all` (the default), `report`, `sweep`, `ablation`, or a file of results. All cores
-    are used unless `--cores` says otherwise; `--dry-run` tells what would run. `snakemake --help`
-    lists the options.
+    are used unless `--cores` is given; `--dry-run` shows what would run. `snakemake --help` lists
+    the options.
     """
     from cdul_steps.tools.run import run_workflow
 
@@ -221,7 +225,7 @@ def run(context: typer.Context) -> None:
 
 @app.command()
 def snakefile() -> None:
-    """Print where the workflow's Snakefile is: snakemake --snakefile "$(cdul snakefile)"."""
+    """Print the path of the workflow's Snakefile: snakemake --snakefile "$(cdul snakefile)"."""
     typer.echo(SNAKEFILE)
 
 
@@ -232,33 +236,33 @@ def manifest(
     classes: Classes,
     output: Output,
     split: Annotated[
-        list[str], Option(help="OURS=THEIRS, for example train=trainval; once a split.")
+        list[str], Option(help="OURS=THEIRS, for example train=trainval; once per split.")
     ] = ["train=train"],  # noqa: B006
     grid: Annotated[
         tuple[int, int],
         Option(help="Rows and columns of snippets.", **SIDES),
     ] = (3, 3),
     further_grid: Annotated[
-        list[str], Option(help="Snippets of a further grid, ROWSxCOLUMNS; once a grid.")
+        list[str], Option(help="Additional grid of snippets, ROWSxCOLUMNS; once per grid.")
     ] = [],  # noqa: B006
     overlap: Annotated[
         float,
-        _key(Dataset, "overlap", "Share of its side by which a snippet overlaps the next."),
+        _key(Dataset, "overlap", "Overlap of adjacent snippets, as a share of their side."),
     ] = 0.0,
-    shard_size: Annotated[int, _key(Dataset, "shard_size", "Images a shard.")] = 1000,
+    shard_size: Annotated[int, _key(Dataset, "shard_size", "Images per shard.")] = 1000,
     max_pixels: MaxPixels = MAX_PIXELS,
     labelled_only: Annotated[
         bool, Option(help="Leave out images without any positive label.")
     ] = False,
     exclude: Annotated[
-        list[str], Option(help="Pattern of files and folders to leave out; once a pattern.")
+        list[str], Option(help="Pattern of files and folders to leave out; repeatable.")
     ] = [],  # noqa: B006
     max_failed_share: MaxFailedShare = 0.05,
 ) -> None:
-    """Find the images, give each a row and a shard, and cut each into views.
+    """Find the images, assign each a row and a shard, and cut each into views.
 
-    Writes images.parquet at OUTPUT, and SPLIT/SHARD.parquet beside it (a row a view, corners in
-    pixels). Where OUTPUT exists, its images keep their rows.
+    Writes images.parquet to OUTPUT, and SPLIT/SHARD.parquet next to it (one row per view, corners
+    in pixels). If OUTPUT exists, its images keep their rows.
     """
     from cdul_steps.steps.manifest import make_manifest
 
@@ -282,25 +286,27 @@ def manifest(
 @app.command()
 def encode(
     manifest: Annotated[Path, Option(help="Manifest of the shard, SPLIT/SHARD.parquet.")],
-    store: Annotated[Path, Option(help="Zarr store of the embeddings; gets this shard's object.")],
+    store: Annotated[Path, Option(help="Zarr store of embeddings; this shard's object is added.")],
     table: Annotated[
         Path, Option(help="Parquet to write: image, status, error, seconds.", dir_okay=False)
     ],
     model: Model,
     pretrained: Pretrained = None,
-    precision: Annotated[Precision, Option(help="Arithmetic of the tower.")] = "fp32",
+    precision: Annotated[Precision, Option(help="Arithmetic of the image tower.")] = "fp32",
     resize_mode: Annotated[
         ResizeMode | None,
-        Option(help="How a view becomes the model's input; default: the model's own way."),
+        Option(help="How a view is resized to the model's input; default: as the model defines."),
     ] = None,
     views: Annotated[
-        Views, Option(help="An image's crops one by one, or all views from one pass.")
+        Views, Option(help="Encode each crop separately, or get all views from one pass.")
     ] = "crops",
     max_pixels: MaxPixels = MAX_PIXELS,
     device: Device = "auto",
     gpus: Gpus = 1,
     engine: RunBy = "auto",
-    batch_size: Annotated[int, _key(Runtime, "batch_size", "Views a forward pass; 0 chooses.")] = 0,
+    batch_size: Annotated[
+        int, _key(Runtime, "batch_size", "Views per forward pass; 0: automatic.")
+    ] = 0,
     workers: Workers = -1,
     threads: Threads = 0,
 ) -> None:
@@ -339,21 +345,21 @@ def encode_text(
     model: Model,
     pretrained: Pretrained = None,
     template: Annotated[
-        list[str], Option(help="Prompt, {} being the class name; several are averaged.")
+        list[str], Option(help="Prompt, with {} for the class name; several are averaged.")
     ] = ["a photo of a {}"],  # noqa: B006
-    aliases: Annotated[bool, Option(help="Use all names of a class, or only its first.")] = True,
+    aliases: Annotated[bool, Option(help="Use all names of a class, or only the first.")] = True,
     context: Annotated[
-        Path | None, Option(help="Context names: what else images show; the form of --classes.")
+        Path | None, Option(help="Names of what else images show; same format as --classes.")
     ] = None,
     nearness: Annotated[
         float,
-        _key(Dataset, "context_nearness", "Centred cosine from which context means a class."),
+        _key(Dataset, "context_nearness", "Centred cosine from which a name is taken for a class."),
     ] = NEARNESS,
     keep: Annotated[
-        list[str], Option(help="Context name that stays though it is near to a class; repeatable.")
+        list[str], Option(help="Context name to keep even if it is close to a class; repeatable.")
     ] = [],  # noqa: B006
 ) -> None:
-    """Embed the class names, and context names behind them, with the model's text tower."""
+    """Embed the class names, followed by context names, with the model's text tower."""
     from cdul_steps.data.classes import ContextList
     from cdul_steps.steps.encode import encode_text
 
@@ -368,10 +374,10 @@ def encode_text(
 def store(
     images: Images,
     split: Split,
-    text: Annotated[Path, Option(help="Class embeddings, for their size.")],
-    output: Annotated[Path, Option(help="Zarr store that gets its zarr.json.")],
+    text: Annotated[Path, Option(help="Class embeddings; only their size is used.")],
+    output: Annotated[Path, Option(help="Zarr store whose zarr.json is written.")],
 ) -> None:
-    """Write the zarr.json of a split's embeddings; the shards are the encode jobs' business."""
+    """Write the zarr.json of a split's embeddings; the encode jobs write the shards."""
     from cdul_steps.steps.similarity import write_store
 
     write_store(images=images, split=split, text=text, store=output)
@@ -384,10 +390,10 @@ def similarity(
     images: Images,
     split: Split,
     output: Annotated[Path, Option(help="Zarr store to write: float32 cosines (N, 1+S, C).")],
-    table: Annotated[list[Path], Option(help="Tables of the encode jobs; once a shard.")],
+    table: Annotated[list[Path], Option(help="Table of an encode job; once per shard.")],
     max_failed_share: MaxFailedShare = 0.05,
 ) -> None:
-    """Compare every view with every class: cosines."""
+    """Compute the cosine of every view with every class."""
     from cdul_steps.steps.similarity import make_similarity
 
     make_similarity(
@@ -408,10 +414,10 @@ def label(
     split: Split,
     output: Output,
     settings: Annotated[
-        str, Option(help="Keys of `labels.NAME` (config/README.md): JSON, or a YAML file.")
+        str, Option(help="Keys of `labels.NAME` (config/README.md), as JSON or a YAML file.")
     ] = "{}",
 ) -> None:
-    """Turn cosines into pseudo-labels: image_id, path, and a float32 column a class (0..1)."""
+    """Turn cosines into pseudo-labels: image_id, path, one float32 column per class (0..1)."""
     from cdul_steps.steps.label import make_labels
 
     make_labels(
@@ -426,15 +432,15 @@ def label(
 @app.command("join-labels")
 def join_labels(
     labels: Annotated[
-        list[Path], Option(help="pseudo_labels.parquet; once for each table, at least twice.")
+        list[Path], Option(help="pseudo_labels.parquet; once per table, at least twice.")
     ],
     output: Output,
     settings: Annotated[
         str,
-        Option(help="`positives`, `harden`, `corrections` (config/README.md): JSON, or a file."),
+        Option(help="`positives`, `harden`, `corrections` (config/README.md), as JSON or a file."),
     ] = "{}",
 ) -> None:
-    """Join pseudo-labels of several teachers or views: their mean."""
+    """Average the pseudo-labels of several teachers or views."""
     from cdul_steps.steps.label import join_labels
 
     join_labels(tables=labels, settings=read_labels(settings), output=output)
@@ -451,7 +457,7 @@ def quality(
     difficult: OfDifficult = "ignore",
     ap: Ap = "all",
 ) -> None:
-    """Measure the labels of every construction against the truth, where there is one."""
+    """Measure the labels of every construction against the ground truth, if it is known."""
     from cdul_steps.steps.evaluate import evaluate_labels
 
     evaluate_labels(
@@ -470,7 +476,7 @@ def sweep(
     images: Images,
     output: Output,
     settings: Annotated[
-        str, Option(help="Keys of `sweep` (config/README.md): JSON, or a YAML file.")
+        str, Option(help="Keys of `sweep` (config/README.md), as JSON or a YAML file.")
     ] = "{}",
     figure: Annotated[
         Path | None, Option(help="Figure to draw: .svg, .pdf or .png.", dir_okay=False)
@@ -479,7 +485,7 @@ def sweep(
     ap: Ap = "all",
     threads: Annotated[int, Option(min=0, max=1024, help="CPU threads; 0: all.")] = 0,
 ) -> None:
-    """Measure every combination of label settings: mAP and the mean sum of an image's labels."""
+    """Measure every combination of label settings: mAP and the mean label sum per image."""
     from cdul_steps.steps.sweep import sweep_labels
 
     sweep_labels(
@@ -497,7 +503,7 @@ def sweep(
 @app.command()
 def features(
     manifest: Annotated[Path, Option(help="Manifest of the shard, SPLIT/SHARD.parquet.")],
-    store: Annotated[Path, Option(help="Zarr store of the features; gets this shard's object.")],
+    store: Annotated[Path, Option(help="Zarr store of features; this shard's object is added.")],
     table: Annotated[
         Path, Option(help="Parquet to write: image, status, error, seconds.", dir_okay=False)
     ],
@@ -509,7 +515,7 @@ def features(
     workers: Workers = -1,
     threads: Threads = 0,
 ) -> None:
-    """Compute what a network with a frozen trunk makes of each image of one shard."""
+    """Compute the features of one shard's images with a frozen trunk."""
     from cdul_steps.config import read_network
     from cdul_steps.models.device import Machine
     from cdul_steps.steps.features import make_features
@@ -535,9 +541,9 @@ def feature_store(
     images: Images,
     split: Split,
     settings: NetworkSettings,
-    output: Annotated[Path, Option(help="Zarr store that gets its zarr.json.")],
+    output: Annotated[Path, Option(help="Zarr store whose zarr.json is written.")],
 ) -> None:
-    """Write the zarr.json of a split's features; the jobs of `features` write the shards."""
+    """Write the zarr.json of a split's features; the `features` jobs write the shards."""
     from cdul_steps.config import read_network
     from cdul_steps.steps.features import write_feature_store
 
@@ -556,25 +562,25 @@ def train(
         Path | None, Option(help="Folder of a classifier to start from, for `start_from`.")
     ] = None,
     settings: Annotated[
-        str, Option(help="Keys of `trainings.NAME` (config/README.md): JSON, or a YAML file.")
+        str, Option(help="Keys of `trainings.NAME` (config/README.md), as JSON or a YAML file.")
     ] = "{}",
     difficult: OfDifficult = "ignore",
     max_pixels: MaxPixels = MAX_PIXELS,
     device: Device = "auto",
     devices: Annotated[
         int,
-        _key(Runtime, "train_devices", "GPUs to share every batch; with --device cpu, processes."),
+        _key(Runtime, "train_devices", "GPUs that share each batch; with --device cpu, processes."),
     ] = 1,
     gpus: Annotated[
         int | None,
         Option(
-            min=0, max=1024, help="GPUs that --device auto may take; default: as many as --devices."
+            min=0, max=1024, help="GPUs that --device auto may use; default: as many as --devices."
         ),
     ] = None,
     workers: Workers = -1,
     threads: Threads = 0,
 ) -> None:
-    """Train the classifier and refine its labels; goes on from OUTPUT/checkpoint.pt."""
+    """Train the classifier and refine its labels; resumes from OUTPUT/checkpoint.pt."""
     from cdul_steps.models.device import Machine
     from cdul_steps.steps.train import Inputs, train_classifier
 
@@ -594,9 +600,9 @@ def train(
 def box_images(
     images: Images,
     output: Output,
-    classes: Annotated[int, _key(BoxShape, "classes", "Boxes an image.")] = 4,
+    classes: Annotated[int, _key(BoxShape, "classes", "Boxes per image.")] = 4,
 ) -> None:
-    """Write the images.parquet of second views, which `boxes` makes shard by shard."""
+    """Write the images.parquet of second views; `boxes` makes the views shard by shard."""
     from cdul_steps.steps.boxes import write_box_images
 
     write_box_images(images=images, classes=classes, output=output)
@@ -614,7 +620,7 @@ def boxes(
     workers: Workers = -1,
     threads: Threads = 0,
 ) -> None:
-    """Cut second views of a shard's images: a box around each class that a classifier sees."""
+    """Make second views of a shard's images: a box around each class that a classifier sees."""
     from cdul_steps.config import read_box_shape
     from cdul_steps.models.device import Machine
     from cdul_steps.steps.boxes import make_boxes
@@ -636,7 +642,7 @@ def predict(
     inputs: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="IMAGE_OR_FOLDER...", help="What to score; also a .tar or .parquet of images."
+            metavar="IMAGE_OR_FOLDER...", help="Images to score; also a .tar or .parquet of images."
         ),
     ] = None,
     images: Annotated[Path | None, Option(help="Instead: images.parquet, with --split.")] = None,
@@ -645,29 +651,27 @@ def predict(
         Path | None, Option(help="Instead: manifest of a shard, SPLIT/SHARD.parquet.")
     ] = None,
     features: Annotated[
-        Path | None, Option(help="Store of the split's features, for a classifier with that trunk.")
+        Path | None, Option(help="Store of the split's features, for a frozen-trunk classifier.")
     ] = None,
     threshold: Annotated[
         float | None,
-        Option(min=0, max=1, help="Probability from which a label is named; default: the model's."),
+        Option(min=0, max=1, help="Lowest probability of a predicted label; default: the model's."),
     ] = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     device: Device = "auto",
     gpus: Gpus = 1,
     engine: RunBy = "auto",
     batch_size: Annotated[
-        int, Option(min=0, max=1_000_000, help="Images per forward pass; 0 chooses.")
+        int, Option(min=0, max=1_000_000, help="Images per forward pass; 0: automatic.")
     ] = 0,
     workers: Workers = -1,
     threads: Threads = 0,
 ) -> None:
-    """Score images with a trained classifier; no CLIP."""
+    """Score images with a trained classifier; CLIP is not needed."""
     if [bool(inputs), bool(images), bool(manifest)].count(True) != 1 or bool(images) != bool(split):
-        raise UserError(
-            "predict: give images or folders, or else --images with --split, or --manifest"
-        )
+        raise UserError("predict: give images or folders, --images with --split, or --manifest")
     if features and not images:
-        raise UserError("predict: --features are those of a split; give --images with --split")
+        raise UserError("predict: --features belong to a split; give --images with --split")
     from cdul_steps.models.device import Machine
     from cdul_steps.steps.predict import ShardImages, SplitImages, predict_images
 
@@ -695,7 +699,7 @@ def model_card(
     metrics: Annotated[Path, Option(help="metrics.json of the classifier.")],
     output: Output,
 ) -> None:
-    """Write the model card: what a classifier learnt from, how good it is, and its limits."""
+    """Write the model card: what a classifier was trained on, how good it is, and its limits."""
     from cdul_steps.steps.model_card import make_model_card
 
     make_model_card(
@@ -708,10 +712,10 @@ def export(
     model: Annotated[Path, Option(help="Folder of a trained classifier.")],
     output: Annotated[Path, Option(help="Folder to write: the file, model.json, README.md.")],
     format_: Annotated[
-        Literal["onnx", "pt2", "torchscript"], Option("--format", help="Form of the file.")
+        Literal["onnx", "pt2", "torchscript"], Option("--format", help="File format.")
     ] = "onnx",
 ) -> None:
-    """Write a trained classifier as one file that runs without this project."""
+    """Export a trained classifier as a single file that runs without this project."""
     from cdul_steps.tools.export import export_classifier
 
     export_classifier(model=model, format_=format_, output=output)
@@ -725,7 +729,7 @@ def evaluate(
     difficult: OfDifficult = "ignore",
     ap: Ap = "all",
 ) -> None:
-    """Measure scores against the truth: mAP, AP a class, precision, recall and F1 (percent)."""
+    """Measure scores against the truth: mAP, AP per class, precision, recall and F1 (percent)."""
     from cdul_steps.steps.evaluate import conclusion, evaluate_scores
 
     result = evaluate_scores(
@@ -743,7 +747,10 @@ def ablation(
     table: Annotated[Path, Option(help="Table of the variants, .tsv or .csv: docs/ablation.md.")],
     training: Annotated[
         list[str],
-        Option(help="VARIANT=FOLDER of a measured training, below its labels'; once a training."),
+        Option(
+            help="VARIANT=FOLDER of an evaluated training, inside its labels' folder; once per "
+            "training."
+        ),
     ],
     images: Images,
     output: Annotated[Path, Option(help="Folder for ablation.parquet and ablation.md.")],
@@ -768,7 +775,7 @@ def summary(
     results: Annotated[Path, typer.Argument(help="Folder of results.")] = Path("results"),
     json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Print the metrics table of all results, and where the outputs are."""
+    """Print the metrics of all results, and the location of the outputs."""
     from cdul_steps.tools.summary import summarise
 
     typer.echo(summarise(results, as_json=json))
@@ -778,7 +785,7 @@ def summary(
 def retry_failed(
     results: Annotated[Path, typer.Argument(help="Folder of results.")] = Path("results"),
 ) -> None:
-    """Have shards encoded again whose failed images can be read now; run where snakemake runs."""
+    """Retry images that failed and can be read now; run it in the folder of the workflow."""
     from cdul_steps.tools.retry import retry_failed
 
     if retry_failed(results):
@@ -793,19 +800,19 @@ def export_review(
     ],
     output: Annotated[Path, Option(help="Folder to write.")],
     threshold: Annotated[
-        float, Option(min=0, max=1, help="Label from which a class is proposed.")
+        float, Option(min=0, max=1, help="Lowest label value for which a class is proposed.")
     ] = 0.5,
     limit: Annotated[
-        int | None, Option(min=1, max=10**9, help="Only so many images, the least decided first.")
+        int | None, Option(min=1, max=10**9, help="Largest number of images; least certain first.")
     ] = None,
     images: Annotated[
-        Path | None, Option(help="images.parquet of the manifest; coco needs it, for the sizes.")
+        Path | None, Option(help="images.parquet of the manifest; coco needs it for image sizes.")
     ] = None,
     root: Annotated[
-        Path | None, Option(help="Folder below which the tool finds the images; default: /.")
+        Path | None, Option(help="Folder in which the tool finds the images; default: /.")
     ] = None,
 ) -> None:
-    """Write pseudo-labels in the form of a tool in which people correct them."""
+    """Export pseudo-labels to a tool in which people correct them."""
     from cdul_steps.tools.review import export_review
 
     export_review(
@@ -821,16 +828,16 @@ def export_review(
 
 @review.command("import")
 def import_review(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="What the tool gave back.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File that the tool exported.")],
     review: Annotated[Path, Option(help="Folder of `cdul review export`.")],
     output: Annotated[
-        Path, Option(help="CSV of corrections; what it has already stays.", dir_okay=False)
+        Path, Option(help="CSV of corrections; existing entries are kept.", dir_okay=False)
     ],
     confirm: Annotated[
-        bool, Option("--confirm", help="Entries left as proposed are corrections too.")
+        bool, Option("--confirm", help="Treat unchanged entries as corrections too.")
     ] = False,
 ) -> None:
-    """Turn what people corrected into a file for `labels.NAME.corrections`."""
+    """Convert corrected labels into a file for `labels.NAME.corrections`."""
     from cdul_steps.tools.review import import_review
 
     import_review(review=review, file=file, confirm=confirm, output=output)
@@ -846,21 +853,21 @@ def draw_sample(
     scores: Annotated[
         Path, Option(help="Table to check: predictions, pseudo-labels or refined labels.")
     ],
-    output: Annotated[Path, Option(help="Folder to write; an earlier check of the table grows.")],
-    number: Annotated[int, Option(min=1, max=100_000, help="Questions.")] = 200,
+    output: Annotated[Path, Option(help="Folder to write; extends an earlier check of the table.")],
+    number: Annotated[int, Option(min=1, max=100_000, help="Number of questions.")] = 200,
     threshold: Annotated[
         float | None,
-        Option(min=0, max=1, help="Score from which a class is named; default: that in use."),
+        Option(min=0, max=1, help="Lowest score of a predicted class; default: the one in use."),
     ] = None,
     of_class: Annotated[
-        list[str] | None, Option("--class", help="Ask of this class only; once a class.")
+        list[str] | None, Option("--class", help="Ask only about this class; repeatable.")
     ] = None,
     corrections: Annotated[
-        Path | None, Option(help="Corrections that the scores were learnt from: left out.")
+        Path | None, Option(help="Corrections used in training; these entries are left out.")
     ] = None,
     seed: Seed = 0,
 ) -> None:
-    """Draw images and classes to say yes or no to, and write the page on which to do it."""
+    """Draw a sample of images and classes, and write a page with yes/no questions about them."""
     from cdul_steps.tools.check import draw_sample
 
     draw_sample(
@@ -876,7 +883,7 @@ def draw_sample(
 
 @check.command("estimate")
 def estimate_scores(answers: AnswersFile, check: CheckFolder, json: AsJson = False) -> None:
-    """Estimate precision, recall, F1 and mAP of what was checked, each between two bounds."""
+    """Estimate precision, recall, F1 and mAP from the answers, with confidence bounds."""
     from json import dumps
 
     from cdul_steps.tools.check import describe_estimate, estimate_scores
@@ -890,14 +897,14 @@ def choose_thresholds(
     answers: AnswersFile,
     check: CheckFolder,
     precision: Annotated[
-        float | None, Option(min=0, max=1, help="Precision wanted; default: the best F1.")
+        float | None, Option(min=0, max=1, help="Target precision; default: maximise F1.")
     ] = None,
     model: Annotated[
-        Path | None, Option(help="Model folder whose predictions were checked: store them there.")
+        Path | None, Option(help="Folder of the checked model; the thresholds are stored there.")
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Choose the score from which each class is named."""
+    """Choose the threshold of each class."""
     from json import dumps
 
     from cdul_steps.tools.check import choose_thresholds, describe_thresholds
@@ -910,18 +917,18 @@ def choose_thresholds(
 def doctor(
     further: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[FILE]...", help="Further files of --configfile."),
+        typer.Argument(metavar="[FILE]...", help="More files for --configfile."),
     ] = None,
     configfile: Annotated[
         list[Path] | None,
-        Option(help="As for snakemake: one or more files, each laid over those before it."),
+        Option(help="As for snakemake: one or more files; later files override earlier ones."),
     ] = None,
     seconds: Annotated[
-        float, Option(min=0, max=60, help="Length of each measurement of speed; 0: none.")
+        float, Option(min=0, max=60, help="Seconds per speed measurement; 0: measure nothing.")
     ] = 10.0,
     json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check before a long run what it needs, and how long it will take; status 1 for a problem."""
+    """Check what a long run needs, and estimate its time; exit status 1 if there is a problem."""
     from dataclasses import asdict
     from json import dumps
 
@@ -929,7 +936,7 @@ def doctor(
 
     files = [*(configfile or []), *(further or [])]
     if len(configfile or []) > 1 or (further and not configfile):
-        # Snakemake takes the last --configfile alone, which nobody means who gives two.
+        # Snakemake uses only the last --configfile, which is not what a user who gives two expects.
         raise UserError("doctor: give all config files after one --configfile, as for snakemake")
     findings = []
     for finding in examine(files, seconds=seconds):
@@ -947,13 +954,15 @@ def doctor(
 def report(
     folders: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="FOLDER...", help="Results (default: results), labels, trainings."),
+        typer.Argument(
+            metavar="FOLDER...", help="Folders of results (default: results), labels or trainings."
+        ),
     ] = None,
     output: Annotated[
-        Path, Option(help="Folder to write: report.html, and its figures as files.")
+        Path, Option(help="Folder to write: report.html, and the figures as files.")
     ] = Path("results/report"),
 ) -> None:
-    """Write one HTML page with tables and figures of what was made."""
+    """Write one HTML page with tables and figures of the results."""
     from cdul_steps.steps.report import make_report
 
     make_report(folders=folders or [Path("results")], output=output)
@@ -968,10 +977,10 @@ def show(
     of_class: Annotated[
         str | None, Option("--class", help="Only this class, with its best and worst images.")
     ] = None,
-    top: Annotated[int, Option(help="Images to name at either end.", min=0, max=10**9)] = 5,
+    top: Annotated[int, Option(help="Number of best and worst images.", min=0, max=10**9)] = 5,
     json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Look into a table of results: counts and score quantiles a class, best and worst images."""
+    """Inspect a table of results: counts and score quantiles per class, best and worst images."""
     from cdul_steps.tools.show import show_table
 
     typer.echo(show_table(file, of_class=of_class, top=top, as_json=json))
@@ -990,7 +999,7 @@ def gallery(
 ) -> None:
     """Write a web page of the images with their scores before and after refinement.
 
-    It opens from a disk, without server or network. An earlier gallery at OUTPUT is replaced.
+    It works offline, without a server. An earlier gallery at OUTPUT is replaced.
     """
     from cdul_steps.steps.gallery import make_gallery
 
@@ -1002,7 +1011,7 @@ def status(
     results: Annotated[Path, typer.Argument(help="Folder of results.")] = Path("results"),
     json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Print how far every stage is, how fast, and what failed: while it runs, and after."""
+    """Print the progress, speed and failures of every stage, during a run or after it."""
     from cdul_steps.tools.status import status
 
     typer.echo(status(results, as_json=json))
@@ -1013,7 +1022,7 @@ def verify(
     results: Annotated[Path, typer.Argument(help="Folder of results.")] = Path("results"),
     json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check that every file is whole and fits the others; exit status 1 where one does not."""
+    """Check that all files are complete and consistent; exit status 1 if one is not."""
     from cdul_steps.tools.verify import describe_report, verify
 
     report = verify(results)
@@ -1060,33 +1069,32 @@ def config_schema() -> None:
 
 
 def _stop(*_: object) -> None:
-    # Once is enough, and the workers were told too: what torch's handler says of them is no news.
+    # The workers get the signal too: ignore repeats, and torch's report that they have ended.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     sys.exit(128 + signal.SIGTERM)
 
 
 def main() -> None:
-    """Run a command; what the user can put right is one line on stderr and exit status 1."""
-    # SLURM tells a job to stop before it kills it. Unwinding leaves no scratch file and no worker.
+    """Run a command; an error that the user can fix is one line on stderr and exit status 1."""
+    # SLURM sends SIGTERM before it kills a job. Unwinding removes scratch files and workers.
     signal.signal(signal.SIGTERM, _stop)
-    # Torch's threads wait for each other at every layer. Spinning while they wait, as is the
-    # default, is tens of times slower as soon as a decoding process or another job needs a core.
+    # Torch's threads wait for each other at every layer. Spinning while they wait, the default, is
+    # tens of times slower as soon as a decoding process or another job needs a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # What torch imports is a second's work for the garbage collector, which looks once more at the
-    # end of every process.
+    # Without this, the garbage collector spends a second at exit on what torch has imported.
     atexit.register(gc.freeze)
     try:
         status = app(standalone_mode=False)
     except UsageError as error:
-        if not error.args or not str(error):  # without a command, of which the help is shown
+        if not error.args or not str(error):  # no command was given, and the help is shown
             sys.exit(error.exit_code)
         words = f"; see '{error.ctx.command_path} --help'" if error.ctx else ""
         text = error.format_message().replace("Value error, ", "").rstrip(".")
         print(f"cdul: error: {text}{words}", file=sys.stderr)
         sys.exit(error.exit_code)
     except Exception as error:
-        # torch's handler would tell of the next process to go by an exception out of nowhere.
+        # Otherwise torch's handler would raise an exception when the next process ends.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if line := explain(error):
             sys.exit(f"cdul: error: {line}")

@@ -37,10 +37,10 @@ from cdul_steps.shipped import shipped
 
 
 def _expand(value: Any) -> Any:
-    """`~` and environment variables in a path: clusters have their $SCRATCH."""
+    """Expand `~` and environment variables, such as a cluster's $SCRATCH, in a path."""
     if not isinstance(value, str | Path):
         return value
-    # Not by pathlib, which would tidy `local-dir:./folder` away.
+    # Not with pathlib, which would normalise `local-dir:./folder`.
     expanded = os.path.expandvars(os.path.expanduser(str(value)))  # noqa: PTH111
     if missing := re.search(r"\$\{?(\w+)", expanded):
         raise ValueError(f"the environment variable {missing[1]} is not set")
@@ -48,32 +48,32 @@ def _expand(value: Any) -> Any:
 
 
 def _own(value: str) -> str:
-    """A file that comes with the project is found from any working directory."""
+    """Find a file that comes with the project from any working directory."""
     folder = value.removeprefix(LOCAL)
     return value.removesuffix(folder) + shipped(folder)
 
 
 def _runs(value: Any) -> Any:
-    """One product is a list of one."""
+    """Turn a single run into a list of one."""
     return value if isinstance(value, list) else [value]
 
 
 def _several(value: Any) -> Any:
-    """One grid is a list of one."""
+    """Turn a single grid into a list of one."""
     if isinstance(value, list | tuple) and not any(isinstance(v, list | tuple) for v in value):
         return [value]
     return value
 
 
 LOCAL = "local-dir:"
-"""How the name of an encoder begins that is a folder."""
+"""Prefix of an encoder name that is a folder."""
 Place = Annotated[str, BeforeValidator(_expand)]
 OwnPlace = Annotated[Place, AfterValidator(_own)]
 Positive = Annotated[float, Field(gt=0)]
 Side = Annotated[int, Field(ge=1, le=8)]
 Grid = tuple[Side, Side]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-"""What can name a folder."""
+"""Valid names for a folder."""
 Name = Annotated[str, Field(pattern=NAME)]
 Split = Literal["train", "test"]
 Reader = Literal["voc", "coco", "nuswide", "folder", "table", "webdataset", "parquet"]
@@ -92,7 +92,7 @@ class Section(BaseModel):
 
 
 class Made(NamedTuple):
-    """The names of the sections that one result is made by."""
+    """The names of the sections that one result is made with."""
 
     dataset: str
     encoder: str
@@ -101,7 +101,7 @@ class Made(NamedTuple):
 
 
 class Boxed(NamedTuple):
-    """A data set's images with second views; the encoder is that of the labels behind them."""
+    """A data set's images with second views; `encoder` made the labels that they are based on."""
 
     dataset: str
     encoder: str
@@ -109,14 +109,15 @@ class Boxed(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """The name of its folder of results, beside those of data sets."""
-        # `~` is in no name under `datasets`.
+        """The name of its results folder, next to those of data sets."""
+        # Names under `datasets` never contain `~`.
         return "~".join(self)
 
 
 class Run(Section):
-    """What `snakemake` makes: every combination of the sections named here. A list of such
-    mappings makes what each of them says: two data sets with a training of its own for each."""
+    """What `snakemake` makes: every combination of the sections named here. With a list of such
+    mappings it makes the combinations of each, for example two data sets with different
+    trainings."""
 
     datasets: list[str] = Field(["demo"], min_length=1, description="Names under `datasets`.")
     encoders: list[str] = Field(["tiny-clip"], min_length=1, description="Names under `encoders`.")
@@ -127,74 +128,75 @@ class Run(Section):
 class Scenes(Section):
     """The generated images of the demo."""
 
-    seed: int = Field(0, ge=0, le=MAX_SEED, description="Seed of all that is drawn.")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed of the drawings.")
     train: int = Field(2000, ge=1, le=1_000_000, description="Images of the train split.")
     test: int = Field(500, ge=1, le=1_000_000, description="Images of the test split.")
     size: int = Field(192, ge=64, le=4096, description="Width and height in pixels.")
 
 
 class Dataset(Section):
-    """Where the images are, what the classes are called, and how images are cut."""
+    """Where the images are, what the classes are called, and how images are cut into views."""
 
     reader: Literal["demo", Reader] = Field(
-        description="`demo`: generated scenes. `voc`: a year's folder of the PASCAL VOC devkit. "
-        "`coco`: a year of COCO with its `instances` files. `nuswide`: NUS-WIDE. `folder`: all "
-        "images below a folder, no labels needed. `table`: a CSV or Parquet file with `path`, "
-        "optionally `image_id`, `split` and a 1/0 column a class. `webdataset`: tar files with "
-        "images. `parquet`: Parquet files with images. docs/datasets.md has the layouts."
+        description="`demo`: generated scenes. `voc`: one year's folder of the PASCAL VOC devkit. "
+        "`coco`: one year of COCO with its `instances` files. `nuswide`: NUS-WIDE. `folder`: all "
+        "images below a folder; no labels are needed. `table`: a CSV or Parquet file with the "
+        "column `path` and optionally `image_id`, `split` and one 1/0 column per class. "
+        "`webdataset`: tar files with images. `parquet`: Parquet files with images. "
+        "docs/datasets.md describes the layouts."
     )
     root: Place | None = Field(
         None,
-        description="Folder of the data set (for `table` the file, for `nuswide` the folder or "
-        "`nus_wid_data.csv`, for `webdataset` and `parquet` also a pattern of files, as in "
-        "`shards/{00000..00099}.tar` or `data/*.parquet`), relative to the working directory. Not "
-        "for `demo`, whose images are generated below the results.",
+        description="Folder of the data set, relative to the working directory (for `table`: the "
+        "file; for `nuswide`: the folder or `nus_wid_data.csv`; for `webdataset` and `parquet`: "
+        "also a file pattern such as `shards/{00000..00099}.tar` or `data/*.parquet`). Not for "
+        "`demo`, whose images are generated in the results folder.",
     )
     classes: OwnPlace = Field(
         description="File with the class names in order: a YAML list (entries are names, or "
-        "`{name: ..., aliases: [...]}`), or text with a name a line."
+        "`{name: ..., aliases: [...]}`), or a text file with one name per line."
     )
     context: OwnPlace | None = Field(
         None,
-        description="File with context names, in the form of `classes`: what else the images may "
-        "show. They take part in the comparison with the classes and get no label, so that an "
-        "image may show none of the classes. docs/method.md says when they matter.",
+        description="File with context names: what else the images may show, in the same format as "
+        "`classes`. They compete with the classes but get no labels, so that an image may show "
+        "none of the classes. docs/method.md explains when they matter.",
     )
     context_nearness: float = Field(
         NEARNESS,
         gt=0,
         le=1,
-        description="A context name is left out where its text embedding is nearer than this to "
-        "that of a class (a cosine around the mean of everyday names); 1 leaves out only names "
-        "that are those of a class but for case and plural.",
+        description="A context name is left out if its text embedding is closer than this to that "
+        "of a class (cosine, centred on the mean of everyday names). With 1, only names that equal "
+        "a class name except for case and plural are left out.",
     )
     context_keep: list[str] = Field(
-        [], description="Context names that stay, however near to a class they are."
+        [], description="Context names to keep, however close to a class they are."
     )
     splits: dict[Split, str] = Field(
         {"train": "train"},
-        description="What the data set calls the images to learn from (`train`) and, optionally, "
-        "to measure on (`test`): an image set of VOC (`trainval`), COCO (`train2014`) or NUS-WIDE "
+        description="The data set's own name for the images to train on (`train`) and, optionally, "
+        "to evaluate on (`test`): an image set of VOC (`trainval`), COCO (`train2014`) or NUS-WIDE "
         "(`Train`), a folder below `root` (`.` for all), a value of the table's `split` column, or "
-        "those of the archives (`.` for all) that are in a folder or match a pattern below `root`, "
-        "as in `train/*.tar`.",
+        "for archives (`.` for all) a folder or a pattern below `root`, such as `train/*.tar`.",
     )
     labelled_only: bool = Field(
         False,
-        description="Leave out images without any positive label, as results on COCO and NUS-WIDE "
-        "are reported. It looks at the ground truth, which nothing else does before measuring.",
+        description="Leave out images without any positive label, as is usual for results on COCO "
+        "and NUS-WIDE. This reads the ground truth; nothing else reads it before the evaluation.",
     )
     exclude: list[Annotated[str, Field(min_length=1)]] = Field(
         [],
         description="Patterns of images and folders to leave out, such as `thumbs` or "
-        "`raw/*.png`: with a `/` of the path below `root`, else of any name in it; `*` is any "
-        "text. An archive counts as a folder. The number is noted. Hidden files and a network "
-        "disk's own folders, such as `@eaDir`, are left out by the reader `folder` in any case.",
+        "`raw/*.png`. A pattern with a `/` is matched against the path below `root`, any other "
+        "against each name in the path; `*` matches any text. An archive counts as a folder. The "
+        "number of images left out is recorded. The reader `folder` always leaves out hidden files "
+        "and a network disk's own folders, such as `@eaDir`.",
     )
     expected_images: dict[Split, Annotated[int, Field(ge=1)]] | None = Field(
         None,
-        description="Images of each split in the whole set; another number ends the run before it "
-        "starts. `null` to use a part of a set.",
+        description="Images of each split in the complete data set; any other number stops the run "
+        "before it starts. Use `null` to work with part of a data set.",
     )
     grid: Annotated[
         list[Grid], BeforeValidator(_several, json_schema_input_type=Grid | list[Grid])
@@ -202,29 +204,33 @@ class Dataset(Section):
         (3, 3),
         min_length=1,
         validate_default=True,
-        description="Snippets of an image: rows, columns (1 to 8). Several grids, as in "
-        "`[[2, 2], [3, 3]]`, give the snippets of all.",
+        description="Snippets per image: rows, columns (1 to 8). Several grids, such as "
+        "`[[2, 2], [3, 3]]`, give the snippets of all grids.",
     )
     overlap: float = Field(
         0.0,
         ge=0,
         le=0.9,
-        description="Share of a snippet's side by which it overlaps the next.",
+        description="Overlap of adjacent snippets, as a share of their side.",
     )
     shard_size: int = Field(
         1000,
         ge=1,
         le=1_000_000,
-        description="Images a shard: one encode job, one file of the Zarr store.",
+        description="Images per shard; each shard is one encode job and one file of the Zarr "
+        "store.",
     )
     max_pixels: int = Field(
         MAX_PIXELS,
         ge=1,
         le=MAX_PIXELS,
-        description="Images of more pixels (width x height) get the status `too_large`.",
+        description="Images with more pixels (width x height) get the status `too_large`.",
     )
     max_failed_share: float = Field(
-        0.05, ge=0, le=1, description="More unusable images than this share of a split end the run."
+        0.05,
+        ge=0,
+        le=1,
+        description="The run stops if more than this share of a split's images is unusable.",
     )
     scenes: Scenes = Field(Scenes(), description="For the reader `demo` only.")
 
@@ -238,62 +244,62 @@ class Encoder(Section):
     )
     pretrained: Place | None = Field(
         None,
-        description="open_clip's tag (`openai`), fetched once and cached, or a checkpoint file. "
+        description="open_clip's tag (`openai`), downloaded once and cached, or a checkpoint file. "
         "Not for `local-dir:`.",
     )
     templates: list[Annotated[str, Field(pattern=r"\{\}")]] = Field(
         ["a photo of a {}"],
         min_length=1,
-        description="Prompts, `{}` being the class name; several are averaged.",
+        description="Prompts, with `{}` for the class name; several are averaged.",
     )
     aliases: bool = Field(
         True,
-        description="Use all names that the class file lists for a class, averaged; false: only "
-        "the first.",
+        description="True averages all names that the class file lists for a class; false uses "
+        "only the first.",
     )
     precision: Precision = Field(
-        "fp32", description="Arithmetic of the image tower. fp32 is what a CPU should use."
+        "fp32", description="Arithmetic of the image tower. Use fp32 on a CPU."
     )
     resize_mode: ResizeMode | None = Field(
         None,
-        description="How a view becomes the model's square input; default: the model's own way. "
-        "`squash` keeps all of a snippet, `shortest` crops its long side.",
+        description="How a view is resized to the model's square input; default: as the model "
+        "defines. `squash` keeps the whole snippet, `shortest` crops its long side.",
     )
     views: Views = Field(
         "crops",
-        description="`crops`: each view is cut out and encoded by itself, as in the paper. "
+        description="`crops`: each view is cut out and encoded separately, as in the paper. "
         "`dense`: the whole image is encoded once, squashed to twice the model's input size, and "
-        "each view is the mean of what the last layer has for its place; docs/method.md.",
+        "each view is the mean of the last layer's features in its region; see docs/method.md.",
     )
 
 
 class Harden(Section):
-    """Hard pseudo-labels, 0 or 1; by default they stay soft."""
+    """Hard pseudo-labels, 0 or 1; by default labels stay soft."""
 
     threshold: float | None = Field(
-        None, gt=0, le=1, description="Labels of at least this become 1, all others 0."
+        None, gt=0, le=1, description="Labels of at least this value become 1, all others 0."
     )
     top_k: int | None = Field(
-        None, ge=1, description="So many of the largest labels of an image become 1, all others 0."
+        None, ge=1, description="This many of an image's largest labels become 1, all others 0."
     )
 
 
 class Part(Section):
-    """Labels that others are joined of."""
+    """One of the tables of labels that are averaged."""
 
     labels: Name = Field(description="Name under `labels`: how the scores become labels.")
     encoder: Name | None = Field(
-        None, description="Name under `encoders`: another teacher; default: the run's own."
+        None, description="Name under `encoders`: another teacher; default: the run's."
     )
     boxes: Name | None = Field(
         None,
-        description="Name under `boxes`: labels of these second views, in place of the data set's "
+        description="Name under `boxes`: labels of these second views instead of the data set's "
         "own views.",
     )
     training: Name | None = Field(
         None,
-        description="Name under `trainings`: the labels as this training has refined them, to "
-        "learn a second time.",
+        description="Name under `trainings`: the labels as refined by this training, for a second "
+        "round of training.",
     )
 
 
@@ -301,71 +307,78 @@ class Labels(Section):
     """How scores become pseudo-labels."""
 
     def of(self, dataset: str) -> "Labels":
-        """These settings for one data set."""
+        """These settings, for one data set."""
         positives = self.positives_of.get(dataset, self.positives)
         return self.model_copy(update={"positives": positives, "positives_of": {}})
 
-    construction: Construction = Field("final", description="Which scores: see docs/method.md.")
+    construction: Construction = Field(
+        "final", description="Which scores to use; see docs/method.md."
+    )
     scores: Scores | None = Field(
         None,
-        description="`softmax`: the names share a total of 1. `sigmoid`: each class by itself, for "
-        "models with a `logit_bias` such as SigLIP. Default: the way that the model was trained.",
+        description="`softmax`: the scores of all names sum to 1. `sigmoid`: each class is scored "
+        "independently, for models with a `logit_bias` such as SigLIP. Default: as the model was "
+        "trained.",
     )
     tau: float | None = Field(
         None, gt=0, description="Temperature of the scores; default: 1/logit_scale of the model."
     )
     zeta: float = Field(
-        0.3, ge=0, le=1, description="Best snippet score from which a class takes its maximum."
+        0.3,
+        ge=0,
+        le=1,
+        description="A class takes its best snippet score if that is at least this, otherwise its "
+        "worst.",
     )
     lambda_: float = Field(
         0.0,
         alias="lambda",
         ge=-1,
         le=1,
-        description="Joins global and local: 0 their mean, 1 the larger, -1 the smaller.",
+        description="Combines global and local scores: 0 is their mean, 1 the larger, -1 the "
+        "smaller.",
     )
     grid: Grid | None = Field(
         None,
-        description="Only the snippets of this one of the data set's grids; default: those of all.",
+        description="Use only the snippets of this grid of the data set; default: all grids.",
     )
     standardise: bool = Field(
         False,
-        description="Give all classes' cosines the same mean and deviation over the train split, "
-        "before the softmax. Not with a sigmoid.",
+        description="Give the cosines of all classes the same mean and standard deviation over the "
+        "train split, before the softmax. Not with a sigmoid.",
     )
     positives: Positive | None = Field(
         None,
-        description="What the labels of an image are made to sum to, on the mean over the train "
-        "split: about as many objects as images show. They get the sharpness of the model's own "
-        "temperature, whatever `tau` is. Default: as they come.",
+        description="Mean sum of an image's labels over the train split, to which the labels are "
+        "rescaled: roughly the number of objects per image. The labels get the sharpness of the "
+        "model's own temperature, whatever `tau` is. Default: no rescaling.",
     )
     positives_of: dict[Name, Positive] = Field(
         {},
-        description="`positives` of single data sets, as in `{voc2007: 1.5, coco2014: 2.9}`; all "
-        "others take `positives`.",
+        description="`positives` for individual data sets, such as "
+        "`{voc2007: 1.5, coco2014: 2.9}`; all others use `positives`.",
     )
     context_weight: float = Field(
         WEIGHT,
         gt=0,
-        description="As how many names the data set's context names count together, at most. More "
-        "weight makes fewer labels, of which more are right. In a sigmoid they take no part.",
+        description="The data set's context names together count as at most this many names. More "
+        "weight gives fewer labels, more of them correct. A sigmoid ignores context names.",
     )
     join: list[Part] = Field(
         [],
-        description="Labels that these are the mean of: those of several teachers, of first and "
-        "second views, or refined ones. Besides it, only `positives`, `harden` and `corrections` "
-        "count.",
+        description="Labels to average: those of several teachers, of first and second views, or "
+        "refined ones. Apart from `join`, only `positives`, `harden` and `corrections` apply.",
     )
     harden: Harden = Field(Harden(), description="Hard labels.")
     corrections: Place | None = Field(
         None,
-        description="CSV of what people corrected (`image_id`, `class`, `value`: 1, 0 or unknown): "
-        "see docs/review.md. Training keeps these entries as they are.",
+        description="CSV of corrections made by hand (`image_id`, `class`, `value`: 1, 0 or "
+        "unknown); see docs/review.md. Training never changes these entries.",
     )
 
 
 class BoxShape(Section):
-    """What boxes of second views are like."""
+    """The shape of second views."""
 
     classes: int = Field(
         4,
@@ -378,25 +391,25 @@ class BoxShape(Section):
         0.5,
         gt=0,
         lt=1,
-        description="A box holds the cells of the class activation map from this share of its "
-        "range on. More makes smaller boxes.",
+        description="A box contains the cells of the class activation map above this share of its "
+        "range. A larger value gives smaller boxes.",
     )
     margin: float = Field(
-        0.1, ge=0, le=2, description="Share of a box's sides by which it grows on each of them."
+        0.1, ge=0, le=2, description="Margin added on each side, as a share of the box's sides."
     )
 
 
 class Boxes(BoxShape):
-    """Second views: boxes around what a first classifier takes for a class, for the teacher to look
-    at again. They are made for every data set, of the train split, once labels name them under
-    `join`; docs/method.md."""
+    """Second views: boxes around what a first classifier takes for a class, which the teacher
+    scores again. They are made for the train split of every data set if labels name them under
+    `join`; see docs/method.md."""
 
-    labels: Name = Field(description="Name under `labels`: what the classifier has learnt from.")
+    labels: Name = Field(description="Name under `labels`: the classifier's training labels.")
     training: Name = Field(
         description="Name under `trainings`: the classifier, a convolutional network."
     )
     encoder: Name | None = Field(
-        None, description="Name under `encoders`: whose labels these were; default: the run's own."
+        None, description="Name under `encoders`: the teacher of these labels; default: the run's."
     )
 
 
@@ -405,21 +418,21 @@ class Alignment(Section):
 
     enabled: bool = Field(True, description="False keeps the labels fixed.")
     sigma: float = Field(
-        0.4, gt=0, description="Deviation of psi: how far from 0.5 a label still moves."
+        0.4, gt=0, description="Standard deviation of psi: how far from 0.5 a label still moves."
     )
     step_size: float = Field(
-        0.2, gt=0, description="Size of a label step (no unit: logits); `loss: bce` takes 0.8 too."
+        0.2, gt=0, description="Size of a label step, in logits; 0.8 also works with `loss: bce`."
     )
     every: int = Field(1, ge=1, description="Epochs between label steps.")
     warmup: int = Field(
         10,
         ge=0,
-        description="Epochs with fixed labels first: until the network has caught up with them.",
+        description="Epochs with fixed labels at the start, until the network has caught up.",
     )
 
 
 class Asl(Section):
-    """The asymmetric loss; the defaults are its authors' for MS-COCO."""
+    """The asymmetric loss, with its authors' defaults for MS-COCO."""
 
     gamma_positive: float = Field(
         0.0, ge=0, description="Focus on the positives that the network misses."
@@ -428,7 +441,7 @@ class Asl(Section):
         4.0, ge=0, description="Focus on the negatives that the network takes for positives."
     )
     margin: float = Field(
-        0.05, ge=0, lt=1, description="Probability up to which a negative counts nothing."
+        0.05, ge=0, lt=1, description="Negatives up to this probability are ignored."
     )
 
 
@@ -441,28 +454,28 @@ class Role(Section):
 
 
 class Smoothing(Section):
-    """Label smoothing, after `positives`: 0.1 in both is the rivals' usual."""
+    """Label smoothing, applied after `positives`; baselines usually use 0.1 for both."""
 
-    positive: float = Field(0.0, ge=0, lt=1, description="A label of 1 becomes 1 less this.")
+    positive: float = Field(0.0, ge=0, lt=1, description="A label of 1 becomes 1 minus this.")
     negative: float = Field(0.0, ge=0, lt=1, description="A label of 0 becomes this.")
 
 
 class Network(Section):
-    """A timm network and the images that it takes."""
+    """A timm network and its input size."""
 
     model: str = Field("resnet101", description="Any timm model name.")
-    model_args: dict[str, Any] = Field({}, description="Further arguments of timm.create_model.")
+    model_args: dict[str, Any] = Field({}, description="Other arguments of timm.create_model.")
     weights: Place | None = Field(
         None,
-        description="Start: `timm` for the model's ImageNet weights from timm's hub, a "
-        "safetensors or PyTorch file, or nothing for a random start.",
+        description="Initial weights: `timm` for the model's ImageNet weights from timm's hub, a "
+        "safetensors or PyTorch file, or nothing for random initialisation.",
     )
     image_size: int = Field(448, ge=32, description="Width and height of the input in pixels.")
 
     @property
     def folder(self) -> str:
-        """Name of a folder for what this network makes: the model, the size, and a digest of
-        weights and arguments that are not timm's own."""
+        """Name of the folder of this network's features: the model, the size, and a digest of
+        weights and arguments other than timm's own."""
         name = re.sub(r"[^\w.-]", "_", f"{self.model}-{self.image_size}")
         if self.weights == "timm" and not self.model_args:
             return name
@@ -471,7 +484,7 @@ class Network(Section):
 
 
 class Training(Network):
-    """The classifier and how it learns. `config/voc2012.yaml` has the paper's settings."""
+    """The classifier and its training. `config/voc2012.yaml` has the paper's settings."""
 
     @property
     def network(self) -> Network:
@@ -480,81 +493,84 @@ class Training(Network):
 
     trunk: Literal["trained", "frozen"] = Field(
         "trained",
-        description="`trained`: all layers learn, as in the paper. `frozen`: the network keeps its "
-        "weights, which must be given, and only its last layer learns, from features that are "
-        "computed once for all trainings of the same `model`, `model_args`, `weights` and "
-        "`image_size` (linear probing). Then `crop_scale`, `flip` and `precision` have no effect.",
+        description="`trained`: all layers are trained, as in the paper. `frozen`: the network "
+        "keeps its weights, which must be given, and only its last layer is trained, on features "
+        "that are computed once for all trainings with the same `model`, `model_args`, `weights` "
+        "and `image_size` (linear probing). Then `crop_scale`, `flip` and `precision` have no "
+        "effect.",
     )
     start_from: str | None = Field(
         None,
         description="Name under `trainings`: start from the classifier that this training makes "
-        "of the same labels, rather than with a new head on `weights`. For fine-tuning after a "
-        "frozen trunk has got its head (LP-FT: Kumar et al., 2022); `model` and `model_args` must "
-        "be the same.",
+        "from the same labels, instead of a new head on `weights`. Use it to fine-tune after "
+        "linear probing on a frozen trunk (LP-FT: Kumar et al., 2022); `model` and `model_args` "
+        "must be the same.",
     )
     epochs: int = Field(20, ge=1, description="Passes over the train split.")
-    batch_size: int = Field(8, ge=1, description="Images a step of the optimiser.")
+    batch_size: int = Field(8, ge=1, description="Images per optimiser step.")
     learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate.")
     weight_decay: float = Field(
-        0.0, ge=0, description="Weight decay; decoupled with adamw, added to the gradient with sgd."
+        0.0,
+        ge=0,
+        description="Weight decay; decoupled for adamw, added to the gradient for sgd.",
     )
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="SGD has momentum 0.9.")
     schedule: Literal["constant", "cosine"] = Field(
-        "constant", description="Learning rate over the epochs; cosine falls to 0."
+        "constant", description="Learning rate over the epochs; cosine decays to 0."
     )
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up of the learning rate.")
     loss: LossName = Field(
         "kl",
         description=" ".join(f"`{name}`: {loss.description}." for name, loss in LOSSES.items())
-        + f" {', '.join(f'`{name}`' for name, loss in LOSSES.items() if loss.hard_labels)} are of "
-        "single-positive learning: they need hard `positives` and no `alignment`.",
+        + f" {', '.join(f'`{name}`' for name, loss in LOSSES.items() if loss.hard_labels)} are "
+        "losses of single-positive learning: they need hard `positives` and no `alignment`.",
     )
     asl: Asl = Field(Asl(), description="For the loss `asl` only.")
     expected_positives: float = Field(
         1.5,
         gt=0,
-        description="For the losses `epr` and `role` only: your guess how many classes an image "
-        "shows on the average. The default is PASCAL VOC's.",
+        description="For the losses `epr` and `role` only: your estimate of the mean number of "
+        "classes per image. The default is that of PASCAL VOC.",
     )
     role: Role = Field(Role(), description="For the loss `role` only.")
     positives: Positives = Field(
         "soft",
-        description="What becomes of the pseudo-labels first. `soft`: they stay as they are. "
-        "`top1`: the best class of each image becomes its one positive, 1, and the others 0. "
-        "`threshold`: classes from `threshold` on become 1, the others 0.",
+        description="How the pseudo-labels are converted before training. `soft`: they are not "
+        "changed. `top1`: the best class of each image becomes 1, its only positive, and the "
+        "others 0. `threshold`: classes of at least `threshold` become 1, the others 0.",
     )
     smoothing: Smoothing = Field(Smoothing(), description="Softening of the labels.")
     crop_scale: float = Field(
         1.0,
         gt=0,
         le=1,
-        description="Smallest share of the image's area that the random crop keeps; 1 for none.",
+        description="Smallest share of the image's area that the random crop keeps; 1: no crop.",
     )
     flip: bool = Field(True, description="Mirror images at random.")
     precision: Precision = Field(
-        "fp32", description="Arithmetic of the forward pass; less than fp32 is for GPUs."
+        "fp32", description="Arithmetic of the forward pass; less than fp32 is only for GPUs."
     )
     alignment: Alignment = Field(Alignment(), description="Refinement of the labels.")
     threshold: float = Field(
         0.5,
         gt=0,
         lt=1,
-        description="Probability from which `predict` names a label, and `positives: threshold` "
-        "observes one.",
+        description="Lowest probability at which `predict` names a label, and lowest label that "
+        "`positives: threshold` makes positive.",
     )
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Seed of weights, order and augmentation.")
 
 
 class Apply(Section):
-    """A trained classifier, and a data set that `snakemake apply` scores with it."""
+    """A trained classifier and the data set that `snakemake apply` scores with it."""
 
     model: Place = Field(
-        description="Model folder of the classifier, as in "
-        "`results/photos/vit-b-32/final/photos/model`; one that this run makes is made first."
+        description="Model folder of the classifier, such as "
+        "`results/photos/vit-b-32/final/photos/model`; if this run makes it, that happens first."
     )
     dataset: Name = Field(
-        description="Name under `datasets`: all of its splits are scored, one job and one table "
-        "per shard."
+        description="Name under `datasets`: all of its splits are scored, with one job and one "
+        "table per shard."
     )
 
 
@@ -562,16 +578,17 @@ class Evaluate(Section):
     """How scores are measured."""
 
     difficult: Difficult = Field(
-        "ignore", description="What an image counts as for a class it shows only difficultly."
+        "ignore",
+        description='How to treat images in which a class occurs only as "difficult" objects.',
     )
-    ap: AveragePrecision = Field("all", description="AP over all points, or VOC2007's 11.")
+    ap: AveragePrecision = Field("all", description="AP over all points, or VOC2007's 11 points.")
 
 
 class Sweep(Section):
-    """Which labels `snakemake sweep` measures: every combination, on every split with truth.
+    """Which labels `snakemake sweep` measures: every combination, on every split with ground truth.
 
-    `positives` and `harden` of labels are not among them: the one changes no mAP, the other is
-    no ranking."""
+    `positives` and `harden` are not varied: `positives` does not change mAP, and hard labels are
+    not a ranking."""
 
     constructions: list[Construction] = Field(
         list(get_args(Construction)), min_length=1, description="As `labels.NAME.construction`."
@@ -596,52 +613,54 @@ class Ablation(Section):
     """What `snakemake ablation` compares: variants of a training, each with several seeds."""
 
     training: str = Field(
-        "aligned", description="Name under `trainings` of the training that the variants vary."
+        "aligned", description="Name under `trainings` of the training that the variants modify."
     )
     table: OwnPlace = Field(
         "config/ablation.tsv",
         validate_default=True,
-        description="The variants, a row each: CSV, or TSV by its suffix; docs/ablation.md has "
-        "its columns.",
+        description="Table of the variants, one per row: CSV, or TSV by its suffix; "
+        "docs/ablation.md describes its columns.",
     )
     seeds: list[Annotated[int, Field(ge=0, le=MAX_SEED)]] = Field(
-        [0, 1, 2], min_length=1, description="Seeds of the trainings, for every variant."
+        [0, 1, 2], min_length=1, description="Training seeds for every variant."
     )
 
 
 class Runtime(Section):
-    """How fast, not what: changing these re-runs nothing."""
+    """Speed only: changing these settings never triggers a re-run."""
 
     device: str = Field(
         "auto",
-        description="`auto`: a GPU that no other job has, where there is one. `cuda`: the same, "
-        "and an error where there is none. `cuda:1`: that one, though others have it. `cpu`.",
+        description="`auto`: a GPU that no other job uses, if there is one, or else the CPU. "
+        "`cuda`: such a GPU; an error if there is none. `cuda:1`: that GPU, even if other jobs use "
+        "it. `cpu`: the CPU.",
     )
     engine: Engine = Field(
         "auto",
         description="What runs the encoder on a CPU: torch, ONNX Runtime, or `auto`, which "
-        "measures at the start of a long job. Vectors agree to a cosine of 0.9999; name one and a "
-        "`batch_size` where bytes must be the same on every machine.",
+        "measures both at the start of a long job. Their vectors agree to a cosine of 0.9999; set "
+        "an engine and a `batch_size` if the bytes must be identical on every machine.",
     )
     batch_size: int = Field(
         0,
         ge=0,
         le=1_000_000,
-        description="Views a forward pass of the encoder; 0 chooses, as `engine` does.",
+        description="Views per forward pass of the encoder; 0: chosen by measuring, as for "
+        "`engine`.",
     )
     workers: int = Field(
         -1,
         ge=-1,
         le=1024,
-        description="Processes that decode images (on a CPU: and encode them); -1 chooses.",
+        description="Processes that decode images (on a CPU, also encode them); -1: automatic.",
     )
     train_devices: int = Field(
         1,
         ge=1,
         le=1024,
-        description="GPUs that share every batch of a training; `--resources gpu` may allow fewer. "
-        "The result is that of one, but for rounding and dropout. With `device: cpu`, processes: "
-        "for networks without batch norm.",
+        description="GPUs that share each batch of a training; `--resources gpu` may allow fewer. "
+        "The result is the same as with one GPU except for rounding and dropout. With "
+        "`device: cpu`: processes, for networks without batch norm.",
     )
 
 
@@ -650,42 +669,42 @@ class Config(Section):
 
     # Braces mark wildcards in Snakemake's file names.
     results: Annotated[Place, Field(pattern=r"^[^{}]+$")] = Field(
-        "results", description="Folder for all that is made."
+        "results", description="Folder for all results."
     )
     run: Annotated[list[Run], BeforeValidator(_runs, json_schema_input_type=Run | list[Run])] = (
         Field(Run(), min_length=1, validate_default=True, description="What to make.")
     )
-    datasets: dict[Name, Dataset] = Field({}, description="Data sets by a name of your choice.")
-    encoders: dict[Name, Encoder] = Field({}, description="Encoders by a name of your choice.")
-    labels: dict[Name, Labels] = Field({}, description="Pseudo-labels by a name of your choice.")
-    trainings: dict[Name, Training] = Field({}, description="Trainings by a name of your choice.")
-    boxes: dict[Name, Boxes] = Field({}, description="Second views by a name of your choice.")
+    datasets: dict[Name, Dataset] = Field({}, description="Data sets, by names that you choose.")
+    encoders: dict[Name, Encoder] = Field({}, description="Encoders, by names that you choose.")
+    labels: dict[Name, Labels] = Field({}, description="Pseudo-labels, by names that you choose.")
+    trainings: dict[Name, Training] = Field({}, description="Trainings, by names that you choose.")
+    boxes: dict[Name, Boxes] = Field({}, description="Second views, by names that you choose.")
     apply: dict[Name, Apply] = Field(
-        {}, description="Classifiers for large collections by a name of your choice."
+        {}, description="Classifiers for large collections, by names that you choose."
     )
-    evaluate: Evaluate = Field(Evaluate(), description="Measuring.")
-    sweep: Sweep = Field(Sweep(), description="Comparing label settings.")
-    ablation: Ablation = Field(Ablation(), description="Comparison of variants.")
+    evaluate: Evaluate = Field(Evaluate(), description="Evaluation.")
+    sweep: Sweep = Field(Sweep(), description="Comparison of label settings.")
+    ablation: Ablation = Field(Ablation(), description="Comparison of training variants.")
     runtime: Runtime = Field(Runtime(), description="Speed.")
     container: Annotated[Place, Field(min_length=1)] = Field(
         "cdul.sif",
-        description="For `--sdm apptainer` only: the image that jobs run in, a file or an address "
-        "such as `docker://...`, with this package in it: docs/deployment.md.",
+        description="For `--sdm apptainer` only: the container image that jobs run in, a file or "
+        "an address such as `docker://...`. It must contain this package; see docs/deployment.md.",
     )
 
     @property
     def made(self) -> list[Made]:
-        """What `run` makes, each once."""
+        """The combinations that `run` makes, without duplicates."""
         products = (product(r.datasets, r.encoders, r.labels, r.trainings) for r in self.run)
         return list(dict.fromkeys(Made(*names) for found in products for names in found))
 
     def boxed(self, dataset: str, encoder: str, boxes: str) -> "Boxed":
-        """The images of `dataset` with second views, for a run by `encoder`."""
+        """The images of `dataset` with second views, for a run with `encoder`."""
         return Boxed(dataset, self.boxes[boxes].encoder or encoder, boxes)
 
     @property
     def all_boxed(self) -> dict[str, "Boxed"]:
-        """All sets of images with second views that there can be, by their folder's name."""
+        """All possible sets of images with second views, by folder name."""
         found = starmap(self.boxed, product(self.datasets, self.encoders, self.boxes))
         return {boxed.folder: boxed for boxed in found}
 
@@ -706,7 +725,7 @@ def _section(model: Any, keys: list[Any]) -> Any:
 
 
 def _explain(error: dict[str, Any]) -> str:
-    # Of the products in `run` there is mostly one, which has no number.
+    # `run` usually has a single entry, so its number is left out.
     place = [str(key) for i, key in enumerate(error["loc"]) if error["loc"][0] != "run" or i != 1]
     where = ".".join(place)
     if error["type"] == "extra_forbidden":
@@ -721,17 +740,17 @@ def _explain(error: dict[str, Any]) -> str:
     if error["type"] == "string_pattern_mismatch" and place[-1] == "[key]":
         return (
             f"config: {place[1]!r} under {place[0]!r} is not a usable name: letters, digits, "
-            "'.', '_' and '-' only, since it names a folder"
+            "'.', '_' and '-' only, because it names a folder"
         )
     problem = error["msg"].removeprefix("Value error, ")
     return f"config: {where!r} is {error['input']!r}: {problem}"
 
 
 def load(values: dict[str, Any], *, check_run: bool = True) -> Config:
-    """Check the values of a config file; without `check_run`, not whether `run` names sections.
+    """Check the values of a config file; `check_run=False` skips the check of names in `run`.
 
-    Raises UserError of one line that names the key, what is wrong with it, and for an unknown key
-    or name the nearest valid one.
+    Raises UserError with one line that names the key, the problem, and for an unknown key or name
+    the closest valid one.
     """
     try:
         config = Config.model_validate(values)
@@ -754,10 +773,12 @@ def load(values: dict[str, Any], *, check_run: bool = True) -> Config:
             )
     for name, dataset in config.datasets.items():
         if (dataset.root is None) != (dataset.reader == "demo"):
-            problem = "needs a 'root'" if dataset.root is None else "has no use for 'root'"
+            problem = "needs a 'root'" if dataset.root is None else "does not use 'root'"
             raise UserError(f"config: datasets.{name}: reader {dataset.reader!r} {problem}")
         if dataset.context_keep and not dataset.context:
-            raise UserError(f"config: datasets.{name}: 'context_keep' has no use without 'context'")
+            raise UserError(
+                f"config: datasets.{name}: 'context_keep' has no effect without 'context'"
+            )
         if "train" not in dataset.splits:
             raise UserError(f"config: datasets.{name}.splits: 'train' is missing")
     for name, labels in config.labels.items():
@@ -781,7 +802,7 @@ def load(values: dict[str, Any], *, check_run: bool = True) -> Config:
             if part.boxes is not None and config.encoders[encoder].views == "dense":
                 raise UserError(
                     f"config: labels.{made.labels}.join: encoders.{encoder} has dense views, which "
-                    f"boxes are not cut of; name an encoder with crops beside {part.boxes!r}"
+                    f"boxes do not support; name an encoder with crops next to {part.boxes!r}"
                 )
     for name, training in config.trainings.items():
         if training.trunk == "frozen" and training.weights is None:
@@ -797,31 +818,31 @@ def load(values: dict[str, Any], *, check_run: bool = True) -> Config:
             ):
                 if wrong:
                     raise UserError(
-                        f"config: trainings.{name}: loss {training.loss!r} learns from hard "
-                        f"positives, which are given; set '{change}'"
+                        f"config: trainings.{name}: loss {training.loss!r} learns from fixed hard "
+                        f"positives; set '{change}'"
                     )
     return config
 
 
 def _check_start(trainings: Mapping[str, Training], name: str, start: str) -> None:
-    """Raise UserError where a training cannot start from the one called `start`."""
+    """Raise UserError if a training cannot start from the one called `start`."""
     training, where = trainings[name], f"config: trainings.{name}.start_from"
     if (first := trainings.get(start)) is None:
         near = nearest(start, list(trainings))
         raise UserError(f"{where} names {start!r}, which is not under 'trainings'{near}")
     if training.trunk == "frozen":
-        raise UserError(f"{where}: a frozen trunk gets a head of its own; set 'trunk: trained'")
+        raise UserError(f"{where}: a frozen trunk gets its own head; set 'trunk: trained'")
     if (training.model, training.model_args) != (first.model, first.model_args):
         raise UserError(
             f"{where}: {start!r} trains {first.model} with {first.model_args}, "
             f"not {training.model} with {training.model_args}"
         )
     if first.start_from is not None:
-        raise UserError(f"{where}: {start!r} starts from another training itself")
+        raise UserError(f"{where}: {start!r} itself starts from another training")
 
 
 def _check_named(config: Config, where: str, kind: str, name: str | None) -> None:
-    """Raise UserError where a section of a kind is named that is not there."""
+    """Raise UserError if `name` is not a section of this kind."""
     sections = getattr(config, kind)
     if name is not None and name not in sections:
         raise UserError(
@@ -830,14 +851,14 @@ def _check_named(config: Config, where: str, kind: str, name: str | None) -> Non
 
 
 def _check_join(config: Config, name: str) -> None:
-    """Raise UserError for labels that cannot be joined of what they name."""
+    """Raise UserError for labels that cannot be joined from the labels that they name."""
     labels, where = config.labels[name], f"labels.{name}.join"
     if useless := labels.model_fields_set - {
         *("join", "positives", "positives_of", "harden", "corrections")
     }:
         key = min(useless).rstrip("_")
         raise UserError(
-            f"config: labels.{name}: '{key}' has no use beside 'join'; set it for the labels that "
+            f"config: labels.{name}: '{key}' has no effect with 'join'; set it for the labels that "
             "are joined"
         )
     for part in labels.join:
@@ -850,24 +871,24 @@ def _check_join(config: Config, name: str) -> None:
             _check_named(config, where, kind, named)
         if part.boxes is not None and part.training is not None:
             raise UserError(
-                f"config: {where} names boxes and a training in one entry; trainings are of the "
-                "data set's own views"
+                f"config: {where} names boxes and a training in one entry; trainings use the data "
+                "set's own views"
             )
         of = config.labels[part.labels]
         if of.join or of.corrections:
-            problem = "are joined themselves" if of.join else "have 'corrections'"
+            problem = "are themselves joined" if of.join else "have 'corrections'"
             raise UserError(
                 f"config: {where} names {part.labels!r}, which {problem}; "
                 + ("name their parts" if of.join else f"give them to labels.{name}")
             )
         if part.boxes is not None and of.grid:
             raise UserError(
-                f"config: labels.{part.labels}.grid: boxes, which {where} names, have none"
+                f"config: labels.{part.labels}.grid: the boxes that {where} names have no grid"
             )
 
 
 def _check_boxes(config: Config, name: str, behind: tuple[str, ...] = ()) -> None:
-    """Raise UserError for boxes of what is not there, or of labels that they make themselves."""
+    """Raise UserError for boxes that need missing sections, or labels that they make themselves."""
     boxes, where = config.boxes[name], f"boxes.{name}"
     if name in behind:
         raise UserError(
@@ -887,11 +908,11 @@ def _check_boxes(config: Config, name: str, behind: tuple[str, ...] = ()) -> Non
 
 
 def clashes(overlays: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    """What is lost where configs of different data sets are laid over each other: a line for each.
+    """What is lost when configs of different data sets are combined, one line per loss.
 
-    `overlays` are names of files and their values, in the order of the command line. Only such are
-    compared whose `run` names data sets and that have none of them in common: all others are meant
-    to change what lies beneath.
+    `overlays` are names of files and their values, in the order of the command line. Only files
+    whose `run` names different data sets are compared: all others are meant to change the files
+    before them.
     """
     sets = []
     for name, values in overlays:
@@ -916,7 +937,7 @@ def clashes(overlays: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
 
 
 def _changes(values: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
-    """Whether a section laid over another one changes a key that this has."""
+    """Whether the section `over` changes a key of the section `values`."""
     return any(
         _changes(values[key], over[key])
         if isinstance(values[key], Mapping) and isinstance(over[key], Mapping)
@@ -970,7 +991,7 @@ def _read_settings(text: str) -> dict[str, Any]:
         content = text
     try:
         return yaml.safe_load(content) or {}
-    # The others are of bytes that are no text, of dates like 2001-99-99, and of deep nesting.
+    # The other errors come from bytes that are not text, dates like 2001-99-99, and deep nesting.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"--settings: not readable as YAML or JSON: {first_line(error)}") from error
 
@@ -994,19 +1015,19 @@ def _type_name(schema: dict[str, Any]) -> str:
 
 
 def reference() -> str:
-    """The config's reference in Markdown, from the descriptions of its keys."""
+    """The config reference in Markdown, from the descriptions of the keys."""
     lines = [
         "# Configuration",
         "",
-        "Written by `cdul config-reference` from `cdul_steps/config.py`; do not edit.",
+        "Generated by `cdul config-reference` from `cdul_steps/config.py`; do not edit.",
         "",
         "`config/config.yaml` of the working directory, or else the project's own, is always read",
-        "first. Another file given with `--configfile` is laid over it, key by key; lists are",
-        "replaced as a whole. `run` says which sections are made. Paths are relative to the",
-        "working directory; `~` and `$VARIABLES` in them are expanded. Class files, context lists,",
-        "tables of variants and models that come with the project, such as",
-        "`config/classes/voc.yaml`, are found from anywhere.",
-        "Scientific values re-run what depends on them; `runtime` re-runs nothing.",
+        "first. A file given with `--configfile` overrides it key by key; lists are replaced as a",
+        "whole. `run` selects the sections to make. Paths are relative to the working directory;",
+        "`~` and `$VARIABLES` in them are expanded. Class files, context lists, tables of variants",
+        "and models that come with the project, such as `config/classes/voc.yaml`, are found from",
+        "any directory. Changing a scientific setting re-runs the stages that depend on it;",
+        "changing `runtime` re-runs nothing.",
     ]
     headings: list[tuple[str, type[Section]]] = [
         ("Top level", Config),

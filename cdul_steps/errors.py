@@ -1,4 +1,4 @@
-"""The one exception that means "the user can put this right", and what to tell of any other."""
+"""The exception for errors that the user can fix, and messages for other exceptions."""
 
 import difflib
 import sys
@@ -6,20 +6,20 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake in the input; its message says in one line what is wrong, where, and what to do.
+    """A mistake in the input; its message states in one line what is wrong, where, and what to do.
 
     The command line prints the message without a traceback and exits with status 1.
     """
 
 
 def first_line(error: BaseException) -> str:
-    """What the system says of an error, or else the first line of its message, or its type."""
+    """The system's description of an error, or the first line of its message, or its type."""
     text = getattr(error, "strerror", None) or str(error)
     return (text.strip().splitlines() or [type(error).__name__])[0]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """How a message about an unknown `word` ends: with the nearest known one, or all of them."""
+    """The end of a message about an unknown `word`: the closest known word, or all of them."""
     known = sorted(known)
     if not known:
         return ""
@@ -28,15 +28,15 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def explain(error: Exception) -> str | None:
-    """What to tell the user of an error; None for one that is a bug."""
+    """The message for the user about an error; None for a bug."""
     if isinstance(error, UserError):
         return " ".join(str(error).split())
-    # Of a process of a DataLoader that is gone, torch tells in several ways.
+    # Torch reports a DataLoader process that has ended in several ways.
     told = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
     cut_off = isinstance(error, FileNotFoundError) and not error.filename
     if told or cut_off or isinstance(error, ConnectionError | EOFError):
         return (
-            "a process that decodes images was killed, as it is when memory runs out; run again, "
+            "a process that decodes images was killed, as happens when memory runs out; run again, "
             "with fewer workers or a smaller max_pixels if it happens again"
         )
     if isinstance(error, OSError):

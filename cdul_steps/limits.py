@@ -1,13 +1,13 @@
-"""Limits on what is decoded. Without Pillow, so that the command line's help can name them."""
+"""Limits on what is decoded; a module without Pillow, so that the command-line help is fast."""
 
 MAX_PIXELS = 178_956_970
-"""Width times height. Pillow refuses larger images by itself, also where a decoder allocates
-memory on opening."""
+"""Width times height. Pillow itself rejects larger images, even if a decoder allocates memory
+on opening."""
 MAX_BYTES = 1 << 30
-"""Size of a file: some decoders read it whole."""
+"""File size in bytes: some decoders read the whole file."""
 MAX_SCANS = 100
-"""Passes over the pixels that a JPEG may ask for. Ten are usual, and each costs as much time as
-decoding the image once: a few megabytes can ask for hours."""
+"""Passes over the pixels of a JPEG. Ten are usual, and each takes as long as decoding the image
+once: a file of a few megabytes could keep a decoder busy for hours."""
 
 MAX_SEED = 2**32 - 1
-"""The largest seed that NumPy's older generators take."""
+"""The largest seed that NumPy's older generators accept."""

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines in a log."""
+"""Progress of long-running work: a bar on a terminal, plain lines in a log."""
 
 import sys
 import time
@@ -11,14 +11,14 @@ Items = TypeVar("Items", bound=Sized)
 
 
 def note(message: str) -> None:
-    """Print one line to stderr, at once."""
+    """Print one line to stderr immediately."""
     print(message, file=sys.stderr, flush=True)
 
 
 class Progress:
     """Count finished units of `total`; used as a context manager.
 
-    On a terminal a bar, elsewhere a line every `every` seconds and one at the end.
+    It shows a bar on a terminal; elsewhere it prints a line every `every` seconds and at the end.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Units a second since the start."""
+        """Units per second since the start."""
         return self.done / max(time.monotonic() - self.start, 1e-9)
 
     def update(self, count: int = 1) -> None:
@@ -55,7 +55,7 @@ class Progress:
             self._line()
 
     def watch(self, blocks: Iterable[tuple[int, Items]]) -> Iterator[tuple[int, Items]]:
-        """Pass on `(first, items)` blocks, counting the items of each once it is used."""
+        """Yield the `(first, items)` blocks, counting the items of each after it was used."""
         for first, items in blocks:
             yield first, items
             self.update(len(items))

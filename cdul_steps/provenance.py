@@ -1,4 +1,4 @@
-"""What a result was made by: versions of the software and digests of the code."""
+"""The provenance of results: versions of the software and digests of the code."""
 
 import ast
 import hashlib
@@ -13,14 +13,14 @@ from cdul_steps import __version__
 
 PACKAGE = Path(__file__).parent
 NEUTRAL = {f"{PACKAGE.name}.{name}" for name in ("config", "errors", "progress", "provenance")}
-"""Modules that cannot change a result; the config's values are params of their own."""
+"""Modules that cannot change a result; the config's values are separate params."""
 SAME_RESULTS = {
     # encode_shard: the same bytes for the same pixels, and for JPEGs without a colour profile;
     # crops are what they were; a bias of logits is only told; archives are new.
-    "0fa9f087d5a6742c": "79d221a7dc04ce0c",
+    "f9d8d8679a4af657": "79d221a7dc04ce0c",
 }
-"""Digests of code whose results are those of an earlier release, to the digest of then: what users
-have encoded is not encoded again. Whoever changes such code decides whether that is still so."""
+"""Maps digests of code with the same results as an earlier release to that release's digest, so
+that nothing is encoded again. Whoever changes such code decides whether this still holds."""
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -33,9 +33,9 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def git_state() -> str | None:
-    """Commit of the checkout that this code is in, "-dirty" where edited; None outside of one."""
+    """Commit of the checkout that contains this code, "-dirty" if edited; None without one."""
     root = PACKAGE.parent
-    # Not of another project that the package is installed within.
+    # Ignore the checkout of another project in which the package is installed.
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
@@ -47,7 +47,7 @@ def git_state() -> str | None:
 
 @dataclass
 class _Module:
-    """The names that a module defines and imports, and what it does when it is imported."""
+    """The names that a module defines and imports, and its side effects on import."""
 
     definitions: dict[str, list[ast.stmt]] = field(default_factory=dict)
     imports: dict[str, str] = field(default_factory=dict)
@@ -100,11 +100,11 @@ def _is_docstring(node: ast.AST) -> bool:
 
 
 _GAP = "\0"
-"""What stands for a reference in a text; code has none of it."""
+"""Placeholder for a reference in a text; it never occurs in code."""
 
 
 class _Reference:
-    """Where code refers to a definition of ours."""
+    """A reference in code to a definition of this package."""
 
     def __repr__(self) -> str:
         return _GAP
@@ -112,7 +112,7 @@ class _Reference:
 
 @dataclass
 class _Text:
-    """What a piece of code says, in pieces between its references, and these in order."""
+    """The text of a piece of code, split at its references, and the references in order."""
 
     pieces: list[str]
     references: list[tuple[str, str]]
@@ -139,7 +139,7 @@ def _effects(module: str) -> list[_Text]:
 
 
 class _Digest:
-    """Writes down the definitions that one of them leads to, each by its place in that order."""
+    """Collects all definitions that one of them uses, each numbered in order of appearance."""
 
     def __init__(self, module: str, name: str) -> None:
         self.places: dict[tuple[str, str], int] = {}
@@ -149,7 +149,7 @@ class _Digest:
             self.texts += sorted(self._filled(effect) for effect in _effects(of))
 
     def _place(self, module: str, name: str) -> str:
-        """Number a definition of ours, writing it down where it is new."""
+        """Number a definition of this package, and record it if it is new."""
         if (module, name) not in self.places:
             place = self.places[module, name] = len(self.places)
             self.texts.append("")
@@ -161,7 +161,7 @@ class _Digest:
 
 
 class _Reader:
-    """Reads code of a module, and which definitions of ours it refers to."""
+    """Reads code of a module, and finds the definitions of this package that it refers to."""
 
     def __init__(self, module: str) -> None:
         self.module = module
@@ -172,7 +172,7 @@ class _Reader:
         return _Reference()
 
     def _named(self, dotted: str) -> _Reference | str:
-        """What a dotted name stands for: a definition of ours, or the name."""
+        """The meaning of a dotted name: a definition of this package, or the name itself."""
         module, _, name = dotted.rpartition(".")
         if not _is_ours(dotted) or module in NEUTRAL or _module_file(module) is None:
             return name if module in NEUTRAL else dotted
@@ -186,7 +186,7 @@ class _Reader:
         return dotted
 
     def plain(self, node: object) -> object:
-        """A node without docstrings, functions' annotations, imports, layout and names of ours."""
+        """A node without docstrings, function annotations, imports, layout and our own names."""
         if isinstance(node, list):
             kept = (n for n in node if not isinstance(n, ast.Import | ast.ImportFrom))
             return [self.plain(n) for n in kept if not _is_docstring(n)]
@@ -196,13 +196,13 @@ class _Reader:
             return name
         skipped = {"annotation", "returns", "type_comment", "kind", "type_params", "ctx"}
         if isinstance(node, ast.ClassDef):
-            # What a dataclass or a pydantic model does depends on the annotations of its fields.
+            # The behaviour of dataclasses and pydantic models depends on field annotations.
             fields = [n for n in node.body if isinstance(n, ast.AnnAssign)]
             notes = [self.plain(n.annotation) for n in fields]
         else:
             notes = []
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            # The name of a definition of ours says nothing; that of a method does.
+            # The name of our own definition does not matter; that of a method does.
             own = _read_module(self.module).definitions.get(node.name, ())
             skipped |= {"name"} if node in own else set()
         values = [
@@ -213,7 +213,7 @@ class _Reader:
         return [type(node).__name__, *notes, *values]
 
     def _resolve(self, node: ast.expr) -> _Reference | str | None:
-        """What a name or a chain of attributes stands for, where it is not a local one."""
+        """The meaning of a name or a chain of attributes, unless it is local."""
         attributes: list[str] = []
         inner: ast.expr = node
         while isinstance(inner, ast.Attribute):
@@ -234,13 +234,12 @@ class _Reader:
 
 @cache
 def source_digest(module: str, name: str) -> str:
-    """Digest of what a function of this package does: its code, and all of ours that it leads to.
+    """Digest of the behaviour of a function: its code, and all code of this package that it uses.
 
     Snakemake does not see code inside an imported package, so each rule passes this as a param:
-    a change of behaviour re-runs the stage. Where code lies does not count: neither the names of
-    modules, functions and classes of ours, nor imports, comments, docstrings, layout, annotations
-    of functions, code that the function does not lead to, or NEUTRAL modules. Raises LookupError
-    where there is no such function.
+    a change of behaviour re-runs the stage. The digest ignores where code is located and the names
+    of our modules, functions and classes; also imports, comments, docstrings, layout, function
+    annotations, unused code, and NEUTRAL modules. Raises LookupError if there is no such function.
     """
     if name not in _read_module(module).definitions:
         raise LookupError(f"{module}: has no {name}")

@@ -1,6 +1,6 @@
-"""Where results lie: folders that mirror the DAG, each named by a section of the config.
+"""Locations of results: folders that mirror the DAG, each named after a section of the config.
 
-A pattern is a path with names in braces, as Snakemake has its wildcards.
+A pattern is a path with names in braces, like Snakemake's wildcards.
 """
 
 import glob
@@ -43,25 +43,25 @@ GALLERY = f"{TRAINING}/gallery/{{split}}"
 PATTERNS = tuple(value for name, value in globals().items() if name.isupper())
 
 WILDCARDS = {"split": "train|test", "shard": r"\d+"}
-"""What a name in a pattern may be, where it is not any."""
+"""Restrictions on names in a pattern; other names are free."""
 _NAME = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True)
 class Place:
-    """A place in a folder of results: the names of a data set, an encoder, ... as far as known."""
+    """A place in a results folder: the known names of a data set, an encoder, and so on."""
 
     results: Path
     names: Mapping[str, str] = field(default_factory=dict)
 
     def path(self, pattern: str, **further: str | int) -> Path:
-        """What a pattern stands for here, `further` being the names that are not known yet."""
+        """The path of a pattern here; `further` are the names that are not known yet."""
         return Path(pattern.format(results=self.results, **self.names, **further))
 
     def find(self, pattern: str, **further: str) -> Iterator["Place"]:
-        """A place for everything that is there of a pattern, in order of the paths.
+        """A place for every existing match of a pattern, in order of the paths.
 
-        Hidden files, such as those of a writer at work, are not found.
+        Hidden files, such as those of an active writer, are not found.
         """
         names = {**self.names, **further}
         pattern = pattern.removeprefix("{results}/")
@@ -80,7 +80,7 @@ class Place:
 
 def taken(kind: str) -> set[str]:
     """Names that a `kind` of section (`dataset`, `encoder`, `labels`, `training`) cannot have,
-    since they are those of other files and folders in the same place."""
+    because other files and folders in the same place have them."""
     folder = next(p for p in PATTERNS if p.endswith(f"/{{{kind}}}"))
     above = folder.removesuffix(f"{{{kind}}}")
     beside = (p.removeprefix(above).partition("/")[0] for p in PATTERNS if p.startswith(above))
@@ -88,5 +88,5 @@ def taken(kind: str) -> set[str]:
 
 
 def measured_split(splits: Iterable[str]) -> str:
-    """The split that a classifier is measured on: test, where there is one."""
+    """The split that a classifier is evaluated on: test, if there is one."""
     return "test" if "test" in splits else "train"

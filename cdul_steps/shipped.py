@@ -1,22 +1,22 @@
-"""Where the files lie that come with this project: Snakefile, rules, configs, the demo's model."""
+"""Locations of the files that come with this project: Snakefile, rules, configs, demo model."""
 
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
 """The folder of this package."""
 PROJECT = PACKAGE / "project" if (PACKAGE / "project").is_dir() else PACKAGE.parent
-"""The folder of Snakefile, workflow/, config/ and profiles/: a wheel has it in the package, and in
-a clone they lie beside it."""
+"""The folder of Snakefile, workflow/, config/ and profiles/: inside the package in a wheel, next to
+the package in a clone."""
 SNAKEFILE = PROJECT / "Snakefile"
 CONFIG = Path("config/config.yaml")
-"""The config that is read first: that of the working directory, or else that of the project."""
+"""The config that is read first, from the working directory or else from the project."""
 
 
 def shipped(path: str) -> str:
-    """A path such as `config/classes/voc.yaml`: the project's own, if it is nowhere else.
+    """A path such as `config/classes/voc.yaml`; the project's own file if there is no other.
 
-    Relative paths mean the working directory; only what is missing there, and whose first folder
-    is `config` or `cdul_steps`, is looked up among the files that come with the project.
+    Paths are relative to the working directory; only files that are missing there, and whose first
+    folder is `config` or `cdul_steps`, are looked up among the files that come with the project.
     """
     first = path.partition("/")[0]
     own = {"config": PROJECT, PACKAGE.name: PACKAGE.parent}.get(first)
@@ -26,5 +26,5 @@ def shipped(path: str) -> str:
 
 
 def base_config() -> Path:
-    """The config that others are laid over."""
+    """The base config, which other configs override."""
     return CONFIG if CONFIG.is_file() else PROJECT / CONFIG

@@ -1,4 +1,4 @@
-"""The table of an ablation: variants of a training, a row each."""
+"""The table of an ablation: variants of a training, one per row."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -12,12 +12,12 @@ from cdul_steps.config import NAME, Ablation, Training, load
 from cdul_steps.errors import UserError, first_line, nearest
 
 COLUMNS = ("variant", "against", "labels")
-"""Columns that are no keys of a training: its name, the variant to compare with, its labels."""
+"""Columns that are not keys of a training: name, variant to compare with, labels."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One training of an ablation; `labels` names the labels that it learns from."""
+    """One training of an ablation; `labels` names its training labels."""
 
     name: str
     labels: str
@@ -25,10 +25,10 @@ class Variant:
 
 
 def read_rows(table: Path) -> pd.DataFrame:
-    """The rows of a table of variants as text; "" is an empty cell, `#` begins a comment.
+    """The rows of a table of variants as text; "" is an empty cell, `#` starts a comment.
 
-    Raises UserError where the file cannot be read, has no rows, a name is missing, twice there or
-    no name of a folder, or `against` names no variant.
+    Raises UserError if the file cannot be read or has no rows, a name is missing, duplicate or not
+    a valid folder name, or `against` does not name a variant.
     """
     if not table.is_file():
         raise UserError(f"ablation.table: {table}: no such file")
@@ -42,21 +42,21 @@ def read_rows(table: Path) -> pd.DataFrame:
         )
     except (ValueError, pd.errors.ParserError) as error:
         raise UserError(f"{table}: not a readable table: {first_line(error)}") from error
-    # Pandas takes the first of too many cells for an index.
+    # If a row has too many cells, pandas takes the first for an index.
     if not isinstance(rows.index, pd.RangeIndex):
         raise UserError(f"{table}: its rows have more cells than its first line")
     rows = rows.fillna("").map(str.strip)
     if "variant" not in rows or not len(rows):
-        raise UserError(f"{table}: needs a column 'variant' and a row for each")
+        raise UserError(f"{table}: needs a column 'variant' and one row per variant")
     seen = set()
     for name in rows["variant"]:
         if not re.match(NAME, name):
             raise UserError(
-                f"{table}: {name!r} is not a usable name of a variant: letters, digits, '.', '_' "
-                "and '-' only, since it names a folder"
+                f"{table}: {name!r} is not a usable variant name: letters, digits, '.', '_' and "
+                "'-' only, because it names a folder"
             )
         if name in seen:
-            raise UserError(f"{table}: the variant {name!r} is there twice")
+            raise UserError(f"{table}: the variant {name!r} occurs twice")
         seen.add(name)
     for name in rows.get("against", ()):
         if name and name not in seen:
@@ -69,10 +69,10 @@ def read_variants(
 ) -> list[Variant]:
     """All trainings of an ablation: every row of its table with every seed.
 
-    A cell changes one key of the training that the ablation names; an empty one leaves it. Where
-    a row has no `labels` (of those named in `labels`) it learns from `default`, and a `seed` of
-    its own takes the place of the ablation's. Raises UserError as `read_rows` does, for a key
-    that no training has, and for a value that it cannot have.
+    A cell changes one key of the training that the ablation names; an empty cell leaves the key
+    unchanged. A row without `labels` (one of the names in `labels`) uses `default`, and a row's
+    own `seed` replaces the ablation's seeds. Raises UserError as `read_rows` does, for a key that
+    no training has, and for an invalid value.
     """
     if ablation.training not in trainings:
         raise UserError(
@@ -98,7 +98,7 @@ def read_variants(
 
 
 def _untyped(table: Path, name: str, key: str, value: object) -> object:
-    """A cell as it is, but for the model's own arguments, whose types the config does not know."""
+    """The cell, unchanged except for model arguments, whose types the config does not know."""
     if not key.startswith("model_args."):
         return value
     try:

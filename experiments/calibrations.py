@@ -1,10 +1,10 @@
-"""mAP of ways to turn cosines into pseudo-labels, those that the package has and others.
+"""mAP of methods that turn cosines into pseudo-labels, those of the package and others.
 
     python experiments/calibrations.py --vectors vectors.parquet --difficult negative
     python experiments/calibrations.py --similarity train.zarr --images images.parquet
 
-None uses the truth, which only measures. `--vectors` reads published probabilities, softmax(cosine
-/ 4.6052), of whole images and of the best and worst snippet a class. Prints JSON, and tables in
+The truth is only used for measuring. `--vectors` reads published probabilities, softmax(cosine /
+4.6052), of whole images and of the best and worst snippet per class. Prints JSON, and tables in
 Markdown on stderr.
 """
 
@@ -31,7 +31,7 @@ SLIP = 4.6052
 
 
 def read_vectors(path: Path, convention: str) -> tuple:
-    """Cosines (N, 3, C) up to a constant a view, truth, what counts, and tau."""
+    """Cosines (N, 3, C) up to a constant per view, truth, counted entries, and tau."""
     table = pq.read_table(path)
     names = [n.partition(":")[2] for n in table.column_names if n.startswith("global:")]
     columns = {
@@ -44,7 +44,7 @@ def read_vectors(path: Path, convention: str) -> tuple:
 
 
 def read_store(path: Path, images: Path, split: str, convention: str) -> tuple:
-    """Cosines (N, 1+S, C) of the images with truth, truth, what counts, and the model's tau."""
+    """Cosines (N, 1+S, C) of the images with truth, truth, counted entries, and the model's tau."""
     array, classes, scale = open_similarity(path, None)
     table = read_split(images, split, ["image_id", "row"])
     rows = dict(zip(table["image_id"].to_pylist(), table["row"].to_pylist(), strict=True))
@@ -61,7 +61,7 @@ def final(s: np.ndarray, zeta: float = ZETA, lam: float = 0.0) -> np.ndarray:
 
 
 def centred(p: np.ndarray) -> np.ndarray:
-    """Without each class's mean over the images, by kind of view."""
+    """Cosines minus each class's mean over the images, by kind of view."""
     mean = class_statistics([p]).mean.astype(np.float32)
     return np.concatenate([p[:, :1] - mean[0], p[:, 1:] - mean[1]], axis=1)
 
@@ -71,7 +71,7 @@ def standard(p: np.ndarray) -> np.ndarray:
 
 
 def standard_in_image(p: np.ndarray) -> np.ndarray:
-    """Mean 0 over the classes of a view, and the same deviation in all views."""
+    """Cosines with mean 0 over the classes of a view, and the same deviation in all views."""
     p = p - p.mean(axis=2, keepdims=True)
     deviation = p.std(axis=2, keepdims=True)
     return p / deviation * deviation.mean()
@@ -91,7 +91,7 @@ def mean_of_logits(s: np.ndarray) -> np.ndarray:
 
 
 def min_max(s: np.ndarray) -> np.ndarray:
-    """Global and aggregated scores each stretched to 0..1 a class."""
+    """Global and aggregated scores, each stretched to 0..1 per class."""
     scaled = [(x - x.min(axis=0)) / np.ptp(x, axis=0) for x in parts(s)]
     return combine(*scaled)
 
@@ -101,12 +101,12 @@ def ranks(s: np.ndarray) -> np.ndarray:
 
 
 def biased_views(s: np.ndarray, positives: float) -> np.ndarray:
-    """Every view's scores shifted by the bias that whole images need, then aggregated."""
+    """The scores of every view, shifted by the bias that whole images need, then aggregated."""
     return final(rescale(s, find_bias(s[:, 0], positives)))
 
 
 def biased_kinds(s: np.ndarray, positives: float) -> np.ndarray:
-    """Global and aggregated scores shifted by a bias each."""
+    """Global and aggregated scores, each shifted by its own bias."""
     return combine(*(rescale(x, find_bias(x, positives)) for x in parts(s)))
 
 
@@ -139,7 +139,7 @@ def variants(positives: float) -> dict[str, Callable[[np.ndarray, float], np.nda
             found[f"final, standardised, {name}"] = lambda p, tau, f=join: f(
                 scores(standard(p), tau)
             )
-    # No softmax; the temperature does not matter.
+    # Without a softmax, the temperature does not matter.
     found["global + best snippet, cosines less the view's mean"] = lambda p, tau: sum(
         parts(p - p.mean(axis=2, keepdims=True))
     )
@@ -150,7 +150,7 @@ def variants(positives: float) -> dict[str, Callable[[np.ndarray, float], np.nda
 
 
 def strength(labels: np.ndarray, truth: np.ndarray, counted: np.ndarray) -> dict[str, float]:
-    """How near labels come to the truth as targets, whatever their order."""
+    """How close labels are to the truth as targets, regardless of their order."""
     f1 = precision_recall_f1(truth, counted, labels >= 0.5)
     return {
         "sum": float(labels.sum(axis=1).mean()),
@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path)
     parser.add_argument("--split", default="train")
     parser.add_argument("--difficult", default="ignore", choices=["ignore", "negative", "positive"])
-    parser.add_argument("--positives", type=float, default=1.5, help="objects of an image, guessed")
+    parser.add_argument("--positives", type=float, default=1.5, help="estimated objects per image")
     options = parser.parse_args()
     cosines, truth, counted, tau = (
         read_vectors(options.vectors, options.difficult)

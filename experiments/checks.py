@@ -1,12 +1,13 @@
-"""Do the intervals of `cdul check` hold the truth? Simulated reviewers on data with known truth.
+"""Do the intervals of `cdul check` contain the truth? Simulated reviewers on data with known truth.
 
     python experiments/checks.py --scores pseudo_labels.parquet --images images.parquet
     python experiments/checks.py --vectors vectors.parquet
     python experiments/checks.py --scores A.parquet --images images.parquet --held-out B.parquet
 
-Every reviewer answers another sample. A surprising answer, against what the score says, is asked
-again, and a third time where the two differ; all looks count as answers. The tables, in Markdown,
-go to stdout: how many of 100 intervals of 90 % hold the true value, and their mean width in points.
+Every reviewer answers a different sample. A surprising answer, one that contradicts the score, is
+asked again, and a third time if the two differ; all looks count as answers. The tables, in
+Markdown, go to stdout: how many of 100 intervals of 90 % contain the true value, and their mean
+width in points.
 """
 
 import argparse
@@ -49,7 +50,7 @@ DRAWS = 200
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores (N, C) with their truth, and the true measures in the form of `Measures`, (C + 1,)."""
+    """Scores (N, C) with their truth, and the true measures as `Measures`, (C + 1,)."""
 
     scores: np.ndarray
     truth: np.ndarray
@@ -75,7 +76,7 @@ class Scored:
 def look(
     truth: np.ndarray, named: np.ndarray, size: int, wrong: float, random: np.random.Generator
 ) -> tuple[int, np.ndarray]:
-    """How many of the entries, in order, `size` looks are enough for, and their answers."""
+    """How many of the entries, in order, can be answered with `size` looks, and their answers."""
     looks = truth ^ (random.random((3, len(truth))) < wrong)
     again = looks[0] != named
     differ = again & (looks[0] != looks[1])
@@ -85,7 +86,7 @@ def look(
 
 
 def simulate(data: Scored, size: int, wrong: float, reviewers: int) -> list[Sequence[object]]:
-    """Rows of a table: what the intervals of so many reviewers of `size` answers did."""
+    """Rows of a table: the intervals of several reviewers with `size` answers each."""
     true = data.measures()
     classes = [str(c) for c in range(data.scores.shape[1])]
     ids = [str(i) for i in range(len(data.scores))]
@@ -154,7 +155,7 @@ def simulate(data: Scored, size: int, wrong: float, reviewers: int) -> list[Sequ
 def held_out(
     data: Scored, other: Scored, size: int, reviewers: int, precision: float | None
 ) -> list[object]:
-    """A row of a table: how thresholds from so many answers do on other images, on the mean."""
+    """A row of a table: the mean quality of thresholds from these answers on other images."""
     count, classes = data.scores.shape
     ids, names = [str(i) for i in range(count)], [str(c) for c in range(classes)]
     table = pa.table({"image_id": ids})
@@ -226,7 +227,7 @@ def main() -> None:
     parser.add_argument("--scores", type=Path)
     parser.add_argument("--images", type=Path)
     parser.add_argument("--vectors", type=Path)
-    parser.add_argument("--held-out", type=Path, help="Scores to try thresholds on.")
+    parser.add_argument("--held-out", type=Path, help="Scores to test thresholds on.")
     parser.add_argument("--threshold", type=float, default=0.5)
     parser.add_argument(
         "--drop", type=int, nargs="*", default=[], help="Classes without positives."

@@ -1,11 +1,11 @@
-"""What context names do to the labels of images that may show none of the classes.
+"""The effect of context names on the labels of images that may show none of the classes.
 
     python experiments/context.py --encoder results/voc2007/photo-mini
     python experiments/context.py --vectors vectors.parquet
 
-The first takes K classes of an encoded data set with truth at random, and compares their labels
-alone with those beside a list of context names; the second has the other classes as context. The
-tables, in Markdown, go to stdout.
+The first draws K classes of an encoded data set with truth at random, and compares their labels
+without and with a list of context names; the second uses the other classes as context. The tables,
+in Markdown, go to stdout.
 """
 
 import argparse
@@ -42,11 +42,11 @@ from cdul_steps.steps.similarity import read_text
 COUNTS = (1, 2, 3, 5, 10, 20)
 SIZES = (25, 50, 100, 200)
 ALL = float("inf")
-"""A weight that lets every context name count as one."""
+"""A weight with which every context name counts as one."""
 
 
 def embed(encoder: Encoder, names: Sequence[Sequence[str]]) -> np.ndarray:
-    """Unit embeddings of names, each by all its aliases: float32 (len(names), D)."""
+    """Unit embeddings of names, each from all its aliases: float32 (len(names), D)."""
     entries = [{"name": str(i), "aliases": list(of)} for i, of in enumerate(names)]
     with TemporaryDirectory() as folder:
         classes, output = Path(folder, "classes.yaml"), Path(folder, "text.parquet")
@@ -59,8 +59,8 @@ def embed(encoder: Encoder, names: Sequence[Sequence[str]]) -> np.ndarray:
 class Images:
     """Images with truth: cosines (N, V, C) of the classes and (N, V, M) of the context.
 
-    `near` (M, C) says which context names mean a class, by the rule, and `same` which have its
-    name.
+    `near` (M, C) marks the context names that mean a class by the rule, and `same` those that have
+    its name.
     """
 
     classes: np.ndarray
@@ -73,7 +73,7 @@ class Images:
 
 
 def read_images(folder: Path, names: ClassTable, encoder: Encoder, tau: float) -> Images:
-    """All images with known truth of an encoder's results, whatever their split."""
+    """All images with known truth in an encoder's results, from all splits."""
     images = folder.parent / "manifest/images.parquet"
     facts = read_facts(images)
     classes = load_classes(Path("config/classes/voc.yaml"))
@@ -92,7 +92,7 @@ def read_images(folder: Path, names: ClassTable, encoder: Encoder, tau: float) -
     truth, counted = truth_table(*lists, len(classes.names), "ignore")
     near, same = near_names(classes, names, encoder)
     return Images(
-        # As the results' encoder does, by their first names.
+        # By their first names, like the encoder of the results.
         cosine(embeddings, embed(encoder, [of[:1] for of in classes.aliases])),
         cosine(embeddings, embed(encoder, names.aliases)),
         near,
@@ -106,7 +106,7 @@ def read_images(folder: Path, names: ClassTable, encoder: Encoder, tau: float) -
 def near_names(
     classes: ClassTable, names: ClassTable, encoder: Encoder
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which context names mean which class, and which have its name: bool (M, C) twice."""
+    """Which context names mean which class, and which have its name: two bool (M, C)."""
     vectors = embed(encoder, names.aliases)
     centre = embed(encoder, [[word] for word in REFERENCE]).mean(axis=0)
     found = np.zeros((2, len(names.names), len(classes.names)), bool)
@@ -126,7 +126,7 @@ def near_names(
 def labels_of(
     images: Images, chosen: np.ndarray, context: np.ndarray, weight: float, **settings: float
 ) -> np.ndarray:
-    """Final labels (N, K) of the chosen classes, with the context names of a mask (M,)."""
+    """Final labels (N, K) of the chosen classes, with the context names in a mask (M,)."""
     cosines = np.concatenate([images.classes[..., chosen], images.context[..., context]], axis=2)
     zeta, multiple = settings.get("zeta", 0.3), settings.get("tau", 1.0)
     labels = build_labels(
@@ -150,7 +150,7 @@ def measure(labels: np.ndarray, truth: np.ndarray, counted: np.ndarray) -> list[
 
 
 def draws(classes: int, count: int, number: int) -> list[np.ndarray]:
-    """Choices of `count` classes; one at a time, each class in turn."""
+    """Choices of `count` classes; for a count of one, each class in turn."""
     if count in (1, classes):
         return [np.arange(c, c + count) for c in range(0, classes, count)]
     random = np.random.default_rng(count)
@@ -176,7 +176,7 @@ def cell(values: Sequence[float]) -> str:
 
 
 def by_count(images: Images, number: int) -> None:
-    """K classes alone, with some everyday names that are no class, and with the list."""
+    """K classes alone, with some everyday names that are not classes, and with the list."""
     size = len(images.near)
     none, everything = np.zeros(size, bool), np.ones(size, bool)
     others = np.flatnonzero(~images.near.any(axis=1))
@@ -296,7 +296,7 @@ def mostly_empty(images: Images, number: int, share: float = 0.9) -> None:
 
 
 def left_out(names: ClassTable, encoder: Encoder, path: Path) -> None:
-    """What the rule leaves out of the list for the class tables of the paper's data sets."""
+    """The names that the rule leaves out for the class tables of the paper's data sets."""
     rows = []
     for data in ("voc", "coco", "nuswide"):
         classes = Path(f"config/classes/{data}.yaml")
@@ -319,7 +319,7 @@ def left_out(names: ClassTable, encoder: Encoder, path: Path) -> None:
 
 
 def by_class(images: Images) -> None:
-    """One class at a time: what its own names do that are not left out."""
+    """One class at a time: the effect of its own names if they are not left out."""
     everything = np.ones(len(images.near), bool)
     rows = []
     for c, name in enumerate(load_classes(Path("config/classes/voc.yaml")).names):
@@ -333,7 +333,7 @@ def by_class(images: Images) -> None:
 
 
 def of_vectors(path: Path, number: int) -> None:
-    """K classes alone and with the other ones as context."""
+    """K classes alone, and with the other classes as context."""
     cosines, truth, counted, tau = read_vectors(path, "ignore")
     size = truth.shape[1]
     own = np.eye(size, dtype=bool)
@@ -355,7 +355,7 @@ def of_vectors(path: Path, number: int) -> None:
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--encoder", type=Path, help="results/DATASET/ENCODER, of VOC's classes")
+    parser.add_argument("--encoder", type=Path, help="results/DATASET/ENCODER, with VOC's classes")
     parser.add_argument("--vectors", type=Path)
     parser.add_argument("--context", type=Path, default=Path("config/context/everyday.txt"))
     parser.add_argument("--draws", type=int, default=20, help="choices of K classes")

@@ -1,10 +1,10 @@
-"""Train heads on the features of fewer photographs, and from the truth; a table in Markdown.
+"""Train heads on features of fewer photographs, and on the truth; prints a table in Markdown.
 
     python experiments/growth.py --labels LABELS.parquet --images images.parquet \\
         --features train=TRAIN.zarr --features test=TEST.zarr --settings settings.yaml
 
-The photographs are random ones, the same for every seed. From the truth, difficult objects are
-absent ones.
+The photographs are drawn at random, the same for every seed. In the truth, difficult objects count
+as absent.
 """
 
 import argparse
@@ -26,13 +26,13 @@ LAST = re.compile(r"label mAP ([\d.]+).*test mAP ([\d.]+)")
 
 
 def write_labels(table: pa.Table, classes: list[str], scores: np.ndarray, path: Path) -> None:
-    """Labels (N, C) of the images of a table."""
+    """Labels (N, C) of the images in a table."""
     scored = score_table(table["image_id"], table["path"], classes, scores)
     write_table(describe(scored, "scores", classes=classes), path)
 
 
 def train(labels: Path, settings: dict, options: argparse.Namespace) -> tuple[float, float]:
-    """The mAP of the labels and of the test images after `cdul train`."""
+    """The mAP of the labels and on the test images after `cdul train`."""
     with tempfile.TemporaryDirectory() as name:
         file = Path(name, "settings.yaml")
         file.write_text(yaml.safe_dump(settings))
@@ -47,7 +47,7 @@ def train(labels: Path, settings: dict, options: argparse.Namespace) -> tuple[fl
 
 
 def row(what: str, labels: Path, settings: dict, options: argparse.Namespace) -> None:
-    """Print a line of the table: every seed with fixed and with moving labels."""
+    """Print a row of the table: every seed with fixed and with moving labels."""
     cells: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
     for seed in options.seeds:
         for aligned, found in cells.items():
@@ -63,14 +63,14 @@ def row(what: str, labels: Path, settings: dict, options: argparse.Namespace) ->
 
 
 def main() -> None:
-    """Train each number of photographs and each seed."""
+    """Train with each number of photographs and each seed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--labels", type=Path, required=True, help="pseudo_labels.parquet")
     parser.add_argument("--images", type=Path, required=True, help="images.parquet")
     parser.add_argument("--features", action="append", required=True, help="SPLIT=STORE, each once")
     parser.add_argument("--settings", type=Path, required=True, help="YAML of trainings.NAME")
     parser.add_argument("--photographs", type=int, nargs="*", default=[100, 250, 500, 1000])
-    parser.add_argument("--truth", action="store_true", help="learn from the truth too")
+    parser.add_argument("--truth", action="store_true", help="also train on the truth")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     settings = yaml.safe_load(options.settings.read_text())

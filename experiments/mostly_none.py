@@ -1,10 +1,10 @@
-"""Photographs that mostly show none of three names, as a table for the reader `table`.
+"""Photographs most of which show none of three names, as a table for the reader `table`.
 
     python experiments/mostly_none.py VOCdevkit/VOC2007 photographs/mostly-none.csv
     snakemake --cores all report --configfile config/photos.yaml experiments/mostly_none.yaml
 
-Takes every photograph that shows none of the names, and as many others as make up a tenth of all.
-Photographs that show one of the names only difficultly are left out.
+Takes every photograph that shows none of the names, and others so that they make up a tenth of all.
+Photographs that show one of the names only as "difficult" objects are left out.
 """
 
 import argparse
@@ -25,7 +25,9 @@ def main() -> None:
     parser.add_argument("root", type=Path, help="folder of VOC2007")
     parser.add_argument("table", type=Path, help="CSV file to write")
     parser.add_argument("--names", nargs="+", default=["dog", "bicycle", "boat"])
-    parser.add_argument("--share", type=float, default=0.1, help="that show one of the names")
+    parser.add_argument(
+        "--share", type=float, default=0.1, help="share that shows one of the names"
+    )
     options = parser.parse_args()
     classes = load_classes(Path("config/classes/voc.yaml")).names
     chosen = [classes.index(name) for name in options.names]

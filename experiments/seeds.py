@@ -3,8 +3,8 @@
     python experiments/seeds.py --seeds 0 1 2
     python experiments/seeds.py --configfile experiments/voc2007.yaml --seeds 0 1 2
 
-The demo draws new scenes for every seed; other data sets are encoded once, and the seed is that of
-the training alone. A table in Markdown goes to stderr.
+The demo draws new scenes for every seed; other data sets are encoded once, and the seed affects
+only the training. A table in Markdown goes to stderr.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from cdul_steps.provenance import versions
 
 
 def run(overlay: dict, folder: Path, cores: str) -> None:
-    """Run the workflow with the values of `overlay` laid over the default config."""
+    """Run the workflow with the default config overridden by `overlay`."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "overlay.yaml"
     file.write_text(yaml.safe_dump(overlay))
@@ -54,7 +54,7 @@ def measures(results: Path, seed: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Run every seed and print what was measured."""
+    """Run every seed and print the measures."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--configfile", type=Path, help="overlay; default: the demo")
     parser.add_argument("--labels", nargs="+", help="default: those of the config's run")
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--cores", default="all")
     options = parser.parse_args()
     if len(options.seeds) < 2:
-        parser.error("a deviation needs two seeds or more")
+        parser.error("a deviation needs at least two seeds")
     config = yaml.safe_load(Path("config/config.yaml").read_text())
     if options.configfile:
         update_config(config, yaml.safe_load(options.configfile.read_text()))

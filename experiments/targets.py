@@ -1,11 +1,11 @@
-"""Train the same classifier from labels that differ in their values, and print its mAP as JSON.
+"""Train the same classifier on labels that differ in their values, and print its mAP as JSON.
 
     python experiments/targets.py --encoder results/demo/tiny-clip --training fixed
 
-What holds a classifier back: which images its labels rank first, or which values they have?
-"true values" keeps the ranking of the final labels and gives each the share of positives among
-its like (isotonic regression on the truth, so no labels for learning); "truth" is the truth itself.
-A table in Markdown goes to stderr.
+What limits a classifier: the ranking of its labels, or their values? "true values" keeps the
+ranking of the final labels and replaces each by the share of positives among similar labels
+(isotonic regression on the truth, so not usable for real training); "truth" is the truth itself. A
+table in Markdown goes to stderr.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def make_tables(encoder: Path, images: Path, positives: float, folder: Path) -> 
     true[truth.places] = truth.present
     for c in range(len(classes)):
         mine, present = labels[truth.places, c], truth.present[:, c]
-        # The ranking stays: equal values keep a trace of their order.
+        # Preserve the ranking: equal values keep a trace of their order.
         values = IsotonicRegression(out_of_bounds="clip").fit_transform(mine, present)
         calibrated[truth.places, c] = (values + 1e-5 * mine).clip(0, 1)
     for name, values in (("final, true values", calibrated), ("truth", true)):
@@ -69,7 +69,7 @@ def make_tables(encoder: Path, images: Path, positives: float, folder: Path) -> 
 
 
 def main() -> None:
-    """Make the tables, train from each, and print what was measured."""
+    """Make the tables, train on each, and print the measures."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--config", type=Path, default=Path("config/config.yaml"))
     parser.add_argument("--encoder", type=Path, required=True, help="results/DATASET/ENCODER")

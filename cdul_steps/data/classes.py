@@ -1,4 +1,4 @@
-"""The class table: which classes there are, in which order, and how prompts name them."""
+"""The class table: the classes, their order, and their names in prompts."""
 
 import re
 import reprlib
@@ -13,12 +13,12 @@ from cdul_steps.data.foreign import read_text, same, unseen
 from cdul_steps.errors import UserError
 from cdul_steps.method.choices import NEARNESS
 
-# Columns that stand beside one column a class in the tables we read and write.
+# Columns of our tables other than the class columns.
 RESERVED_NAMES = ("image_id", "path", "split", "labels", "status", "corrected")
 
 
 SHORT = reprlib.Repr()
-SHORT.maxlevel = 1  # lists of lists of lists would still be long
+SHORT.maxlevel = 1  # nested lists would still be long
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class ClassTable:
 
 @dataclass(frozen=True)
 class ContextList:
-    """Where the context names are, and what overrules the rule that leaves out near ones.
+    """The file of the context names, and exceptions from the rule that leaves out close ones.
 
-    keep: names that stay though they are near to a class. nearness: centred cosine from which a
-    name is too near (see `find_near`); 1 leaves out only a class's own names.
+    keep: names to keep even if they are close to a class. nearness: centred cosine from which a
+    name is too close (see `find_near`); 1 leaves out only a class's own names.
     """
 
     path: Path
@@ -50,11 +50,11 @@ def load_classes(path: Path) -> ClassTable:
     """Read a class table from YAML (`.yaml`, `.yml`) or from text (any other suffix).
 
     YAML: a list whose entries are a name, or a mapping `{name: ..., aliases: [...]}`.
-    Text: one name a line; blank lines and lines that start with `#` are ignored.
+    Text: one name per line; blank lines and lines that start with `#` are ignored.
 
     Raises UserError for a missing, unreadable or empty table, an unknown key, and a name that is
-    empty, not a string, reserved, listed twice (compared by `same`), that has a character that
-    cannot be seen, or that is written as in a list of another kind.
+    empty, not a string, reserved, listed twice (compared by `same`), contains an invisible
+    character, or is written as in another kind of list.
     """
     table = _load(path, "class table")
     for number, name in enumerate(table.names, 1):
@@ -69,18 +69,18 @@ def load_classes(path: Path) -> ClassTable:
 def load_names(
     classes: Path, context: Path | None, keep: Sequence[str] = ()
 ) -> tuple[ClassTable, ClassTable]:
-    """Read the class table, and the context list, which has its form: empty where there is none.
+    """Read the class table and the context list, which has the same format; it may be missing.
 
-    `keep` are context names that stay though they are near to a class. Raises UserError as
+    `keep` are context names to keep even if they are close to a class. Raises UserError as
     `load_classes` does, and for a name to keep that is not in the list or is a class. No context
-    name is reserved, since none becomes a column.
+    name is reserved, because none becomes a column.
     """
     table = load_classes(classes)
     listed = _load(context, "context list") if context else ClassTable((), ())
     taken = {same(name) for name in table.names}
     for name in keep:
         if name not in listed.names:
-            raise UserError(f"context_keep: {name!r} is not in {context}; write it as it is there")
+            raise UserError(f"context_keep: {name!r} is not in {context}; spell it as in that file")
         if same(name) in taken:
             raise UserError(f"context_keep: {name!r} is a class and cannot be context; remove it")
     return table, listed
@@ -92,7 +92,7 @@ def _load(path: Path, what: str) -> ClassTable:
     except (OSError, UnicodeError) as error:
         raise UserError(
             f"{what} {path}: cannot be read ({getattr(error, 'strerror', 'not UTF-8 text')}); "
-            "give a YAML list, or a UTF-8 text file with one name a line"
+            "give a YAML list, or a UTF-8 text file with one name per line"
         ) from error
     if path.suffix.lower() in (".yaml", ".yml"):
         entries = _yaml_entries(text, f"{what} {path}")
@@ -115,7 +115,7 @@ def _load(path: Path, what: str) -> ClassTable:
             noun = "class " if what == "class table" else ""
             raise UserError(
                 f"{what} {path}, entry {number}: {noun}'{name}' is listed twice"
-                + f" (as '{seen[key]}', which differs in case or form only)" * (seen[key] != name)
+                + f" (as '{seen[key]}', which differs only in case or form)" * (seen[key] != name)
                 + "; remove one"
             )
         seen[key] = name
@@ -125,7 +125,7 @@ def _load(path: Path, what: str) -> ClassTable:
 
 
 def check_choice(names: Sequence[str], context: Sized, where: object) -> None:
-    """Raise UserError for a single name: whatever an image shows, its softmax is 1."""
+    """Raise UserError for a single name, whose softmax is 1 for every image."""
     if len(names) + len(context) < 2:
         raise UserError(
             f"{where}: has one class, {names[0]!r}, whose softmax is 1 for every image; give a "
@@ -134,7 +134,7 @@ def check_choice(names: Sequence[str], context: Sized, where: object) -> None:
 
 
 def same_prompts(names: Sequence[str], prompted: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Groups of classes that no prompt tells apart; `prompted` are the names in their prompts."""
+    """Groups of classes with identical prompts; `prompted` are the names in the prompts."""
     groups: dict[frozenset[str], list[str]] = {}
     for name, used in zip(names, prompted, strict=True):
         groups.setdefault(frozenset(same(word) for word in used), []).append(name)
@@ -146,18 +146,18 @@ _OTHER_LISTS = (
     (r"[\[{].*|[\]}],?", "is JSON"),
     (r"\".*\",?|'.*',?", "is in quotes"),
 )
-"""What lines of other kinds of lists look like, and what to say of them."""
+"""Patterns of lines from other kinds of lists, with the message for each."""
 
 
 def _check_lines(lines: Sequence[str], where: str) -> None:
-    """Raise UserError where lines of text are those of another kind of list."""
-    advice = "write a name a line and nothing else, or give a YAML list the suffix .yaml"
+    """Raise UserError if the lines belong to another kind of list."""
+    advice = "write one name per line and nothing else, or give a YAML list the suffix .yaml"
     for number, line in enumerate(lines, 1):
         for pattern, what in _OTHER_LISTS:
             if re.fullmatch(pattern, line):
                 raise UserError(f"{where}, entry {number}: {SHORT.repr(line)} {what}; {advice}")
     if len(lines) == 1 and "," in lines[0]:
-        raise UserError(f"{where}: all names are in one line; {advice}")
+        raise UserError(f"{where}: all names are on one line; {advice}")
     numbers = [re.match(r"(\d+)\s*[.):,;]?\s", line) for line in lines]
     first = int(numbers[0][1]) if numbers and numbers[0] else 0
     counted = [str(first + place) for place in range(len(lines))]
@@ -198,7 +198,7 @@ def _entry(entry: object, where: str) -> tuple[str, tuple[str, ...]]:
     if not isinstance(aliases, list) or not aliases:
         raise UserError(
             f"{where} ('{name}'): aliases must be a list of at least one name; "
-            "leave the key out to use the class name"
+            "leave out the key to use the class name"
         )
     return name, tuple(_name(alias, f"{where} ('{name}'), aliases") for alias in aliases)
 

@@ -1,4 +1,4 @@
-"""From the pixels of any mode and colour profile to RGB of 8 bits, as a viewer shows them."""
+"""Convert pixels of any mode and colour profile to 8-bit RGB, as a viewer shows them."""
 
 from functools import lru_cache
 from io import BytesIO
@@ -9,14 +9,14 @@ from PIL import Image, ImageCms
 _BITS_TAG, _PHOTOMETRIC_TAG = 0x0102, 0x0106
 _SPACES = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}
 _ALIKE = 2
-"""Levels of 255 by which colours of a profile like sRGB's may differ from sRGB."""
+"""Largest difference, in 8-bit levels, from sRGB of a profile that counts as sRGB."""
 
 
 def to_rgb(image: Image.Image, profile: bytes | None, tags: dict) -> Image.Image:
-    """A loaded image as RGB, on white where it is transparent.
+    """A loaded image as RGB, composited on white.
 
-    profile: an ICC profile, which counts unless it is like sRGB's, damaged, or of another kind of
-    colour than the image's; tags: those of a TIFF.
+    profile: an ICC profile; it is ignored if it is damaged, equivalent to sRGB, or for another
+    colour space than the image's. tags: the tags of a TIFF.
     """
     image = _with_8_bits(image, tags)
     is_grey = image.mode in ("L", "LA")
@@ -31,7 +31,7 @@ def to_rgb(image: Image.Image, profile: bytes | None, tags: dict) -> Image.Image
     if alpha:
         image.putalpha(alpha)
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    # `convert` copies in any case; an image of Pillow's classes for files has more than pixels.
+    # `convert` always copies; images of Pillow's file classes hold more than pixels.
     is_done = image.mode == "RGB" and type(image) is Image.Image
     return image if is_done else image.convert("RGB")
 
@@ -45,7 +45,7 @@ def _with_8_bits(image: Image.Image, tags: dict) -> Image.Image:
         values = ((values * 255 + white // 2) // white).astype(np.uint8)
         values[clear] = 255
     elif image.mode in ("I", "F"):
-        with np.errstate(invalid="ignore"):  # signalling NaNs are warned of
+        with np.errstate(invalid="ignore"):  # NumPy warns about signalling NaNs
             values = _stretch(np.asarray(image).astype(np.float64))
     if values is not None:
         # Pillow inverts 8-bit TIFFs only.
@@ -73,7 +73,7 @@ def _in_srgb(image: Image.Image, profile: bytes, is_grey: bool) -> Image.Image:
 
 @lru_cache(maxsize=16)
 def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """What converts pixels of a mode to sRGB; None where they are to stay as they are."""
+    """The transform of a mode's pixels to sRGB; None if they should not be changed."""
     try:
         source = ImageCms.ImageCmsProfile(BytesIO(profile))
         if source.profile.xcolor_space.strip() != _SPACES[mode]:

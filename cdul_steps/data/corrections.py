@@ -1,4 +1,4 @@
-"""Corrections: entries of the pseudo-labels that a person has decided."""
+"""Corrections: entries of the pseudo-labels that a person has decided by hand."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,9 @@ from cdul_steps.errors import UserError, first_line
 UNKNOWN = 0.5
 """The label of an entry that the person could not decide."""
 NAMES = {1.0: "1", 0.0: "0", UNKNOWN: "unknown"}
-"""How a corrections file spells the values."""
+"""The spelling of the values in a corrections file."""
 COLUMN = "corrected"
-"""Column of a table of scores: the names of the classes that are corrected in an image."""
+"""Column of a score table: the names of an image's corrected classes."""
 _COLUMNS = ("image_id", "class", "value")
 
 Corrections = dict[tuple[str, str], float]
@@ -27,14 +27,14 @@ Corrections = dict[tuple[str, str], float]
 def read_corrections(path: Path) -> Corrections:
     """Read a CSV in UTF-8 with the columns `image_id`, `class` and `value`.
 
-    The value is 1 or true, 0 or false, or unknown; a row without one is no correction, and other
-    columns are ignored. Between columns are commas, semicolons or tabs. Raises UserError for a file
-    that is not such a table, naming the line.
+    The value is 1 or true, 0 or false, or unknown; a row without a value is not a correction, and
+    other columns are ignored. Columns are separated by commas, semicolons or tabs. Raises UserError
+    for a file that is not such a table, with the line.
     """
     corrections: Corrections = {}
     try:
         with open_text(path, newline="") as file:
-            # Spreadsheets of many countries write semicolons.
+            # In many locales spreadsheets write semicolons.
             delimiter = max(",;\t", key=file.readline().count)
             file.seek(0)
             reader = csv.DictReader(file, strict=True, delimiter=delimiter)
@@ -84,10 +84,10 @@ def apply_corrections(
     corrections: Mapping[tuple[str, str], float],
     origin: Path,
 ) -> pa.Array:
-    """Put corrections into labels (N, C); returns the column of the classes corrected, a list each.
+    """Apply corrections to labels (N, C); returns the column with each image's corrected classes.
 
-    Images and classes are matched by `same_image` and `same`. Raises UserError where one is not
-    there, and where two entries that mean the same have different values.
+    Images and classes are matched by `same_image` and `same`. Raises UserError if one does not
+    exist, or if two entries for the same label have different values.
     """
     row = {same_image(name): i for i, name in enumerate(image_ids)}
     row |= {name: i for i, name in enumerate(image_ids)}
@@ -97,13 +97,13 @@ def apply_corrections(
         image = row.get(image_id, row.get(same_image(image_id)))
         if image is None:
             raise UserError(
-                f"{origin}: corrects {image_id!r}, which is none of the {len(image_ids)} labelled "
-                "images"
+                f"{origin}: corrects {image_id!r}, which is not one of the {len(image_ids)} "
+                "labelled images"
             )
         if (column := names.find(name)) is None:
             raise UserError(
-                f"{origin}: corrects {name!r} of {image_id!r}, which is none of the classes; they "
-                f"are {', '.join(classes)}"
+                f"{origin}: corrects {name!r} of {image_id!r}, which is not one of the classes; "
+                f"they are {', '.join(classes)}"
             )
         labels[image, column] = value
         if corrected[image].setdefault(classes[column], value) != value:
@@ -115,7 +115,7 @@ def apply_corrections(
 
 
 def corrected_entries(table: pa.Table, classes: Sequence[str]) -> np.ndarray:
-    """Which entries of a table of scores are corrected: bool (N, C)."""
+    """Which entries of a score table are corrected: bool (N, C)."""
     mask = np.zeros((len(table), len(classes)), dtype=bool)
     if COLUMN in table.column_names:
         column = {name: i for i, name in enumerate(classes)}

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and say which version of their form they have."""
+"""Files that are either complete or absent, and record the version of their format."""
 
 import fcntl
 import hashlib
@@ -17,13 +17,13 @@ from typing import Any
 from cdul_steps.errors import UserError
 
 SCHEMA_VERSION = 1
-"""Of everything that a run leaves behind. One number: a change of any form makes all anew."""
+"""Version of everything that a run writes. A change of any format invalidates all results."""
 
 
 def check_version(path: Path, facts: dict[str, Any]) -> None:
-    """Raise UserError where a file's `facts` name another `schema_version` than this one's.
+    """Raise UserError if a file's `facts` have a `schema_version` other than the current one.
 
-    Files without any are from elsewhere, and judged by what they hold.
+    Files without a version come from other software and are judged by their content.
     """
     found = facts.get("schema_version", SCHEMA_VERSION)
     if found != SCHEMA_VERSION:
@@ -36,41 +36,43 @@ def check_version(path: Path, facts: dict[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The mapping in a JSON file.
 
-    Raises UserError for a file that is missing, torn, no mapping, or of another schema version.
+    Raises UserError for a file that is missing, corrupt, not a mapping, or of another schema
+    version.
     """
     try:
         found = dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: no JSON mapping; delete it and run snakemake") from error
+        raise UserError(f"{path}: not a JSON mapping; delete it and run snakemake") from error
     check_version(path, found)
     return found
 
 
 CLOCKS_DIFFER = 60
-"""Seconds by which the clocks of machines that share a disk may differ."""
+"""Tolerated difference, in seconds, between the clocks of machines that share a disk."""
 
 
 def check_dates(folder: Path) -> None:
     """Raise UserError for a file below `folder` that is dated in the future.
 
-    By such dates Snakemake takes results for newer than what they are made from: it would keep one
-    that is out of date, and refuse a new one once its job has worked for hours.
+    With such dates Snakemake takes results to be newer than their inputs: it would keep an
+    outdated result, or reject a new one after its job has run for hours.
     """
     now = datetime.now()
     for place, _, names in os.walk(folder):
         for path in (Path(place, name) for name in names):
             try:
                 date = datetime.fromtimestamp(path.lstat().st_mtime)
-            except FileNotFoundError:  # of a killed run whose last job is still at work
+            except FileNotFoundError:  # the last job of a killed run is still running
                 continue
             if (date - now).total_seconds() > CLOCKS_DIFFER:
                 raise UserError(
                     f"{path} is dated in the future, {date:%Y-%m-%d %H:%M}: a clock is or was "
-                    "wrong. Put it right; then, if nothing has been made since, date the results "
-                    f"anew by 'find {shlex.quote(str(folder))} -newermt now -exec "
-                    f"touch -d {now:%Y-%m-%dT%H:%M} {{}} +', else delete those dated so"
+                    "wrong. Correct the clock; then, if nothing has been made since, reset the "
+                    f"dates with 'find {shlex.quote(str(folder))} -newermt now -exec "
+                    f"touch -d {now:%Y-%m-%dT%H:%M} {{}} +', or else delete the files with such "
+                    "dates"
                 )
 
 
@@ -78,7 +80,7 @@ _SHOWN_NAMES = 3
 
 
 def check_names(names: Iterable[str], folder: Path | None = None) -> None:
-    """Raise UserError where tables could not hold some of the file names, which are in `folder`."""
+    """Raise UserError if some of the file names, in `folder`, cannot be stored in tables."""
     bad = [name for name in names if not _is_utf8(name)]
     if not bad:
         return
@@ -102,22 +104,22 @@ def _is_utf8(name: str) -> bool:
 
 
 LOCK = ".lock"
-"""File in a scratch folder that its writer keeps locked for as long as it lives."""
+"""File in a scratch folder that its writer keeps locked while it runs."""
 
 
 LEFT_BY_OTHERS = (".snakemake_timestamp", ".DS_Store", "Thumbs.db", "desktop.ini")
-"""Files that Snakemake and file managers put into any folder."""
+"""Files that Snakemake and file managers create in any folder."""
 
 
 def check_replaceable(path: Path, holds: Sequence[str] = ()) -> None:
-    """Raise UserError unless writing `path` can destroy nothing but an earlier result.
+    """Raise UserError unless writing `path` can destroy only an earlier result.
 
-    Without `holds`, `path` is to be a file and must not be a folder. With `holds`, it is to be a
-    folder: it may be absent, empty, or hold only files that match these glob patterns of names
-    relative to it, the first of which must be there.
+    Without `holds`, `path` is a file to write and must not be a folder. With `holds`, it is a
+    folder to write: it may be absent, empty, or contain only files that match these glob patterns
+    of relative names, and at least one that matches the first.
     """
     if path.resolve() == path.resolve().parent:
-        raise UserError(f"{path}: is the root of all files; give another name")
+        raise UserError(f"{path}: is the root folder; give another name")
     if not holds:
         if path.is_dir():
             raise UserError(f"{path}: is a folder; give the name of a file to write")
@@ -137,21 +139,22 @@ def check_replaceable(path: Path, holds: Sequence[str] = ()) -> None:
         foreign = foreign or found
     if foreign:
         raise UserError(
-            f"{path}: holds {foreign[0]!r}, not of an earlier result; give a new folder"
+            f"{path}: contains {foreign[0]!r}, which is not from an earlier result; give a new "
+            "folder"
         )
 
 
 @contextmanager
 def replacing(path: Path, holds: Sequence[str] = ()) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; rename it over `path` when the block succeeds.
+    """Yield a temporary name next to `path`; rename it to `path` when the block succeeds.
 
-    What is written is a file or, with `holds`, a folder; what may be replaced is decided by
-    `check_replaceable`. A killed writer leaves `path` as it was, and a scratch folder that the
-    next writer of `path` removes. Raises OSError that names `path` where there is no room or no
-    permission, and UserError as `check_replaceable` does.
+    The block writes a file or, with `holds`, a folder; `check_replaceable` decides what may be
+    replaced. A killed writer leaves `path` unchanged, and a scratch folder that the next writer of
+    `path` removes. Raises OSError that names `path` if there is no space or no permission, and
+    UserError as `check_replaceable` does.
     """
     check_replaceable(path, holds)
-    if path.name in ("", ".."):  # which cannot be renamed to
+    if path.name in ("", ".."):  # not valid targets of a rename
         path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(path)
@@ -176,16 +179,16 @@ def replacing(path: Path, holds: Sequence[str] = ()) -> Iterator[Path]:
         except OSError as error:
             if error.filename or not error.errno:
                 raise
-            # Libraries do not say which file they could not write.
+            # Libraries do not report which file they could not write.
             raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    finally:  # where a signal to stop cut the first removal short
+    finally:  # in case a signal interrupted the first removal
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove the scratch folders of `path` whose writers are no more."""
+    """Remove the scratch folders of `path` whose writers have ended."""
     with os.scandir(path.parent) as entries:
         scratch = [e.path for e in entries if e.name.startswith(f".{path.name}.") and e.is_dir()]
     for folder in scratch:
@@ -195,13 +198,13 @@ def _remove_stale(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text whole."""
+    """Write UTF-8 text atomically."""
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def write_if_changed(path: Path, data: bytes) -> bool:
-    """Write `data` unless `path` holds just that; True if it was written. Keeps the mtime else."""
+    """Write `data` unless `path` already contains it, which keeps the mtime; True if written."""
     if path.is_file() and path.read_bytes() == data:
         return False
     with replacing(path) as part:
@@ -212,7 +215,7 @@ def write_if_changed(path: Path, data: bytes) -> bool:
 def digest(path: Path) -> str:
     """Content digest of a file, or of all files of a folder with their names: 32 hex digits.
 
-    Raises UserError where there is neither.
+    Raises UserError if neither exists.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
@@ -226,5 +229,5 @@ def digest(path: Path) -> str:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write JSON whole."""
+    """Write JSON atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -1,7 +1,7 @@
-"""What other software wrote, read by one rule: text, JSON, numbers, ids, and names.
+"""Common rules for reading files of other software: text, JSON, numbers, ids, and names.
 
 All readers of data sets, class tables, corrections and `review import` use these functions, so
-that none of them is lenient where another is not.
+that all are equally lenient.
 """
 
 import codecs
@@ -20,9 +20,9 @@ from cdul_steps.errors import UserError
 
 T = TypeVar("T")
 Tell = Callable[[str], None]
-"""Takes a line of what was left out, or read in another way than it was written."""
+"""Takes one line about something that was left out, or read differently than written."""
 
-# Besides the categories: letters, marks and a symbol that are drawn as nothing.
+# Invisible letters, marks and a symbol, in addition to the Unicode categories.
 _BLANKS = "\u034f\u115f\u1160\u2800\u3164\uffa0"
 # Writing systems and emoji need these two between letters.
 _JOINERS = "\u200c\u200d"
@@ -30,11 +30,11 @@ _SHOWN = 8
 
 
 def ignore(line: str) -> None:
-    """A `Tell` for those who do not want to know."""
+    """A `Tell` that discards the line."""
 
 
 def open_text(path: Path, newline: str | None = None) -> TextIO:
-    """Open a text file: UTF-8, or UTF-16 with a byte order mark, which is no part of the text."""
+    """Open a text file: UTF-8, or UTF-16 with a byte order mark; the mark is skipped."""
     with path.open("rb") as file:
         start = file.read(2)
     wide = start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -48,7 +48,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path, kind: type[T]) -> T:
-    """A JSON file as `kind`, of which only the fields of `kind` are decoded.
+    """A JSON file as `kind`; only the fields of `kind` are decoded.
 
     A byte order mark and the NaN and Infinity of Python's encoder are accepted. Raises OSError,
     ValueError and RecursionError.
@@ -63,14 +63,14 @@ def parse_json(data: bytes | mmap.mmap, kind: type[T]) -> T:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError:
         raise
-    except msgspec.DecodeError:  # NaN is no JSON to it, nor is a byte order mark
+    except msgspec.DecodeError:  # msgspec rejects NaN and a byte order mark
         return msgspec.convert(json.loads(data[:]), kind)
 
 
 def as_number(value: object) -> float | None:
     """A label or a flag as a number, such as 1 for 1, 1.0, "1", true and "True"; None for a blank.
 
-    NaN is how pandas writes a blank. Raises ValueError for anything else.
+    NaN counts as a blank, because pandas writes it so. Raises ValueError for anything else.
     """
     text = as_id(value).casefold()
     if text in ("", "nan"):
@@ -86,9 +86,9 @@ def as_id(value: object) -> str:
 
 
 def same(name: str) -> str:
-    """The form in which names of classes are compared.
+    """The form in which class names are compared.
 
-    Without regard to case, Unicode form, spaces, and characters that cannot be seen.
+    It ignores case, Unicode form, spaces, and invisible characters.
     """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
     words = "".join(" " if c.isspace() else c for c in folded)
@@ -96,10 +96,10 @@ def same(name: str) -> str:
 
 
 def unseen(name: str) -> str | None:
-    """The first character of a name that cannot be seen, in words; None where all can be.
+    """The first invisible character of a name, in words; None if there is none.
 
-    An ordinary space is seen, other spaces are not, nor are control characters. Joiners count only
-    at an end of the name.
+    An ordinary space counts as visible; other spaces and control characters do not. Joiners count
+    as invisible only at an end of the name.
     """
     for place, char in enumerate(name):
         inside = 0 < place < len(name) - 1
@@ -111,7 +111,7 @@ def unseen(name: str) -> str | None:
 
 
 def _is_unseen(char: str) -> bool:
-    # Cc: control, Cf: format, Cs: half of a pair, Zl and Zp: separators of lines.
+    # Cc: control, Cf: format, Cs: surrogate, Zl and Zp: line separators.
     return unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") or char in _BLANKS
 
 
@@ -120,14 +120,14 @@ def _composed(text: str) -> str:
 
 
 def same_image(name: str) -> str:
-    """The form in which names of images are compared: NFC, forward slashes, no leading `./`."""
+    """The form in which image names are compared: NFC, forward slashes, no leading `./`."""
     return str(PurePosixPath(unicodedata.normalize("NFC", name).replace("\\", "/")))
 
 
 def slashes(name: str, folder: Path) -> str:
     """The name of an image below `folder` with forward slashes: lists written on Windows have `\\`.
 
-    A name that is a file's as it is written stays so.
+    If a file with exactly this name exists, the name is not changed.
     """
     if "\\" not in name or _exists(folder / name):
         return name
@@ -135,7 +135,7 @@ def slashes(name: str, folder: Path) -> str:
 
 
 def on_disk(path: Path) -> Path:
-    """The path in the Unicode form in which the disk has it; as it is where it has none."""
+    """The path in the Unicode form that exists on the disk; unchanged if none does."""
     if str(path).isascii() or _exists(path):
         return path
     forms = (Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD"))
@@ -143,7 +143,7 @@ def on_disk(path: Path) -> Path:
 
 
 def _exists(path: Path) -> bool:
-    # Not Path.exists, which raises for a name that is too long.
+    # Not Path.exists, which raises if the name is too long.
     return os.path.exists(path)  # noqa: PTH110
 
 
@@ -155,14 +155,14 @@ def listed(counts: Counter[str]) -> str:
 
 
 def _printable(name: str) -> str:
-    """A name for a line of text: with escapes where it has ends of lines, or is not UTF-8."""
+    """A name on one line of text: escaped if it contains line breaks or is not UTF-8."""
     return name if name.isprintable() else ascii(name)[1:-1]
 
 
 class ClassNames:
-    """Finds the class that a label means, and remembers the labels that are no class's name.
+    """Finds the class of a label, and remembers the labels that match no class.
 
-    A label means the class that has its name, compared by `same`.
+    A label matches the class with the same name, compared by `same`.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -172,7 +172,7 @@ class ClassNames:
         self._others: Counter[str] = Counter()
 
     def find(self, label: str, count: int = 1) -> int | None:
-        """The index of the class that a label means; None for none, which counts `count` times."""
+        """The index of a label's class; None if there is none, which counts `count` times."""
         if label not in self._found:
             self._found[label] = self._index.get(same(label))
         index = self._found[label]
@@ -181,9 +181,9 @@ class ClassNames:
         return index
 
     def choose(self, labels: Iterable[str], where: object) -> dict[int, str]:
-        """For each class the one of `labels` that means it; classes may be missing.
+        """For each class the label that matches it; classes may be missing.
 
-        Raises UserError where several do.
+        Raises UserError if several labels match a class.
         """
         chosen: dict[int, str] = {}
         for label in labels:
@@ -199,7 +199,7 @@ class ClassNames:
         return chosen
 
     def tell(self, root: Path, tell: Tell, what: str = "labels") -> None:
-        """Tell which labels are no class, and which are spelt in another way than their class."""
+        """Tell which labels match no class, and which are spelt differently from their class."""
         if self._others:
             tell(f"{root}: {what} that are no class: {listed(self._others)}")
         respelt = [

@@ -1,6 +1,6 @@
-"""Formats of image files, and what Pillow by itself would read otherwise than viewers show it.
+"""Formats of image files, and fixes for files that Pillow alone would decode incorrectly.
 
-Nothing here opens a file: `images` does, and asks this module what the bytes are.
+Nothing here opens a file: `images` does, and uses this module to identify the bytes.
 """
 
 import re
@@ -18,11 +18,11 @@ from PIL import BmpImagePlugin, Image, ImageFile, ImageOps, ImagePalette, TiffIm
 
 try:
     from pillow_jxl import JpegXLImagePlugin
-except ImportError:  # its licence is the GPL, so it is an extra
+except ImportError:  # an optional extra, because its licence is the GPL
     JpegXLImagePlugin = None
 
 HEAD = 512
-"""Bytes from the start of a file that tell its format."""
+"""Bytes at the start of a file that identify its format."""
 NAMES = {
     "JPEG": "JPEG",
     "PNG": "PNG",
@@ -34,7 +34,7 @@ NAMES = {
     "AVIF": "AVIF",
     "JXL": "JPEG XL",
 }
-"""What is read: the names of Pillow, and those for people."""
+"""The formats that can be read: Pillow's names, and names for messages."""
 _SIGNATURES = {
     "JPEG": rb"\xff\xd8\xff",
     "PNG": rb"\x89PNG\r\n\x1a\n",
@@ -65,7 +65,7 @@ _OTHERS = {
 
 
 def format_of(head: bytes) -> str | None:
-    """The format, a key of NAMES, of a file that begins with `head`; None where it is none."""
+    """The format, a key of NAMES, of a file that begins with `head`; None for other files."""
     if head[4:8] == b"ftyp":
         end = min(int.from_bytes(head[:4]), len(head))
         brands = {head[8:12], *(head[place : place + 4] for place in range(16, end, 4))}
@@ -77,14 +77,14 @@ def format_of(head: bytes) -> str | None:
 
 
 def other_format(head: bytes) -> str | None:
-    """In words, what else a file is that begins with `head`, where that can be told."""
+    """A description of another kind of file that begins with `head`, if it is recognised."""
     for name, signature in _OTHERS.items():
         if re.match(signature, head, re.DOTALL | re.IGNORECASE):
             return name
     return None
 
 
-# Pictures that nobody asks for; damage in them would count as damage of the image.
+# Embedded pictures that are not needed; damage in them would count as damage to the image.
 pi_heif.options.THUMBNAILS = pi_heif.options.DEPTH_IMAGES = pi_heif.options.AUX_IMAGES = False
 
 # ---------------------------------------------------------------------------------------- JPEG
@@ -95,15 +95,15 @@ _HARMLESS = re.compile("Corrupt JPEG data: bad ICC|(\\d+) extraneous bytes befor
 _FEW = 2
 _HOLE = bytes(64)
 _USUAL_CODE = bytes.fromhex("100002010303020403050504040000017d")
-"""How long the codes of the JPEG standard's table for brightness are; 00 ends no block there."""
+"""Code lengths of the JPEG standard's luminance table; with it, 00 never ends a block."""
 _COLOURS = {"RGB": ("RGBX", "RGBX"), "L": ("GRAY", "L"), "CMYK": ("CMYK", "CMYK;I")}
 
 
 def decode_jpeg(data: bytes, mode: str, size: tuple[int, int]) -> Image.Image | None:
-    """Decode a JPEG whose header says `mode` and `size`; None where only Pillow can.
+    """Decode a JPEG whose header states `mode` and `size`; None if only Pillow can.
 
-    Both use libjpeg-turbo and give the same pixels, but Pillow does not pass on its warnings, and
-    fills what is damaged or missing with grey. An image that lacks only its end marker is whole.
+    Both use libjpeg-turbo and give the same pixels, but Pillow does not report its warnings, and
+    fills damaged or missing parts with grey. An image that lacks only its end marker is complete.
 
     Raises ValueError for a damaged image.
     """
@@ -123,11 +123,11 @@ def decode_jpeg(data: bytes, mode: str, size: tuple[int, int]) -> Image.Image | 
             data += _END[data.endswith(b"\xff") :]
         pixels = _decode_padded(data, colour)
     if _has_hole(data):
-        raise ValueError("a piece of it was replaced by zeros")
+        raise ValueError("part of it was replaced by zeros")
     if b"\xff\xc2" in data and _is_unfinished(data, is_ended):
         raise ValueError("its last scans are missing")
     if pixels.shape[1::-1] != size:
-        raise ValueError(f"its header says {size} pixels, its data {pixels.shape[1::-1]}")
+        raise ValueError(f"its header states {size} pixels, its data has {pixels.shape[1::-1]}")
     return Image.frombytes(mode, size, pixels, "raw", raw, 0, 1)
 
 
@@ -141,7 +141,7 @@ def _decode_padded(data: bytes, colour: str) -> np.ndarray:
 
 
 def _is_harmless(warning: str, data: bytes) -> bool:
-    """Whether the image that libjpeg warns of is whole: some cameras pad the end."""
+    """Whether the image is complete despite libjpeg's warning: some cameras pad the end."""
     found = _HARMLESS.search(warning)
     if not found or not found[1]:
         return bool(found)
@@ -150,9 +150,9 @@ def _is_harmless(warning: str, data: bytes) -> bool:
 
 
 def _has_hole(data: bytes) -> bool:
-    """Whether zeros stand where no encoder writes so many, as on a disk that lost a block.
+    """Whether there is a run of zeros that no encoder writes, as after the loss of a disk block.
 
-    Tells only of the usual codes: with others a plain area may be zeros.
+    Only detected for the usual codes: with others, a plain area may be all zeros.
     """
     hole = data.find(_HOLE)
     if hole < 0 or _USUAL_CODE not in data:
@@ -164,7 +164,7 @@ def _has_hole(data: bytes) -> bool:
 
 
 def scans(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Where the codes of each scan of a JPEG begin, and the scan's header."""
+    """The offset of the codes of each scan of a JPEG, and the scan's header."""
     place = 2
     while (marker := _MARKER.search(data, place)) and marker[1] != b"\xd9":
         start = marker.end()
@@ -174,7 +174,7 @@ def scans(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _is_unfinished(data: bytes, is_ended: bool) -> bool:
-    """Whether scans of a progressive JPEG are missing: bits or, if it was not ended, numbers."""
+    """Whether a progressive JPEG lacks scans: bits or, if it has no end marker, coefficients."""
     lowest: dict[int, list[int | None]] = {}
     for _, header in scans(data):
         *components, first, last, bits = header[1:]
@@ -193,10 +193,10 @@ _EXIF_TEXT = (b"Raw profile type exif\0", b"Raw profile type APP1\0")
 
 
 def plain_png(file: BinaryIO, *, whole: bool) -> tuple[BytesIO, bytes | None]:
-    """The chunks of a PNG that make its picture, and its colour profile.
+    """The chunks of a PNG that make up its picture, and its colour profile.
 
-    Pillow refuses a healthy image for the size or the checksum of a text in it. Without `whole`
-    the pixels are left out. Damaged side data count as none, as they do for viewers.
+    Pillow rejects an intact image because of the size or checksum of a text chunk. Without `whole`
+    the pixels are left out. Damaged ancillary data is ignored, as viewers do.
     """
     kept, profile = BytesIO(), None
     kept.write(file.read(8))
@@ -235,7 +235,7 @@ def _is_exif_text(kind: bytes, body: bytes) -> bool:
 
 
 def _inflated(packed: bytes, limit: int) -> bytes | None:
-    """What zlib packed; None where it is damaged or larger than `limit`."""
+    """Data decompressed with zlib; None if it is damaged or larger than `limit`."""
     unpacker = zlib.decompressobj()
     with suppress(zlib.error):
         found = unpacker.decompress(packed, limit)
@@ -248,7 +248,7 @@ def _inflated(packed: bytes, limit: int) -> bytes | None:
 
 _COLOUR_MAP, _BITS, _PLANES, _EXTRA = 320, 258, 284, 338
 
-# Which bits are which does not depend on the order of bytes, nor on whether zero is white.
+# The layout of the bits depends neither on the byte order nor on whether zero is white.
 for _order in (b"II", b"MM"):
     for _white in (0, 1):
         TiffImagePlugin.OPEN_INFO.setdefault((_order, _white, (1,), 1, (12,), ()), ("I;16", "I;12"))
@@ -256,21 +256,21 @@ TiffImagePlugin.OPEN_INFO.setdefault((b"MM", 1, (1,), 1, (32,), ()), ("I", "I;32
 
 
 def _arguments(tile: ImageFile._Tile) -> tuple:
-    """Those of a decoder of TIFFs."""
+    """The arguments of a TIFF decoder."""
     assert isinstance(tile.args, tuple)
     return tile.args
 
 
 def mend_tiff(image: ImageFile.ImageFile) -> None:
-    """Have an opened TIFF decoded right where Pillow by itself would not.
+    """Make Pillow decode an opened TIFF correctly.
 
-    Separate planes of 16 bits that are not compressed go to libtiff too; what libtiff gives has
-    the machine's order of bytes; and a colour map may hold values of 8 bits.
+    Uncompressed separate planes of 16 bits are also decoded by libtiff; libtiff's output has the
+    machine's byte order; and a colour map may contain 8-bit values.
     """
     assert isinstance(image, TiffImagePlugin.TiffImageFile)
     tags, tile = image.tag_v2, image.tile[0]
     if tile.codec_name == "raw" and tags.get(_PLANES) == 2 and max(tags.get(_BITS, (1,))) > 8:
-        # A single plane is no different from samples that lie side by side.
+        # A single plane is the same as interleaved samples.
         mode = _arguments(tile)[0] if len(tags[_BITS]) == 1 else f"{image.mode};16N"
         if tags.get(_EXTRA) == (1,):
             mode = mode.replace("RGBA", "RGBa")
@@ -290,7 +290,7 @@ def mend_tiff(image: ImageFile.ImageFile) -> None:
 
 
 def first_frame(image: ImageFile.ImageFile, file: BinaryIO) -> tuple[int, int, int, int] | None:
-    """The part of an opened image that its first frame covers, as a box; None for all of it."""
+    """The box of an opened image that its first frame covers; None for the whole image."""
     if image.format == "GIF":
         return image.tile[0].extents
     if image.format != "WEBP" or image.mode != "RGB":  # with alpha, the rest is transparent
@@ -314,10 +314,10 @@ _EARLY = "its run-length codes end too early"
 
 
 class _BmpRuns(BmpImagePlugin.BmpRleDecoder):
-    """Run-length codes of 4 or 8 bits; what a code has beyond the end of its row is dropped."""
+    """Run-length codes of 4 or 8 bits; pixels beyond the end of a row are dropped."""
 
     def decode(self, buffer: object) -> tuple[int, int]:
-        """Set the pixels; Pillow's own decoder shifts what follows a row that is too long."""
+        """Set the pixels; Pillow's own decoder shifts all rows after one that is too long."""
         width, height = self.state.xsize, self.state.ysize
         pixels = bytearray(width * height)
         x = y = 0
@@ -364,11 +364,11 @@ Image.register_decoder("bmp_rle", _BmpRuns)
 
 READS_JXL = JpegXLImagePlugin is not None
 if JpegXLImagePlugin:
-    JpegXLImagePlugin.DECODE_THREADS = 0  # the processes of a run share the cores already
+    JpegXLImagePlugin.DECODE_THREADS = 0  # the processes of a run already use all cores
 
 
 class JxlHeader(ImageFile.ImageFile):
-    """The size of an upright JPEG XL; the plugin's own class decodes an image to open it."""
+    """The size of an upright JPEG XL; the plugin's own class decodes the image to open it."""
 
     format = "JXL"
 
@@ -383,16 +383,16 @@ def load_jxl(file: BinaryIO) -> Image.Image:
     if not image.jpeg:
         return image
     image.info.pop("xmp", None)
-    # Of a packed JPEG, the plugin unpacks the JPEG.
+    # For a recompressed JPEG, the plugin returns the original JPEG.
     return ImageOps.exif_transpose(image)
 
 
 OPENERS = {"HEIF": pi_heif.HeifImageFile, "JXL": JxlHeader}
-"""Formats that `Image.open` does not know, and by what to open them."""
+"""Formats that `Image.open` does not know, and the classes that open them."""
 
 
 class _Bits:
-    """Numbers of a JPEG XL header, the lowest bit of a byte first."""
+    """Numbers of a JPEG XL header, least significant bit first."""
 
     def __init__(self, data: bytes) -> None:
         self.value, self.left = int.from_bytes(data, "little"), 8 * len(data)
@@ -413,7 +413,7 @@ _RATIOS = ((1, 1), (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 
 
 def jxl_size(file: BinaryIO) -> tuple[int, int]:
-    """(width, height) of an upright JPEG XL from its header, since the plugin decodes to open it.
+    """(width, height) of an upright JPEG XL from its header; the plugin would decode the image.
 
     Raises ValueError for a damaged header.
     """
@@ -430,7 +430,7 @@ def jxl_size(file: BinaryIO) -> tuple[int, int]:
 
 
 def _codestream(file: BinaryIO) -> bytes:
-    """The first bytes of the compressed image, which boxes may enclose."""
+    """The first bytes of the compressed image, which may be inside container boxes."""
     file.seek(0)
     head = file.read(2)
     if head == b"\xff\x0a":

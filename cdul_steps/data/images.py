@@ -1,22 +1,22 @@
 """Decoding of images: the one place that turns a file, or a part of an archive, into pixels.
 
-What is read: JPEG, PNG, WebP, BMP, TIFF, GIF, HEIC, AVIF and, where its plugin is installed,
-JPEG XL, told by content, never by the file's name.
+Formats: JPEG, PNG, WebP, BMP, TIFF, GIF, HEIC, AVIF and, if its plugin is installed, JPEG XL. The
+format is detected from the content, never from the file name.
 
-How it becomes RGB, so that the pixels are those that an image viewer shows:
+Conversion to RGB, so that the pixels match what an image viewer shows:
 
-- EXIF orientation 1 to 8 is applied; an orientation that cannot be read counts as upright, and so
-  does one in XMP alone. HEIC, AVIF and JPEG XL have an orientation of their own, which counts.
-- Grey, palette, 1-bit, CMYK and YCbCr are converted, by the colour profile where it is not like
-  sRGB's.
-- Transparency is composited on white; so is what the first frame of an animation does not cover.
-- 12-bit and 16-bit integers are scaled to 8 bits; 32-bit integers and floats, which have no agreed
-  white, are stretched from their smallest to their largest finite value (a constant image is
-  black). A TIFF whose smallest value is white is inverted.
-- Of an animation or several pictures in a file the first frame, or the primary one, is taken.
+- EXIF orientation 1 to 8 is applied; an orientation that cannot be read, or is only in XMP, counts
+  as upright. HEIC, AVIF and JPEG XL store their own orientation, which is applied.
+- Grey, palette, 1-bit, CMYK and YCbCr are converted, using the colour profile unless it is
+  equivalent to sRGB.
+- Transparency, and the area outside an animation's first frame, is composited on white.
+- 12-bit and 16-bit integers are scaled to 8 bits; 32-bit integers and floats, for which no white
+  level is defined, are stretched from their smallest to their largest finite value (a constant
+  image is black). A TIFF whose smallest value is white is inverted.
+- From an animation or a file with several pictures, the first frame or primary picture is taken.
 
-A file is decoded completely or refused: no half-grey truncated images, as far as a decoder can
-tell. docs/images.md has the policy in full.
+A file is decoded completely or rejected: no half-grey truncated images, as far as a decoder can
+detect. docs/images.md has the full policy.
 """
 
 import ctypes
@@ -37,10 +37,10 @@ from cdul_steps.data import formats, sources
 from cdul_steps.data.colour import to_rgb
 from cdul_steps.limits import MAX_BYTES, MAX_PIXELS, MAX_SCANS
 
-# Pillow warns about odd metadata of images that decode well. Once at import, since
+# Pillow warns about odd metadata of images that decode correctly. Set once at import, because
 # warnings.catch_warnings is not thread safe.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-# What Pillow and libtiff have to say of a file, without its name, is in the exception too.
+# Messages of Pillow and libtiff lack the file name, and the exception contains them anyway.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 with suppress(OSError, AttributeError):
     for _kind in ("Error", "Warning"):
@@ -65,7 +65,7 @@ class ImageStatus(StrEnum):
     MISSING = "missing"
     UNREADABLE = "unreadable"  # no permission, input/output error, not a regular file
     NOT_AN_IMAGE = "not_an_image"
-    TRUNCATED = "truncated"  # begins as an image, but is empty, cut short, damaged or unsupported
+    TRUNCATED = "truncated"  # starts like an image, but is empty, truncated, damaged or unsupported
     TOO_LARGE = "too_large"
 
 
@@ -73,7 +73,7 @@ class ImageError(Exception):
     """An image that cannot be read: `status` is the kind, `detail` one line for people."""
 
     def __init__(self, status: ImageStatus, detail: str) -> None:
-        super().__init__(status, detail)  # both as arguments, so that it can be pickled
+        super().__init__(status, detail)  # both as arguments, for pickling
         self.status = status
         self.detail = detail
 
@@ -82,13 +82,13 @@ class ImageError(Exception):
 
 
 def decode(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode an image to a loaded 8-bit RGB image, upright, as the module describes.
+    """Decode an image to a loaded, upright 8-bit RGB image, as the module docstring describes.
 
-    path: of a file, or of a part of an archive as `cdul_steps.data.sources` writes it.
-    max_pixels: width times height above which an image is refused on the strength of its header;
-    above MAX_PIXELS it has no effect.
+    path: path of a file, or place in an archive as written by `cdul_steps.data.sources`.
+    max_pixels: images whose header states a larger width times height are rejected; values above
+    MAX_PIXELS have no effect.
 
-    Raises ImageError, and no other exception, whatever the file holds.
+    Raises ImageError, and no other exception, whatever the file contains.
     """
     with _opened(path, max_pixels) as (image, file):
         orientation, size = _orientation_and_size(image)
@@ -98,28 +98,28 @@ def decode(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Image.
         if window and window != (0, 0, *rgb.size):
             frame, rgb = rgb.crop(window), Image.new("RGB", rgb.size, "white")
             rgb.paste(frame, window)
-        # Pillow turns a TIFF while loading it.
+        # Pillow rotates a TIFF while loading it.
         if orientation in _TRANSPOSE and image.format != "TIFF":
             rgb = rgb.transpose(_TRANSPOSE[orientation])
         if rgb.size != size:  # views are cut by the header's size
-            raise ValueError(f"its header says {size} pixels, its data {rgb.size}")
-        rgb.info = {}  # an orientation left here would be applied a second time
+            raise ValueError(f"its header states {size} pixels, its data has {rgb.size}")
+        rgb.info = {}  # an orientation left here would be applied twice
         return rgb
 
 
 def read_size(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """(width, height) in pixels of what `decode` would return, from the header alone.
+    """(width, height) in pixels of the image that `decode` would return, from the header alone.
 
-    Raises ImageError as `decode` does, for what the header shows.
+    Raises ImageError as `decode` does, for errors that the header shows.
     """
     with _opened(path, max_pixels) as (image, _):
         return _orientation_and_size(image)[1]
 
 
 def begins_as_image(path: Path) -> bool:
-    """Whether a file's first bytes are those of a format that is read; False where it has none."""
+    """Whether a file starts like a supported image; False if it cannot be read."""
     try:
-        if not path.is_file():  # opening a pipe would wait for ever
+        if not path.is_file():  # opening a pipe would block forever
             return False
         with path.open("rb") as file:
             return formats.format_of(file.read(formats.HEAD)) is not None
@@ -131,9 +131,9 @@ def begins_as_image(path: Path) -> bool:
 def _opened(
     path: str | PathLike[str], max_pixels: int
 ) -> Iterator[tuple[ImageFile.ImageFile, BinaryIO]]:
-    """Open an image; turn whatever goes wrong here or in the `with` block into an ImageError.
+    """Open an image; turn any error here or in the `with` block into an ImageError.
 
-    Yields the image, of which only the header is read, and its file.
+    Yields the image, with only its header read, and its file.
     """
     head = b""
     try:
@@ -165,9 +165,9 @@ def _opened(
         raise ImageError(ImageStatus.TOO_LARGE, _one_line(error)) from error
     except MemoryError as error:
         raise ImageError(ImageStatus.TOO_LARGE, "not enough memory to decode it") from error
-    # Decoders meet hostile bytes with exceptions of any type.
+    # On hostile bytes, decoders raise exceptions of any type.
     except Exception as error:
-        # Pillow's own OSErrors have no number; EINVAL is a seek to an offset that a file made up.
+        # Pillow's own OSErrors have no number; EINVAL is a seek to an invalid offset in the file.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise ImageError(ImageStatus.UNREADABLE, error.strerror or "") from error
         kind = formats.format_of(head)
@@ -186,7 +186,7 @@ def _opened(
 
 
 def _header(file: BinaryIO, head: bytes) -> ImageFile.ImageFile:
-    """Open an image by its own format, which the first bytes of the file tell."""
+    """Open an image with the format that the first bytes of the file indicate."""
     kind = formats.format_of(head)
     if kind is None:
         raise UnidentifiedImageError
@@ -202,15 +202,15 @@ def _header(file: BinaryIO, head: bytes) -> ImageFile.ImageFile:
         image = formats.OPENERS[kind](file)
     else:
         image = Image.open(file, formats=(kind,))
-    for name in ("xmp", "XML:com.adobe.xmp"):  # from which Pillow would take an orientation
+    for name in ("xmp", "XML:com.adobe.xmp"):  # Pillow would read an orientation from these
         image.info.pop(name, None)
     return image
 
 
 def _load(image: ImageFile.ImageFile, file: BinaryIO) -> Image.Image:
-    """The pixels of an opened image as they are in the file, mode and all."""
+    """The pixels of an opened image as stored in the file, in its own mode."""
     file.seek(0)
-    if isinstance(image, JpegImageFile):  # several pictures in one file have another format
+    if isinstance(image, JpegImageFile):  # files with several pictures have another class
         data = file.read()
         _check_scans(data)
         if pixels := formats.decode_jpeg(data, image.mode, image.size):
@@ -226,13 +226,13 @@ def _load(image: ImageFile.ImageFile, file: BinaryIO) -> Image.Image:
 
 
 def _orientation_and_size(image: ImageFile.ImageFile) -> tuple[int, tuple[int, int]]:
-    """EXIF orientation, and the size after it is applied. Decodes no pixels."""
+    """EXIF orientation, and the size after applying it. Decodes no pixels."""
     try:
-        # The base class's, since the PNG plugin's decodes the image to look for later chunks.
+        # The base class's method, because the PNG plugin's decodes the image to find later chunks.
         orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
     except Exception:  # as in _opened; a damaged EXIF block does not make an image unreadable
         orientation = 1
-    # Pillow has turned the size of a TIFF already, if the TIFF's own tag says so.
+    # Pillow has already swapped the size of a TIFF according to the TIFF's own tag.
     size_is_turned = getattr(image, "tag_v2", {}).get(_ORIENTATION_TAG) in _SIDEWAYS
     if (orientation in _SIDEWAYS) != size_is_turned:
         return orientation, (image.height, image.width)
@@ -240,8 +240,8 @@ def _orientation_and_size(image: ImageFile.ImageFile) -> tuple[int, tuple[int, i
 
 
 def _check_scans(data: bytes) -> None:
-    """Raise ImageError for a JPEG of more than MAX_SCANS scans."""
-    if data.count(b"\xff\xda") <= MAX_SCANS:  # as good as always, and fast
+    """Raise ImageError for a JPEG with more than MAX_SCANS scans."""
+    if data.count(b"\xff\xda") <= MAX_SCANS:  # almost always true, and fast
         return
     for number, _ in enumerate(formats.scans(data), 1):
         if number > MAX_SCANS:

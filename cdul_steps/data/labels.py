@@ -1,4 +1,4 @@
-"""Labels of a similarity store's images: by a construction, or made in the way of a table."""
+"""Labels of a similarity store's images: by a construction, or made as a given table was."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -23,7 +23,7 @@ from cdul_steps.progress import Progress
 
 
 class Recipe(NamedTuple):
-    """What makes labels of cosines, before anything is done to them."""
+    """How labels are made from cosines, before any further processing."""
 
     construction: Construction
     scoring: Scoring
@@ -35,14 +35,13 @@ class Recipe(NamedTuple):
 class LabelFacts:
     """How a table of pseudo-labels was made: the settings, and what was learnt from the split.
 
-    `classes` are in the table's order; `logit_bias` is that of the sigmoid which made the scores,
-    None where a softmax did; `statistics` are those by which cosines were standardised;
-    labels with `positives` were rescaled by `slope` and `bias`; `joined` says what each of several
-    tables was, of which these labels are the mean; `corrections` counts the entries
-    that people gave; `similarity` says which model the cosines are of, and which context names took
-    part, as `context_weight` names at most. What a table does not say,
-    since other software or an older release wrote it, is as the defaults here, and `whole` is false
-    where it does not say all that is needed to make such labels again.
+    `classes` are in the table's order. `logit_bias` is the bias of the sigmoid that made the
+    scores, None for a softmax. `statistics` were used to standardise cosines. Labels with
+    `positives` were rescaled by `slope` and `bias`. `joined` describes the tables that were
+    averaged. `corrections` counts entries corrected by hand. `similarity` names the model of the
+    cosines and the context names, which count as at most `context_weight` names. Facts missing
+    from a table of other software or an older release have the defaults here; `whole` is false if
+    the facts do not suffice to make such labels again.
     """
 
     classes: list[str] = field(default_factory=list)
@@ -68,21 +67,21 @@ class LabelFacts:
 
     @property
     def scoring(self) -> Scoring | None:
-        """What made the scores; None where the table does not say at which temperature."""
+        """The scoring; None if the table does not record the temperature."""
         if self.tau is None:
             return None
         return Scoring(self.tau, self.logit_bias, self.context_weight)
 
     @property
     def recipe(self) -> Recipe | None:
-        """How to make such labels again; None where the table does not say all of it."""
+        """How to make such labels again; None if the table does not record everything."""
         if not self.whole or None in (self.construction, self.tau, self.zeta, self.lambda_):
             return None
         return Recipe(self.construction, self.scoring, self.zeta, self.lambda_)  # type: ignore[arg-type]
 
     @property
     def changed(self) -> bool:
-        """Whether anything was done to the labels besides their construction."""
+        """Whether the labels were changed after their construction."""
         changes = (self.statistics, self.bias, self.threshold, self.top_k)
         return any(change is not None for change in changes)
 
@@ -95,14 +94,14 @@ class LabelFacts:
 
     @property
     def context(self) -> list[str]:
-        """The context names that took part: none of them where a sigmoid made the scores."""
+        """The context names that were used: none if a sigmoid made the scores."""
         return [] if self.logit_bias is not None else self.similarity.get("context", [])
 
     @classmethod
     def of(cls, facts: Mapping[str, Any], source: Path) -> Self:
-        """From a table's metadata, or a copy of it in a model's card.
+        """From a table's metadata, or a copy of it in a model card.
 
-        Raises UserError, naming the `source`, for a value that is none of its kind.
+        Raises UserError, naming the `source`, for a value of the wrong type.
         """
         keys = {key.name: key.name.rstrip("_") for key in fields(cls) if key.name != "whole"}
         given = {name: facts[key] for name, key in keys.items() if facts.get(key) is not None}
@@ -112,13 +111,13 @@ class LabelFacts:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"]))
             raise UserError(
-                f"{source}: what it says of its labels' {place!r} cannot be used: {first['msg']}"
+                f"{source}: its value of {place!r} for the labels is not valid: {first['msg']}"
             ) from error
         return replace(found, whole=all(key in facts for key in RECIPE))
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Those of a table; raises UserError as `read_facts` does."""
+        """From the metadata of a table; raises UserError as `read_facts` does."""
         return cls.of(read_facts(path), path)
 
     def write(self, table: pa.Table, path: Path) -> None:
@@ -139,40 +138,40 @@ RECIPE = (
     *("construction", "tau", "zeta", "lambda", "grid", "statistics"),
     *("bias", "slope", "threshold", "top_k"),
 )
-"""Keys of the metadata that say how to make such labels again."""
+"""Metadata keys that are needed to make such labels again."""
 
 
 def choose_bias(settings: Labels, logit_bias: float | None, source: object) -> float | None:
     """The bias of the sigmoid that makes the scores; None for a softmax.
 
-    As `settings.scores` says, or else by the model: a sigmoid where it has a `logit_bias`. Raises
-    UserError, naming the `source`, for a sigmoid without a bias or of standardised cosines.
+    `settings.scores` decides, or else the model: a sigmoid if it has a `logit_bias`. Raises
+    UserError, naming the `source`, for a sigmoid without a bias or with standardised cosines.
     """
     if settings.scores == "sigmoid" and logit_bias is None:
         raise UserError(
             f"{source}: the model has no logit_bias, which 'scores: sigmoid' of the labels needs; "
-            "leave 'scores' out"
+            "leave out 'scores'"
         )
     if settings.scores == "softmax" or logit_bias is None:
         return None
     if settings.standardise:
         raise UserError(
-            f"{source}: 'standardise' takes away each class's mean cosine, which the logit_bias of "
-            "the model is made for; leave it out, or set 'scores: softmax' of the labels"
+            f"{source}: 'standardise' removes each class's mean cosine, for which the model's "
+            "logit_bias was trained; leave it out, or set 'scores: softmax' of the labels"
         )
     return logit_bias
 
 
 def views_of(images: Path, grid: Grid | None) -> np.ndarray | slice:
-    """The views of a single grid of the manifest `images`, or without `grid` all views.
+    """The views of one grid of the manifest `images`; all views without `grid`.
 
-    Raises UserError where the manifest has no such grid.
+    Raises UserError if the manifest has no such grid.
     """
     if grid is None:
         return slice(None)
     layout = read_facts(images).get("layout", {})
     if "grid" not in layout:
-        raise UserError(f"{images}: does not say which grids there are; leave the labels' grid out")
+        raise UserError(f"{images}: does not record its grids; leave out the labels' grid")
     known = as_grids(layout["grid"])
     try:
         return grid_views(known, grid)
@@ -193,9 +192,9 @@ def read_views(
 def learn_statistics(
     similarity: Path, array: zarr.Array, rows: np.ndarray, views: np.ndarray | slice
 ) -> ClassStatistics:
-    """Statistics of the classes over some rows of a store, in a pass over its cosines.
+    """Statistics of the classes over some rows of a store, in one pass over its cosines.
 
-    Raises UserError where none of them has any.
+    Raises UserError if none of the rows has cosines.
     """
     member = np.zeros(array.shape[0], bool)
     member[rows] = True
@@ -229,8 +228,8 @@ def labels_like(
 ) -> np.ndarray:
     """Labels (len(rows), C) of some rows of a store, made as the table with these `facts` was.
 
-    With that table's statistics, bias and slope, so another split is judged by the same measure.
-    Raises UserError where other context names took part.
+    They use that table's statistics, bias and slope, so that splits are comparable. Raises
+    UserError if the context names differ.
     """
     if facts.logit_bias is None and facts.context != context_of(array):
         raise UserError(
@@ -239,7 +238,7 @@ def labels_like(
         )
     recipe = facts.recipe
     if recipe is None:
-        raise UserError("the labels do not say how they were made; use 'cdul label'")
+        raise UserError("the labels do not record how they were made; use 'cdul label'")
     construction, scoring, zeta, lam = recipe
     labels = build_rows(
         similarity,

@@ -15,7 +15,7 @@ from cdul_steps.errors import UserError
 IMAGES_KIND = "images"
 SHARD_KIND = "shard"
 CORNERS = ("x0", "y0", "x1", "y1")
-# What a shard holds; a shard whose rows stay the same is not written again.
+# Columns of a shard; a shard whose rows have not changed is not written again.
 IMAGE_COLUMNS = ("image_id", "path", "row", "bytes", "modified", "width", "height")
 IMAGE_SCHEMA = pa.schema(
     [(name, pa.string() if name in ("image_id", "path") else pa.int64()) for name in IMAGE_COLUMNS]
@@ -23,7 +23,7 @@ IMAGE_SCHEMA = pa.schema(
 
 
 def read_split(images: Path, split: str, columns: list[str]) -> pa.Table:
-    """Columns of `images.parquet` for one split, in its order; UserError where it is empty."""
+    """Columns of `images.parquet` for one split, in its order; UserError if it is empty."""
     table = read_table(images, ["split", *columns])
     found = table.filter(pc.equal(table["split"], split)).drop_columns("split")
     if not len(found):
@@ -33,7 +33,7 @@ def read_split(images: Path, split: str, columns: list[str]) -> pa.Table:
 
 
 def check_classes(images: Path, classes: list[str], owner: object) -> None:
-    """Raise UserError where `images.parquet` has other classes, or another order of them."""
+    """Raise UserError if `images.parquet` has other classes, or a different order."""
     named = read_facts(images).get("classes", classes)
     if [same(name) for name in named] == [same(name) for name in classes]:
         return
@@ -44,7 +44,7 @@ def check_classes(images: Path, classes: list[str], owner: object) -> None:
         raise UserError(
             f"{images} has no class {_shown(extra)}, which {owner} has"
             + f", and has {_shown(missing)} instead" * bool(missing)
-            + ": not the same class table, or columns that are no class's"
+            + ": not the same class table, or columns that are not classes"
         )
     place = next(i for i, pair in enumerate(zip_longest(named, classes)) if len({*pair}) > 1)
     mine, theirs = (", ".join(names[place : place + 5]) or "none" for names in (named, classes))
@@ -59,21 +59,21 @@ def _shown(names: list[str]) -> str:
 
 
 def check_rows(images: Path, split: str, store: Path, rows: int) -> None:
-    """Raise UserError where a store has another number of rows than the manifest gave a split."""
+    """Raise UserError if a store's number of rows is not the manifest's for the split."""
     given = read_facts(images).get("rows")
     expected = given.get(split, rows) if isinstance(given, dict) else rows
     if rows != expected:
         raise UserError(
             f"{store} has {rows} rows and {images} gives split {split!r} {expected}: they are not "
-            "of one data set, or one of them is out of date"
+            "from the same data set, or one of them is out of date"
         )
 
 
 def read_truth(images: Path, classes: list[str]) -> pa.Table:
-    """Ground truth of the images whose truth is known: `image_id, positive, difficult`.
+    """Ground truth of the images for which it is known: `image_id, positive, difficult`.
 
     Images without a list of positives, or marked as not `known`, are left out; `difficult` may
-    be null. Raises UserError where the table's own class names are not `classes`.
+    be null. Raises UserError if the table's own class names are not `classes`.
     """
     check_classes(images, classes, "the scores")
     table = read_table(images, ["image_id"], ["positive", "difficult", "known"])
@@ -89,7 +89,7 @@ def read_truth(images: Path, classes: list[str]) -> pa.Table:
 def read_shard(manifest: Path) -> tuple[dict[str, Any], pa.Table, np.ndarray]:
     """Read a shard's manifest: its facts, its images and their views.
 
-    The images are `image_id, path, row`, in the order of their rows, the views int32
+    The images are `image_id, path, row`, in the order of their rows; the views are int32
     (images, 1+S, 4) as `x0, y0, x1, y1` in pixels. Raises UserError for another kind of file.
     """
     facts = read_facts(manifest)
@@ -105,7 +105,7 @@ def read_shard(manifest: Path) -> tuple[dict[str, Any], pa.Table, np.ndarray]:
         whole = False
     if not whole:
         raise UserError(
-            f"{manifest}: its rows are not whole images of the shard that its metadata says "
+            f"{manifest}: its rows are not complete images of the shard that its metadata names "
             f"({facts.get('shard')!r}); run snakemake with --forcerun manifest"
         )
     boxes = np.stack([table[c].to_numpy() for c in CORNERS], axis=1).reshape(-1, views, 4)
@@ -116,7 +116,7 @@ def read_shard(manifest: Path) -> tuple[dict[str, Any], pa.Table, np.ndarray]:
 def shard_table(images: list[dict[str, Any]], boxes: np.ndarray) -> pa.Table:
     """The table of a shard's manifest, without its facts: one row per view.
 
-    `images` have IMAGE_COLUMNS, `boxes` int32 (images, 1+S, 4) are their views.
+    `images` have IMAGE_COLUMNS; `boxes`, int32 (images, 1+S, 4), are their views.
     """
     views = boxes.shape[1]
     repeated = pa.array(np.repeat(np.arange(len(images)), views))

@@ -1,4 +1,4 @@
-"""What became of each image in the encode jobs: its status, and why it cannot be used."""
+"""The outcome of each image in the encode jobs: its status, and why it cannot be used."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,14 +9,14 @@ import pyarrow.compute as pc
 from cdul_steps.data.tables import read_table
 from cdul_steps.errors import UserError
 
-# What a file is to blame for. The model or the image's shape would fail again.
+# Failures caused by the file. Failures of the model or the image's shape would recur.
 RETRIED = ("missing", "unreadable", "truncated", "not_an_image", "too_large", "changed")
 
 
 def outcome_table(images: pa.Table, outcome: Sequence[tuple[str, str, float]]) -> pa.Table:
     """The table of a shard's job: `image_id, row, status, error, seconds`, one row per image.
 
-    `outcome` has `(status, error, seconds)` of each of the `images`.
+    `outcome` has `(status, error, seconds)` for each of the `images`.
     """
     status, error, seconds = zip(*outcome, strict=True) if outcome else ((), (), ())
     return pa.table(
@@ -35,7 +35,7 @@ def check_failures(
 ) -> pa.Table:
     """The failed images of a split: `image_id, status, error`.
 
-    Raises UserError naming the first ten where they are more than `max_failed_share` of it.
+    Raises UserError, naming the first ten, if more than `max_failed_share` of the split failed.
     """
     members = read_table(images, ["image_id", "split", "row"])
     members = members.filter(pc.equal(members["split"], split))

@@ -1,13 +1,13 @@
-"""Where an image lies: in a file of its own, in a tar, or in a cell of a Parquet file.
+"""The location of an image: a file of its own, part of a tar, or a cell of a Parquet file.
 
-The text of the manifest's column `path` says which:
+The text in the manifest's column `path` states which:
 
-- `ARCHIVE.tar#OFFSET+LENGTH`: so many bytes of an uncompressed tar, from a byte on;
+- `ARCHIVE.tar#OFFSET+LENGTH`: LENGTH bytes of an uncompressed tar, from byte OFFSET on;
 - `FILE.parquet#COLUMN:ROWGROUP:ROW`: a cell of a column of bytes, or of structs with a field
-  `bytes`; the row is counted within its row group, both from 0;
+  `bytes`; the row is counted within its row group; both count from 0;
 - anything else is the path of a file.
 
-What is read of an archive is told by such a text alone: names of members are never paths.
+Only this text determines what is read from an archive: member names are never used as paths.
 """
 
 import errno
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
 _TAR = re.compile(r"(.+\.tar)#([0-9]{1,18})\+([0-9]{1,18})", re.DOTALL)
 _PARQUET = re.compile(r"(.+\.parquet)#(.+):([0-9]{1,9}):([0-9]{1,9})", re.DOTALL)
 _KEPT = 2
-"""Row groups of images that a process keeps in memory: threads that read on are at most in two."""
+"""Row groups of images that a process keeps in memory: its threads read at most two at once."""
 
 
 def in_tar(archive: str, offset: int, length: int) -> str:
-    """The place of `length` bytes of a tar from byte `offset` on."""
+    """The location of `length` bytes of a tar, from byte `offset` on."""
     return f"{archive}#{offset}+{length}"
 
 
 def in_parquet(file: str, column: str, group: int, row: int) -> str:
-    """The place of a cell of a Parquet file."""
+    """The location of a cell of a Parquet file."""
     return f"{file}#{column}:{group}:{row}"
 
 
@@ -56,7 +56,7 @@ def is_in_archive(place: str | PathLike[str]) -> bool:
 
 
 def state(place: str | PathLike[str]) -> tuple[int, int] | None:
-    """Bytes of the file that holds an image and its time of change in ns; None where it is gone."""
+    """Size and modification time (ns) of the file that holds an image; None if it is missing."""
     try:
         found = file_of(place).stat()
     except (OSError, ValueError):  # ValueError: a name with a null byte
@@ -65,20 +65,20 @@ def state(place: str | PathLike[str]) -> tuple[int, int] | None:
 
 
 def locate(place: str | PathLike[str]) -> tuple[int, Callable[[], BinaryIO]]:
-    """How many bytes an image has, and a function that opens them as a file.
+    """The size of an image in bytes, and a function that opens it as a file.
 
-    Raises OSError with an `errno` for what cannot be read, and FileNotFoundError for what is not
-    there; without an `errno`, its message says what is not.
+    Raises OSError with an `errno` if it cannot be read, and FileNotFoundError if it is missing;
+    without an `errno`, the message names what is missing.
     """
     text = str(place)
     file = file_of(text)
     found = file.stat()
-    if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
+    if not stat.S_ISREG(found.st_mode):  # opening a pipe would block forever
         raise OSError(errno.EBADF, "not a regular file")
     if in_archive := _TAR.fullmatch(text):
         start, length = int(in_archive[2]), int(in_archive[3])
         if start + length > found.st_size:
-            raise OSError(errno.EIO, f"{file} ends before it; it was cut short or changed")
+            raise OSError(errno.EIO, f"{file} ends before it; it was truncated or changed")
         return length, lambda: io.BufferedReader(_Part(file.open("rb", 0), start, length))
     if in_table := _PARQUET.fullmatch(text):
         data = _cell(file, found, in_table[2], int(in_table[3]), int(in_table[4]))
@@ -87,7 +87,7 @@ def locate(place: str | PathLike[str]) -> tuple[int, Callable[[], BinaryIO]]:
 
 
 class _Part(io.RawIOBase):
-    """Bytes of a file as a file of their own. It has no `fileno`, which would open all of it."""
+    """Part of a file, as a file. It has no `fileno`, which would give access to the whole file."""
 
     def __init__(self, file: io.FileIO, start: int, length: int) -> None:
         self._file, self._start, self._length = file, start, length
@@ -126,7 +126,7 @@ class _Part(io.RawIOBase):
 
 
 _reading = Lock()
-"""Threads that read neighbours would each decode their row group."""
+"""Without it, threads that read neighbouring cells would each decode the row group."""
 
 
 def _cell(file: Path, found: os.stat_result, column: str, group: int, row: int) -> bytes:

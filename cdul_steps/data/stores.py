@@ -16,8 +16,8 @@ from cdul_steps.data.files import SCHEMA_VERSION, check_version, read_json, repl
 from cdul_steps.errors import UserError, first_line
 
 CHUNK_BYTES = 1 << 20
-# Less than 32 MiB: larger blocks get new memory from the system every time, which glibc hands out
-# page by page and which takes as long as reading them.
+# Less than 32 MiB: for larger blocks glibc gets new memory from the system every time, page by
+# page, which takes as long as reading them.
 BLOCK_BYTES = 24 << 20
 
 
@@ -30,7 +30,7 @@ def _create(
     write_empty: bool = False,
 ) -> zarr.Array:
     row_bytes = shape[1] * shape[2] * np.dtype(dtype).itemsize
-    # A shard holds a whole number of inner chunks of about CHUNK_BYTES.
+    # A shard contains a whole number of inner chunks of about CHUNK_BYTES.
     pieces = min(shard_size, max(1, shard_size * row_bytes // CHUNK_BYTES))
     while shard_size % pieces:
         pieces -= 1
@@ -40,9 +40,9 @@ def _create(
         dtype=dtype,
         chunks=(shard_size // pieces, *shape[1:]),
         shards=(shard_size, *shape[1:]),
-        # A row that was never written cannot pass for data.
+        # Rows that were never written cannot be mistaken for data.
         fill_value=float("nan"),
-        # Scores hardly compress; the checksum makes a torn shard an error when it is read.
+        # Scores hardly compress; the checksum makes reading a corrupt shard an error.
         compressors=Crc32cCodec(),
         attributes={"schema_version": SCHEMA_VERSION, **attributes},
         dimension_names=("image", "view", "value"),
@@ -56,7 +56,7 @@ STORE = ("zarr.json", "c/*")
 
 
 def check_store(path: Path, kind: str | None) -> None:
-    """Raise UserError where `path` is a Zarr store of another kind, which must not be changed."""
+    """Raise UserError if `path` is a Zarr store of another kind, which must not be overwritten."""
     if (path / "zarr.json").exists():
         found = read_json(path / "zarr.json").get("attributes", {}).get("kind")
         if found != kind:
@@ -69,9 +69,9 @@ def check_store(path: Path, kind: str | None) -> None:
 def write_metadata(
     path: Path, shape: tuple[int, int, int], shard_size: int, dtype: str, attributes: dict[str, Any]
 ) -> None:
-    """Write the `zarr.json` of a store at `path`, leaving its shards alone.
+    """Write the `zarr.json` of a store at `path` without touching its shards.
 
-    Raises UserError where `path` is a store of another kind, or holds files of something else.
+    Raises UserError if `path` is a store of another kind, or contains other files.
     """
     check_store(path, attributes.get("kind"))
     with replacing(path / "zarr.json") as part:
@@ -81,20 +81,20 @@ def write_metadata(
 
 
 def shard_file(path: Path, shard: int) -> Path:
-    """The object that holds shard `shard`."""
+    """The object that contains shard `shard`."""
     return path / "c" / str(shard) / "0" / "0"
 
 
 def write_shard(path: Path, shard: int, rows: np.ndarray, shard_size: int) -> None:
-    """Write one shard of a store whole: rows (n <= shard_size, V, D), NaN beyond them.
+    """Write one shard of a store atomically: rows (n <= shard_size, V, D), NaN beyond them.
 
-    Needs no `zarr.json`: the object is the same whatever the store's length, so that jobs of
-    different shards never touch the same file.
+    No `zarr.json` is needed: the object does not depend on the store's length, so jobs of
+    different shards never write the same file.
     """
     shape = (shard_size, *rows.shape[1:])
     with replacing(shard_file(path, shard)) as part:
         scratch = part.parent / "store"
-        # Zarr leaves out an object that holds nothing but NaN; a job's output must exist.
+        # Zarr does not write an object that is all NaN, but a job's output must exist.
         empty = bool(np.isnan(rows).all())
         store = _create(scratch, shape, shard_size, str(rows.dtype), {}, write_empty=empty)
         if empty:
@@ -107,25 +107,25 @@ def write_shard(path: Path, shard: int, rows: np.ndarray, shard_size: int) -> No
 def open_store(path: Path) -> zarr.Array:
     """Open a store for reading.
 
-    Raises UserError where there is none, of another schema version, or not floats of three axes.
+    Raises UserError if it is missing, has another schema version, or is not 3-D floats.
     """
     try:
-        # Not format 2, among whose codecs is pickle, which runs what it reads.
+        # Not format 2, whose codecs include pickle, which can run code.
         array = zarr.open_array(path, mode="r", zarr_format=3)
         attributes = array.attrs.asdict()
-    except Exception as error:  # whatever a foreign zarr.json makes of the library
-        raise UserError(f"{path}: no Zarr array (of format 3) there") from error
+    except Exception as error:  # an arbitrary zarr.json can make the library raise anything
+        raise UserError(f"{path}: not a Zarr array (of format 3)") from error
     check_version(path, attributes)
     if array.ndim != 3 or array.dtype.kind != "f":
         raise UserError(
-            f"{path}: holds {array.dtype} of shape {array.shape}, expected floats (images, views, "
-            "values)"
+            f"{path}: contains {array.dtype} of shape {array.shape}, expected floats (images, "
+            "views, values)"
         )
     return array
 
 
 def shard_rows(array: zarr.Array) -> int:
-    """Images a shard of the store (or a chunk, where it is not sharded)."""
+    """Images per shard of the store (or per chunk, if it is not sharded)."""
     return (array.shards or array.chunks)[0]
 
 
@@ -134,10 +134,10 @@ def open_similarity(
 ) -> tuple[zarr.Array, list[str], float]:
     """Open a similarity store: `(array (N, 1+S, C+M), class names, logit scale)`.
 
-    Behind the C classes are M context names, of which `context_of` has the names. The scale is
-    needed, and read, where no `tau` is given; else it is NaN. Raises UserError where an attribute
-    is missing or does not fit the array, or `tau` is not above 0; where it is the scale, `hint`
-    says what to do.
+    The C classes are followed by M context names; see `context_of`. The scale is needed, and read,
+    only if no `tau` is given; otherwise it is NaN. Raises UserError if an attribute is missing or
+    does not fit the array, or `tau` is not above 0; if the scale is at fault, the message ends with
+    `hint`.
     """
     if tau is not None and not tau > 0:
         raise UserError(f"tau is {tau:g}; it must be above 0")
@@ -169,15 +169,15 @@ def open_similarity(
 
 
 def context_of(similarity: zarr.Array) -> list[str]:
-    """Names of the context columns behind the classes of a similarity store."""
+    """Names of the context columns after the classes of a similarity store."""
     context = similarity.attrs.get("context", [])
     return context if isinstance(context, list) else []
 
 
 def read_logit_bias(values: Mapping[str, Any], source: Path) -> float | None:
-    """The model's `logit_bias` in a store's attributes or a table's facts; None where it has none.
+    """The model's `logit_bias` in a store's attributes or a table's facts; None if it has none.
 
-    Raises UserError, naming the `source`, where it is not a finite number.
+    Raises UserError, naming the `source`, if it is not a finite number.
     """
     bias = values.get("logit_bias")
     if bias is not None and not (isinstance(bias, int | float) and math.isfinite(bias)):
@@ -186,7 +186,7 @@ def read_logit_bias(values: Mapping[str, Any], source: Path) -> float | None:
 
 
 def _block_rows(array: zarr.Array) -> int:
-    """Images to read at once: whole shards where they fit, so that none is read twice."""
+    """Images to read at once: whole shards if they fit, so that none is read twice."""
     row_bytes = array.shape[1] * array.shape[2] * array.dtype.itemsize
     fit = max(1, BLOCK_BYTES // row_bytes)
     size = shard_rows(array)
@@ -194,9 +194,9 @@ def _block_rows(array: zarr.Array) -> int:
 
 
 def read_blocks(path: Path, array: zarr.Array) -> Iterator[tuple[int, np.ndarray]]:
-    """Read a store in order: `(first row, rows)`, blocks of about BLOCK_BYTES.
+    """Read a store in order: `(first row, rows)`, in blocks of about BLOCK_BYTES.
 
-    A missing shard reads as NaN. Raises UserError naming the shard that cannot be read.
+    A missing shard reads as NaN. Raises UserError with the name of a shard that cannot be read.
     """
     block = _block_rows(array)
 
@@ -208,11 +208,11 @@ def read_blocks(path: Path, array: zarr.Array) -> Iterator[tuple[int, np.ndarray
         except Exception as error:
             shard = _torn_shard(path, array, first, block)
             raise UserError(
-                f"{shard_file(path, shard)}: torn or foreign shard; "
+                f"{shard_file(path, shard)}: corrupt shard, or one from another run; "
                 f"delete it and run again ({first_line(error)})"
             ) from error
 
-    # One block ahead, while the caller works on the last.
+    # Read one block ahead while the caller processes the previous one.
     with ThreadPoolExecutor(1) as reader:
         ahead = reader.submit(read, 0)
         for first in range(0, array.shape[0], block):
@@ -226,7 +226,7 @@ def _read_rows(path: Path, array: zarr.Array, first: int, count: int) -> np.ndar
     size = shard_rows(array)
     last = min(first + count, array.shape[0])
     for shard in range(first // size, -(-last // size)):
-        # Zarr takes an object without bytes for one that was never written.
+        # Zarr treats an empty object as one that was never written.
         object_ = shard_file(path, shard)
         if object_.is_file() and not object_.stat().st_size:
             raise ValueError("the file is empty")
@@ -248,9 +248,9 @@ def _torn_shard(path: Path, array: zarr.Array, first: int, block: int) -> int:
 def new_store(
     path: Path, shape: tuple[int, int, int], shard_size: int, dtype: str, attributes: dict[str, Any]
 ) -> Iterator[zarr.Array]:
-    """Yield an empty store to be filled in order of its rows; it is at `path` once all is well.
+    """Yield an empty store to fill in row order; it is moved to `path` if the block succeeds.
 
-    Raises UserError where `path` is a store of another kind, or a folder of something else.
+    Raises UserError if `path` is a store of another kind, or a folder with other contents.
     """
     check_store(path, attributes.get("kind"))
     with replacing(path, STORE) as part:

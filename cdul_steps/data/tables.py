@@ -1,4 +1,4 @@
-"""Parquet tables that say what they are."""
+"""Parquet tables that describe themselves in their metadata."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 KEY = b"cdul"
-# Scores and names hardly repeat: trying a dictionary first takes three times as long.
+# Scores and names hardly repeat, so trying a dictionary first only triples the time.
 PARQUET: dict[str, Any] = {"compression": "zstd", "use_dictionary": False}
 _TEXT, _WHOLE, _INDICES = pa.string(), pa.int64(), pa.list_(pa.int32())
 TYPES = {
@@ -28,11 +28,11 @@ TYPES = {
     "known": pa.bool_(),
     "embedding": pa.list_(pa.float32()),
 }
-"""Columns by which tables are joined and counted; files of other software may differ in width."""
+"""Types of columns used for joins and counts; other software may write other widths."""
 
 
 def describe(table: pa.Table, kind: str, **facts: Any) -> pa.Table:
-    """Attach to the table's metadata its kind, the schema's version and `facts` (JSON values)."""
+    """Add to the table's metadata its kind, the schema version and `facts` (JSON values)."""
     text = json.dumps({"kind": kind, "schema_version": SCHEMA_VERSION, **facts}, ensure_ascii=False)
     return table.replace_schema_metadata({**(table.schema.metadata or {}), KEY: text.encode()})
 
@@ -45,9 +45,9 @@ def to_bytes(table: pa.Table) -> bytes:
 
 
 def write_csv(frame: "pd.DataFrame", file: Path) -> None:
-    """Write a CSV with a header, and text in quotes where a carriage return would end a row.
+    """Write a CSV with a header; all text is quoted if some contains a carriage return.
 
-    Python's own writer, before 3.13, quotes what has another end of line in it, but not this.
+    Before 3.13, Python's own writer quotes text with other line breaks, but not with this one.
     """
     texts = frame.select_dtypes(exclude="number").astype(str)
     returns = any(texts[name].str.contains("\r", regex=False).any() for name in texts)
@@ -55,7 +55,7 @@ def write_csv(frame: "pd.DataFrame", file: Path) -> None:
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    """Write a table whole."""
+    """Write a table atomically."""
     with replacing(path) as part:
         pq.write_table(table, part, **PARQUET)
 
@@ -74,7 +74,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     try:
         facts = dict(json.loads(metadata.get(KEY, b"{}")))
     except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: its metadata {KEY.decode()!r} is no JSON mapping") from error
+        raise UserError(f"{path}: its metadata {KEY.decode()!r} is not a JSON mapping") from error
     check_version(path, facts)
     classes = facts.get("classes", [])
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
@@ -83,18 +83,18 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def require(path: Path, facts: dict[str, Any], *names: str) -> dict[str, Any]:
-    """The facts as they are; raises UserError for the first of `names` that is not among them."""
+    """The facts, unchanged; raises UserError for the first of `names` that is missing."""
     for name in names:
         if name not in facts:
-            raise UserError(f"{path}: its metadata does not say {name!r}; make the file again")
+            raise UserError(f"{path}: its metadata has no {name!r}; make the file again")
     return facts
 
 
 def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
-    """Read the named columns, and those of `optional` that are there.
+    """Read the named columns, and those of `optional` that exist.
 
-    Columns that this software knows get its TYPES. Raises UserError naming the file and the first
-    column that is missing, or that holds something else.
+    Known columns are converted to their TYPES. Raises UserError with the file and the first column
+    that is missing or has the wrong type.
     """
     read_facts(path)
     names = pq.read_schema(path).names
@@ -104,7 +104,7 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ())
     try:
         table = pq.read_table(path, columns=[*columns, *(c for c in optional if c in names)])
     except (pa.ArrowException, ValueError, OSError) as error:
-        raise UserError(f"{path}: torn or damaged ({first_line(error)}); make it again") from error
+        raise UserError(f"{path}: corrupt ({first_line(error)}); make it again") from error
     for place, (name, column) in enumerate(zip(table.column_names, table.columns, strict=True)):
         if name not in TYPES:
             continue
@@ -112,13 +112,13 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ())
             table = table.set_column(place, name, column.cast(TYPES[name]))
         except (pa.ArrowException, NotImplementedError) as error:
             raise UserError(
-                f"{path}: column {name!r} holds {column.type}, expected {TYPES[name]}"
+                f"{path}: column {name!r} contains {column.type}, expected {TYPES[name]}"
             ) from error
         try:
             table[place].validate(full=pa.types.is_string(table[place].type))
         except pa.ArrowException as error:
             damage = first_line(error)
-            raise UserError(f"{path}: torn or damaged ({damage}); make it again") from error
+            raise UserError(f"{path}: corrupt ({damage}); make it again") from error
         if name in columns and column.null_count:
             raise UserError(f"{path}: column {name!r} has blanks")
     return table
@@ -130,7 +130,7 @@ def score_table(
     classes: Sequence[str],
     scores: np.ndarray,
 ) -> pa.Table:
-    """A table of scores: `image_id`, `path`, and a float32 column a class; scores are (N, C)."""
+    """A score table: `image_id`, `path`, one float32 column per class; scores are (N, C)."""
     columns = np.ascontiguousarray(scores.T, dtype=np.float32)
     return pa.table(
         [image_ids, paths, *(pa.array(column) for column in columns)],
@@ -139,12 +139,12 @@ def score_table(
 
 
 def read_scores(path: Path) -> tuple[pa.Table, list[str], np.ndarray]:
-    """Read a table of scores: `(image_id and path, classes in order, float32 (N, C))`.
+    """Read a score table: `(image_id and path, classes in order, float32 (N, C))`.
 
-    The classes are those that the table's facts list, for a table from elsewhere all columns but
-    those that cannot be a class's. The first table also has the column `corrected`, where there is
-    one. Rows without scores are left out. Raises UserError where a column is missing, is no number,
-    or stands in another order than the facts say.
+    The classes are those listed in the table's facts; in a table of other software, all columns
+    with names that are not reserved. The first table also has the column `corrected`, if it exists.
+    Rows without scores are left out. Raises UserError if a column is missing or not numeric, or if
+    the order differs from the facts.
     """
     facts = read_facts(path)
     names = [n for n in pq.read_schema(path).names if n not in RESERVED_NAMES]
@@ -165,8 +165,8 @@ def read_scores(path: Path) -> tuple[pa.Table, list[str], np.ndarray]:
             columns.append(table[name].to_numpy().astype(np.float32))
         except (ValueError, TypeError, pa.ArrowInvalid) as error:
             raise UserError(
-                f"{path}: a class column does not hold numbers: {name!r} holds "
-                f"{table[name].type}; remove it if it is no class's"
+                f"{path}: a class column does not contain numbers: {name!r} contains "
+                f"{table[name].type}; remove it if it is not a class"
             ) from error
     scores = np.stack(columns, axis=1)
     scored = np.isfinite(scores).all(axis=1)

@@ -1,6 +1,6 @@
-"""What is in an uncompressed tar: its headers alone are read, and nothing is unpacked.
+"""The members of an uncompressed tar: only headers are read, and nothing is unpacked.
 
-Python's tarfile keeps every header, and takes one that is damaged for the end.
+Python's tarfile keeps every header in memory, and treats a damaged header as the end.
 """
 
 import os
@@ -13,9 +13,9 @@ from cdul_steps.errors import UserError
 
 BLOCK = 512
 MAX_HEADER = 1 << 20
-"""Bytes at most of a long name, or of further fields, of a member."""
+"""Largest size, in bytes, of a member's long name or extended fields."""
 MAX_PADDING = 1 << 20
-"""Zeros at most at the end. Usual are up to 10 KiB; a place kept for a download is zeros too."""
+"""Largest number of zeros at the end. Up to 10 KiB is usual; an unfinished download has more."""
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -23,13 +23,13 @@ _COMPRESSED = {
     b"\x28\xb5\x2f\xfd": "zstd",
     b"\x04\x22\x4d\x18": "lz4",
 }
-_AGAIN = "fetch or make it again, or leave it out by 'exclude'"
+_AGAIN = "download or make it again, or leave it out with 'exclude'"
 FILE = "file"
 _EMPTY = {b"1": "hard link", b"2": "link", b"3": "device", b"4": "device", b"5": "folder"}
 _EMPTY |= {b"6": "pipe"}
 _KINDS = {b"0": FILE, b"\0": FILE, b"7": FILE, b"S": "sparse file", **_EMPTY}
-# Headers of the next member: its name or its link's, in GNU's form, and fields, in that of POSIX;
-# and fields of all members that follow, of which none matters here.
+# Extra headers of the next member: GNU's long name and long link name, and POSIX's fields; and
+# POSIX's fields for all following members, which are ignored here.
 _FURTHER = _NAME, _LINK, _FIELDS, _OF_ALL = b"L", b"K", b"x", b"g"
 _FIELD = re.compile(rb"([0-9]{1,7}) ([^=]+)=")
 
@@ -37,8 +37,8 @@ _FIELD = re.compile(rb"([0-9]{1,7}) ([^=]+)=")
 class Member(NamedTuple):
     """A member of a tar.
 
-    name: as it is written, no path to open. kind: FILE, or in words what else it is. start, size:
-    where its bytes are.
+    name: as stored; never opened as a path. kind: FILE, or another kind in words. start, size:
+    the position of its bytes.
     """
 
     name: bytes
@@ -48,9 +48,9 @@ class Member(NamedTuple):
 
 
 def members(file: BinaryIO, path: Path) -> Iterator[Member]:
-    """The members of an open tar in their order; of tars one after the other, those of all.
+    """The members of an open tar in order; concatenated tars are read to the end.
 
-    Raises UserError, which names `path`, where it is compressed, no tar, damaged or cut short.
+    Raises UserError, naming `path`, if it is compressed, not a tar, damaged or truncated.
     """
     end = os.fstat(file.fileno()).st_size
     place, last, ended = 0, 0, False
@@ -71,7 +71,7 @@ def members(file: BinaryIO, path: Path) -> Iterator[Member]:
         except ValueError as error:
             raise UserError(f"{path}: {_problem(header, place)}") from error
         start = place + BLOCK
-        # GNU's sparse files have the list of their parts before their bytes.
+        # In GNU sparse files, the list of parts precedes the bytes.
         more = kind == b"S" and header[482] != 0
         while more:
             more = os.pread(file.fileno(), BLOCK, start)[504:505].strip(b"\0") != b""
@@ -91,38 +91,39 @@ def members(file: BinaryIO, path: Path) -> Iterator[Member]:
         name, fields, last = b"", {}, place
     if not ended:
         raise UserError(
-            f"{path}: ends at byte {end} without the mark of its end, so it was cut short; {_AGAIN}"
+            f"{path}: ends at byte {end} without an end-of-archive marker, so it was truncated; "
+            f"{_AGAIN}"
         )
     if end - last > MAX_PADDING:
         raise UserError(
-            f"{path}: nothing but zeros from byte {last} on, as an interrupted download; {_AGAIN}"
+            f"{path}: only zeros from byte {last} on, as after an interrupted download; {_AGAIN}"
         )
 
 
 def _kind_of(kind: bytes, name: bytes, fields: dict[bytes, bytes]) -> str:
-    """What a member is, in words."""
+    """The kind of a member, in words."""
     if any(key.startswith(b"GNU.sparse.") for key in fields):
         return _KINDS[b"S"]
     word = _KINDS.get(kind, "member of another kind")
-    # The oldest tars have folders as files whose names end so.
+    # The oldest tars store folders as files whose names end in a slash.
     return _EMPTY[b"5"] if word == FILE and name.endswith(b"/") else word
 
 
 def _check(header: bytes) -> None:
-    """Raise ValueError where the bytes of a header do not add up to what it says."""
+    """Raise ValueError if the checksum of a header is wrong."""
     if _number(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
         raise ValueError
 
 
 def _number(field: bytes) -> int:
-    """A number of a header, octal or in GNU's form for large ones. Raises ValueError."""
+    """A number in a header, octal or in GNU's format for large numbers. Raises ValueError."""
     if field[:1] == b"\x80":
         return int.from_bytes(field[1:], "big")
     return _whole(int(field.split(b"\0", 1)[0].strip() or b"0", 8))
 
 
 def _whole(number: int) -> int:
-    """The number; ValueError for one below 0, which would lead back."""
+    """The number; ValueError if it is negative, which would move backwards."""
     if number < 0:
         raise ValueError
     return number
@@ -135,17 +136,17 @@ def _name_of(header: bytes) -> bytes:
 
 
 def _further(file: BinaryIO, path: Path, start: int, size: int) -> bytes:
-    """What a header of the next member holds."""
+    """The contents of an extra header for the next member."""
     if size > MAX_HEADER:
         raise UserError(
-            f"{path}: at byte {start} are {size} bytes for the name and the fields of a member, "
-            f"more than the limit of {MAX_HEADER}; {_AGAIN}"
+            f"{path}: {size} bytes at byte {start} for the name and the fields of a member, more "
+            f"than the limit of {MAX_HEADER}; {_AGAIN}"
         )
     return os.pread(file.fileno(), size, start)
 
 
 def _fields_of(data: bytes, path: Path, start: int) -> dict[bytes, bytes]:
-    """POSIX's further fields of a member, each written as `LENGTH KEY=VALUE` and an end of line."""
+    """POSIX's extended fields of a member, each written as `LENGTH KEY=VALUE` and a newline."""
     found, place = {}, 0
     while place < len(data) and data[place]:
         field = _FIELD.match(data, place)
@@ -160,10 +161,12 @@ def _fields_of(data: bytes, path: Path, start: int) -> dict[bytes, bytes]:
 
 
 def _problem(header: bytes, place: int) -> str:
-    """What is wrong with a tar that has no header where one should be."""
+    """The problem of a tar that has no valid header at `place`."""
     if place:
         return f"damaged at byte {place}, where a member should begin; {_AGAIN}"
     for start, name in _COMPRESSED.items():
         if header.startswith(start):
-            return f"is compressed by {name}, so no part can be read alone; make it a plain .tar"
-    return f"is no tar; {_AGAIN}"
+            return (
+                f"is compressed with {name}, so no part can be read by itself; make it a plain .tar"
+            )
+    return f"is not a tar; {_AGAIN}"

@@ -13,9 +13,9 @@ from cdul_steps.progress import Progress
 def write_thumbnails(
     paths: Sequence[str], folder: Path, *, side: int, quality: int, max_pixels: int, what: str
 ) -> list[bool]:
-    """Write `{place}.webp` into a new folder for every image that can be read; whether each could.
+    """Write `{place}.webp` to a new folder for every image; returns whether each could be read.
 
-    None is larger than `side` pixels; `quality` is WebP's, 0 to 100. `what` names the progress.
+    No side exceeds `side` pixels; `quality` is WebP's, 0 to 100. `what` labels the progress.
     """
     folder.mkdir()
 

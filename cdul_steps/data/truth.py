@@ -1,4 +1,4 @@
-"""The ground truth of images, matched to scores by `image_id`, and the scores' measures."""
+"""The ground truth of images, matched to scores by `image_id`, and the measures of scores."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,16 +28,16 @@ DEFINITION = {
     "ignore": "images with only difficult objects of a class are left out for that class",
     "negative": "images with only difficult objects of a class count as without it",
     "positive": "images with only difficult objects of a class count as with it",
-    "at_threshold": f"a label is predicted where its score is at least {THRESHOLD}",
+    "at_threshold": f"a label is predicted if its score is at least {THRESHOLD}",
     "top_k": f"the {TOP_K} highest scores of each image are predicted, whatever their value",
     "CF1, OF1": "harmonic means of CP and CR (means over classes), OP and OR (over all labels)",
 }
 
 
 def thresholds_of(facts: Mapping[str, Any], classes: Sequence[str]) -> np.ndarray:
-    """The score from which each class is named, float64 (C,), by the facts of predictions.
+    """The threshold of each class, float64 (C,), from the facts of predictions.
 
-    `thresholds` has those of single classes; `threshold`, or THRESHOLD, holds for the others.
+    `thresholds` has those of single classes; `threshold`, or THRESHOLD, applies to the others.
     """
     own = facts.get("thresholds") or {}
     common = facts.get("threshold", THRESHOLD)
@@ -45,7 +45,7 @@ def thresholds_of(facts: Mapping[str, Any], classes: Sequence[str]) -> np.ndarra
 
 
 def match_images(image_ids: list[str], known: list[str]) -> np.ndarray:
-    """For each image its place among the `known`, compared by `same_image`; -1 for none: (N,)."""
+    """The index of each image among the `known`, compared by `same_image`; -1 for none: (N,)."""
     place = {name: i for i, name in enumerate(known)}
     if not place.keys() >= set(image_ids):
         place = {same_image(name): i for name, i in place.items()} | place
@@ -55,10 +55,10 @@ def match_images(image_ids: list[str], known: list[str]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Truth:
-    """The truth of those images, of a list of N, of which it is known.
+    """The truth of those images in a list of N for which it is known.
 
-    `places` int (n,): where they stand in the list. `present` and `counted` bool (n, C): whether
-    an image shows a class, and whether that entry is measured.
+    `places` int (n,): their indices in the list. `present` and `counted` bool (n, C): whether an
+    image shows a class, and whether that entry is measured.
     """
 
     places: np.ndarray
@@ -69,7 +69,7 @@ class Truth:
     def of(
         cls, images: Path, image_ids: list[str], classes: list[str], difficult: Difficult
     ) -> "Truth":
-        """Read it from `images.parquet`; UserError where the class tables differ."""
+        """Read it from `images.parquet`; UserError if the class tables differ."""
         table = read_truth(images, classes)
         rows = match_images(image_ids, table["image_id"].to_pylist())
         places = np.flatnonzero(rows >= 0)
@@ -86,7 +86,7 @@ class Truth:
         return cls(places, present, counted)
 
     def mean_average_precision(self, scores: np.ndarray) -> float | None:
-        """mAP in percent of scores (N, C), NaN counting as 0; None where nothing is known."""
+        """mAP in percent of scores (N, C), NaN counting as 0; None if nothing is known."""
         known = np.nan_to_num(scores[self.places])
         return mean_average_precision(self.present, self.counted, known)
 
@@ -94,9 +94,9 @@ class Truth:
 def measure(
     scores: np.ndarray, truth: Truth, classes: list[str], ap: AveragePrecision
 ) -> dict[str, Any]:
-    """All measures of scores (N, C) of the images whose truth is known; values in percent.
+    """All measures of scores (N, C) for the images with known truth; values in percent.
 
-    A class without positives has AP null, is listed and left out of the mean.
+    A class without positives has AP null, is listed, and is left out of the mean.
     """
     scores, present, counted = scores[truth.places], truth.present, truth.counted
     per_class = {}

@@ -1,4 +1,4 @@
-"""Generated pictures of simple things, for the demo data set and for training its tiny CLIP.
+"""Generated pictures of simple objects, for the demo data set and for training its tiny CLIP.
 
 Every picture is a function of a seed: `scene` has several objects and multi-label ground truth,
 `single_object` has one.
@@ -32,7 +32,7 @@ COLOURS: dict[str, Colour] = {
     "gray": (135, 140, 145),
 }
 DARK: Colour = (45, 40, 40)
-# The share of an object that must stay visible for it to be in the picture at all.
+# Smallest visible share of an object for it to count as present.
 MIN_VISIBLE = 0.5
 SPLITS = ("train", "test")
 
@@ -311,8 +311,9 @@ def _smooth(cells: np.ndarray, size: int) -> np.ndarray:
 def single_object(name: str | None, size: int, rng: Generator) -> tuple[Image.Image, str | None]:
     """A (size, size) RGB picture of one object, or of none for None, and its colour's name.
 
-    The object is 0.25 to 1.5 frames across, and of both its sides at least 60 % are in the frame
-    or fill it. The background is drawn for the frame or for one thrice as wide, as a snippet's is.
+    The object is 0.25 to 1.5 frames across, and at least 60 % of both its sides are in the frame
+    or fill it. The background is drawn for the frame or for one three times as wide, like that of a
+    snippet.
     """
     picture = background(size * int(rng.choice([1, 3])), rng).crop((0, 0, size, size))
     if name is None:
@@ -328,8 +329,8 @@ def single_object(name: str | None, size: int, rng: Generator) -> tuple[Image.Im
 def scene(size: int, rng: Generator) -> tuple[Image.Image, np.ndarray]:
     """A (size, size) RGB picture of one to five objects and its (len(CLASSES),) uint8 labels.
 
-    The first object is the largest and each object stays at least half visible, so that what is
-    labelled can be seen and what can be seen is labelled.
+    The first object is the largest, and each object stays at least half visible, so that exactly
+    the visible objects are labelled.
     """
     picture = background(size, rng)
     owner = np.full((size, size), -1)
@@ -365,7 +366,7 @@ def scene(size: int, rng: Generator) -> tuple[Image.Image, np.ndarray]:
 
 
 def _pool(processes: int | None) -> multiprocessing.pool.Pool:
-    # spawn: the caller may have threads, torch's for example, that a fork would not survive.
+    # spawn: the caller may have threads, such as torch's, that would not survive a fork.
     return multiprocessing.get_context("spawn").Pool(processes)
 
 
@@ -381,7 +382,7 @@ def single_objects(
     """`count` pictures of each class and of none, and the names of the objects' colours.
 
     The pictures are (count, len(CLASSES) + 1, size, size, 3) uint8, the empty ones last; the k-th
-    of a class depends on the seed, the class and k alone.
+    of a class depends only on the seed, the class and k.
     """
     with _pool(processes) as pool:
         groups = pool.map(partial(_draw_group, size=size, seed=seed), range(count), chunksize=16)
@@ -408,15 +409,15 @@ def write_scenes(
     size: int = 192,
     processes: int | None = None,
 ) -> None:
-    """Writes `output/{train,test}/000000.jpg ...` and then `output/scenes.csv`, their labels.
+    """Write `output/{train,test}/000000.jpg ...` and then their labels, `output/scenes.csv`.
 
-    The csv has the columns `path` (relative to its folder), `split` and one of 0 and 1 a class, in
-    the order of `CLASSES`. Picture k of a split depends on the seed, the split and k alone, so
-    that fewer pictures are a prefix of more. `size` is the side in px; `processes` (None: one a
-    core) changes nothing but the time it takes.
+    The CSV has the columns `path` (relative to its folder), `split` and one 0/1 column per class,
+    in the order of `CLASSES`. Picture k of a split depends only on the seed, the split and k, so
+    fewer pictures are a prefix of more. `size` is the side in pixels; `processes` (None: one per
+    core) affects only the time.
 
-    Raises UserError for negative counts, a size under 64 px, and a folder that holds pictures of
-    something else.
+    Raises UserError for negative counts, a size under 64 px, and a folder that contains other
+    pictures.
     """
     if train < 0 or test < 0 or size < 64:
         raise UserError(
@@ -426,7 +427,7 @@ def write_scenes(
     part = output / "scenes.csv.part"
     pictures = [file for split in SPLITS for file in (output / split).glob("*")]
     if pictures and not (part.exists() or (output / "scenes.csv").exists()):
-        raise UserError(f"{pictures[0]}: is there already and no demo scene; give a new folder")
+        raise UserError(f"{pictures[0]}: exists and is not a demo scene; give a new folder")
     for split in SPLITS:
         (output / split).mkdir(parents=True, exist_ok=True)
     part.touch()

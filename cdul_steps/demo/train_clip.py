@@ -1,4 +1,4 @@
-"""Trains the demo's tiny CLIP on generated pictures of single objects and their captions."""
+"""Train the demo's tiny CLIP on generated pictures of single objects and their captions."""
 
 import json
 import math
@@ -29,7 +29,7 @@ MODEL_CFG: dict[str, Any] = {
         "timm_proj": "linear",
         "image_size": SIZE,
     },
-    # The vocabulary is the tokenizer's own, so the width decides the size of the whole model.
+    # The tokenizer defines the vocabulary, so the width determines the size of the whole model.
     "text_cfg": {
         "context_length": 16,
         "vocab_size": 49408,
@@ -64,7 +64,7 @@ EMPTY_CAPTIONS = (
     "a background",
     "nothing but colours",
 )
-# One picture of each class and an empty one: within such a group no caption fits two pictures.
+# One picture of each class and an empty one: in such a group no caption fits two pictures.
 GROUP = (*CLASSES, None)
 GROUPS_PER_STEP = 5
 BANK_GROUPS = 2000
@@ -72,13 +72,13 @@ TEST_GROUPS = 50
 
 
 def draw_groups(count: int, *, seed: int) -> tuple[torch.Tensor, list[list[str | None]]]:
-    """`single_objects` of the model's size as a (count, len(GROUP), 3, SIZE, SIZE) uint8 tensor."""
+    """`single_objects` in the model's size as a (count, len(GROUP), 3, SIZE, SIZE) uint8 tensor."""
     pictures, colours = single_objects(count, size=SIZE, seed=seed)
     return torch.from_numpy(pictures).permute(0, 1, 4, 2, 3), colours
 
 
 def normalise(pictures: torch.Tensor) -> torch.Tensor:
-    """(..., 3, SIZE, SIZE) uint8 pictures as the (N, 3, SIZE, SIZE) float32 the model takes."""
+    """Convert (..., 3, SIZE, SIZE) uint8 pictures to the model's (N, 3, SIZE, SIZE) float32."""
     mean, std = (torch.tensor(PREPROCESS_CFG[k]).view(3, 1, 1) for k in ("mean", "std"))
     batch = (pictures.flatten(0, -4).float() / 255 - mean) / std
     return batch.contiguous(memory_format=torch.channels_last)
@@ -95,7 +95,7 @@ def _caption(name: str | None, colour: str | None, rng: np.random.Generator) -> 
 def zero_shot_accuracy(
     model: torch.nn.Module, tokenizer: open_clip.SimpleTokenizer, pictures: torch.Tensor
 ) -> float:
-    """The share of `draw_groups` pictures, the empty ones left out, whose best class is right."""
+    """The share of `draw_groups` pictures, without empty ones, whose best class is correct."""
     model.eval()
     text = model.encode_text(tokenizer([PROMPT.format(name) for name in CLASSES]), normalize=True)
     right = []
@@ -112,9 +112,9 @@ def _batches(
     rng: np.random.Generator,
     steps: int,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Normalised pictures and caption tokens, GROUPS_PER_STEP whole groups after each other."""
+    """Normalised pictures and caption tokens, in batches of GROUPS_PER_STEP whole groups."""
     for _ in range(steps):
-        # Pictures of different groups are mixed; only the classes must stay in their places.
+        # Pictures of different groups are mixed; only the classes must keep their positions.
         picks = rng.integers(len(pictures), size=(GROUPS_PER_STEP, len(GROUP)))
         batch = pictures[torch.from_numpy(picks), torch.arange(len(GROUP))].flatten(0, 1)
         flip = torch.from_numpy(rng.random(len(batch)) < 0.5)
@@ -126,21 +126,21 @@ def _batches(
 
 
 def train_clip(output: Path, *, seed: int = 0, steps: int = 4000) -> None:
-    """Trains a tiny CLIP and writes it to the folder `output` in open_clip's own form.
+    """Train a tiny CLIP and write it to the folder `output` in open_clip's own format.
 
-    The loss is CLIP's, symmetric cross-entropy over captions and pictures, taken within groups of
-    one picture a class: over a whole batch most "wrong" captions would be right, the classes being
-    few. The files are `open_clip_model.safetensors` (float16) and then `open_clip_config.json`;
+    The loss is CLIP's symmetric cross-entropy over captions and pictures, within groups of one
+    picture per class: with so few classes, most "wrong" captions in a whole batch would be correct.
+    The files are `open_clip_model.safetensors` (float16) and then `open_clip_config.json`;
     `open_clip.create_model_and_transforms("local-dir:<output>")` loads them. The same seed, steps
-    and machine give the same bytes, for which torch is kept to one thread. Progress goes to stderr.
+    and machine give the same bytes, so torch uses a single thread. Progress goes to stderr.
 
-    Raises UserError for fewer than one step, and where `output` holds a model.
+    Raises UserError for fewer than one step, and if `output` contains a model.
     """
     if steps < 1:
         raise UserError(f"cannot train a CLIP for {steps} steps: give 1 or more")
     for name in (WEIGHTS, CONFIG):
         if (output / name).exists():
-            raise UserError(f"{output / name}: there is a model already; give a new folder")
+            raise UserError(f"{output / name}: a model already exists; give a new folder")
     torch.set_num_threads(1)
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)

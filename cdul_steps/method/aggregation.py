@@ -1,4 +1,4 @@
-"""From CLIP's scores to pseudo-labels: the global-local aggregator."""
+"""The global-local aggregator: pseudo-labels from CLIP's scores."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -21,21 +21,21 @@ def local_scores(scores: np.ndarray) -> np.ndarray:
 
 
 def aggregate(local: np.ndarray, zeta: float) -> np.ndarray:
-    """Join the snippets (N, S, C) of an image to one score a class, float32 (N, C).
+    """Combine the snippets (N, S, C) of an image into one score per class, float32 (N, C).
 
     `alpha = max_v`, `beta = min_v`, `gamma = [alpha >= zeta]`, and
     `a = gamma * alpha + (1 - gamma) * beta` (CDUL's aggregator, section 3.1): a class that some
-    snippet shows clearly takes its best score, any other its worst. `zeta` is in 0..1; 0 is the
-    maximum.
+    snippet shows clearly gets its best score, any other class its worst. `zeta` is in 0..1; 0 is
+    the maximum.
     """
     alpha, beta = local.max(axis=1), local.min(axis=1)
     return np.where(alpha >= np.float32(zeta), alpha, beta)
 
 
 def combine(global_: np.ndarray, aggregated: np.ndarray, lam: float = 0.0) -> np.ndarray:
-    """Join global and aggregated scores, both (N, C): `y0 = (g + a + lam * |g - a|) / 2`.
+    """Combine global and aggregated scores, both (N, C): `y0 = (g + a + lam * |g - a|) / 2`.
 
-    `lam` 0 is the mean (CDUL, section 3.1), 1 the larger and -1 the smaller (its supplement).
+    `lam` 0 is the mean (CDUL, section 3.1), 1 the larger and -1 the smaller (CDUL's supplement).
     """
     half = np.float32(0.5)
     mean = half * (global_ + aggregated)
@@ -66,11 +66,11 @@ def build_labels(
     lam: float,
     statistics: ClassStatistics | None = None,
 ) -> dict[str, np.ndarray]:
-    """Labels by each of the named constructions, float32 of `shape` (N, C), column by column.
+    """Labels by each of the named constructions, float32 of `shape` (N, C), stored by column.
 
-    `blocks` gives `(first image, cosines (n, 1+S, C+M))`, so that a whole data set need not be in
-    memory. The M columns behind the classes are context, which gets no label. With `statistics` the
-    cosines are standardised first. Images whose cosines are NaN get NaN.
+    `blocks` gives `(first image, cosines (n, 1+S, C+M))`, so that the data set need not fit in
+    memory. The M columns after the classes are context, which gets no labels. With `statistics` the
+    cosines are standardised first. Images with NaN cosines get NaN labels.
     """
     classes = shape[1]
     labels: dict[str, np.ndarray] = {
@@ -88,9 +88,9 @@ def build_labels(
 
 
 def seen_whole(labels: dict[str, np.ndarray]) -> np.ndarray:
-    """Which images have no NaN in any view, bool (N,), from what `build_labels` made of them.
+    """Which images have no NaN in any view, bool (N,), from the result of `build_labels`.
 
-    `labels` must have "global" and "local_mean": all of an image's views are in these two.
+    `labels` must have "global" and "local_mean", which together cover all views of an image.
     """
     return np.isfinite(labels["global"] + labels["local_mean"]).all(axis=1)
 
@@ -98,8 +98,8 @@ def seen_whole(labels: dict[str, np.ndarray]) -> np.ndarray:
 def harden(
     labels: np.ndarray, *, threshold: float | None = None, top_k: int | None = None
 ) -> np.ndarray:
-    """Hard labels, 0 or 1: where a label (N, C) is at least `threshold`, or one of the `top_k`
-    largest of its image (ties go to the first class). Float32 (N, C)."""
+    """Hard labels, 0 or 1, float32 (N, C): 1 if a label (N, C) is at least `threshold`, or one of
+    the `top_k` largest of its image (ties go to the first class)."""
     hard = labels >= np.float32(threshold) if top_k is None else top_k_of(labels, top_k)
     return hard.astype(np.float32)
 
@@ -112,7 +112,7 @@ def finish(
     threshold: float | None = None,
     top_k: int | None = None,
 ) -> None:
-    """Rescale finite labels (N, C), then harden them, in place; neither where all is None."""
+    """Rescale finite labels (N, C), then harden them, in place; no change if all are None."""
     for piece in pieces(labels):
         if bias is not None:
             piece[:] = rescale(piece, bias, slope)

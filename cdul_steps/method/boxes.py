@@ -1,4 +1,4 @@
-"""Boxes of second views: where in an image a classifier sees a class."""
+"""Boxes of second views: the regions in which a classifier sees a class."""
 
 import numpy as np
 import torch
@@ -8,10 +8,10 @@ from torch import Tensor
 def map_boxes(maps: Tensor, threshold: float, margin: float) -> Tensor:
     """The box around the strong cells of each map: (..., h, w) to float32 (..., 4).
 
-    A cell is strong where it is at least `min + threshold * (max - min)` of its map. The box is
-    grown by `margin` of its width to the left and right and of its height above and below, and cut
-    off at the border. Returns `x0, y0, x1, y1` as shares of the image's width and height; a map
-    that is the same everywhere gives the whole image.
+    A cell is strong if it is at least `min + threshold * (max - min)` of its map. The box is
+    extended by `margin` of its width to the left and right and of its height above and below, and
+    clipped at the border. Returns `x0, y0, x1, y1` as shares of the image's width and height; a
+    constant map gives the whole image.
     """
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
     strong = maps >= low + threshold * (high - low)
@@ -22,7 +22,7 @@ def map_boxes(maps: Tensor, threshold: float, margin: float) -> Tensor:
 
 
 def _ends(strong: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the strong cells of a line (..., n) begin and end, as shares of the line."""
+    """The start and end of the strong cells in a line (..., n), as shares of the line."""
     cells = strong.shape[-1]
     first = strong.float().argmax(-1)
     last = cells - strong.flip(-1).float().argmax(-1)
@@ -30,9 +30,9 @@ def _ends(strong: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def to_pixels(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Boxes (..., 4) in shares of an image to the pixels that they touch, int32, half open."""
+    """Convert boxes (..., 4) in shares of an image to the pixels they touch, int32, half open."""
     size = np.array([width, height])
-    # A share of whole pixels is not one pixel more by its rounding.
+    # Rounding must not extend a share of whole pixels by a pixel.
     start = np.floor(boxes[..., :2] * size + 1e-3)
     end = np.ceil(boxes[..., 2:] * size - 1e-3)
     end = np.maximum(end, start + 1)

@@ -1,4 +1,4 @@
-"""Label-free calibration: comparable classes, and labels that say how many objects there are."""
+"""Label-free calibration: comparable classes, and labels that sum to the number of objects."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 
 ROUNDING = 1e-6
-"""A deviation of cosines up to which it may be none: far below any that means anything."""
+"""Deviation of cosines that counts as zero: far below any meaningful one."""
 
 
 class ClassStatistics(NamedTuple):
-    """Mean and deviation of every class's cosines, float64 (2, C): of whole images, of snippets."""
+    """Mean and deviation of each class's cosines, float64 (2, C): for whole images and snippets."""
 
     mean: np.ndarray
     deviation: np.ndarray
@@ -19,7 +19,7 @@ class ClassStatistics(NamedTuple):
 def class_statistics(blocks: Iterable[np.ndarray]) -> ClassStatistics:
     """Statistics of cosines given in blocks (n, 1+S, C); images with a NaN are left out.
 
-    Raises ValueError where no image is left.
+    Raises ValueError if no image is left.
     """
     count: np.ndarray | int = 0
     total: np.ndarray | float = 0.0
@@ -39,11 +39,11 @@ def class_statistics(blocks: Iterable[np.ndarray]) -> ClassStatistics:
 def standardise(cosines: np.ndarray, statistics: ClassStatistics) -> np.ndarray:
     """Give all classes the same mean and deviation: cosines (N, 1+S, C) to float32 (N, 1+S, C).
 
-    `p'[i,v,c] = (p[i,v,c] - mean[k,c]) * mean_c(deviation[k,c]) / deviation[k,c]`, `k` being the
+    `p'[i,v,c] = (p[i,v,c] - mean[k,c]) * mean_c(deviation[k,c]) / deviation[k,c]`, where `k` is the
     kind of view, whole image or snippet. A class whose name is close to every image no longer
-    outdoes the others. The mean deviation over the classes keeps the unit, so that `tau` means
-    what it meant. A class that is the same everywhere, but for rounding, becomes 0. After SPARC
-    (Miller et al., CVPR 2025), which standardises scores per class over the images.
+    dominates the others. The mean deviation over the classes preserves the unit, and thus the
+    meaning of `tau`. A class that is constant up to rounding becomes 0. Based on SPARC (Miller et
+    al., CVPR 2025), which standardises scores per class over the images.
     """
     mean, deviation = (np.asarray(s, dtype=np.float64) for s in statistics)
     scale = np.zeros_like(deviation)
@@ -67,19 +67,19 @@ def odds_against(labels: np.ndarray, slope: float = 1.0) -> np.ndarray:
 def rescale(labels: np.ndarray, bias: float, slope: float = 1.0) -> np.ndarray:
     """Scale and shift the logit of each label: `sigmoid(slope * logit(y) + bias)`, float32 (N, C).
 
-    A softmax is a sigmoid already: `S[c] = sigmoid(l[c] - log(sum_{j != c} exp(l[j])))`. So a bias
-    turns labels that share one object out among the classes into labels of their own, exactly,
-    and a slope of `tau / (the model's tau)` gives labels of a warmer softmax the sharpness that
-    the model was trained with. The order of the images within a class stays, and 0 and 1 stay.
+    A softmax is already a sigmoid: `S[c] = sigmoid(l[c] - log(sum_{j != c} exp(l[j])))`. So a bias
+    turns labels that divide one object among the classes exactly into independent labels, and a
+    slope of `tau / (the model's tau)` gives labels of a warmer softmax the sharpness that the model
+    was trained with. The order of the images within a class is preserved, as are 0 and 1.
     """
     return 1 / (1 + np.float32(np.exp(-bias)) * odds_against(labels, slope))
 
 
 def find_bias(labels: np.ndarray, positives: float, slope: float = 1.0) -> float:
-    """The `bias` for which rescaled labels (N, C) sum to `positives` an image, on the mean.
+    """The `bias` for which rescaled labels (N, C) sum to `positives` per image on average.
 
-    By bisection in -50..50. Raises ValueError where no bias can: where `positives` is not above
-    the number of labels an image that are 1 and below that of those that are not 0.
+    Found by bisection in -50..50. Raises ValueError if there is none: `positives` must be above the
+    mean number of labels per image that are 1, and below that of labels that are not 0.
     """
     lowest, highest = (labels == 1).sum() / len(labels), (labels > 0).sum() / len(labels)
     if not lowest < positives < highest:
@@ -97,23 +97,23 @@ def find_bias(labels: np.ndarray, positives: float, slope: float = 1.0) -> float
 
 
 NAMED = 0.5
-"""A label, or a probability, from which a class counts as named."""
+"""Lowest label, or probability, with which a class counts as named."""
 STEEPEST = 10.0
-"""Largest slope of `match_labels` times the logits' deviation: labels of 0 and 1 ask for more."""
+"""Largest slope of `match_labels` times the logits' deviation; labels of 0 and 1 need more."""
 
 
 def match_labels(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """`(slope, bias)` for which `sigmoid(slope * logits + bias)` names as much as the labels do.
+    """`(slope, bias)` for which `sigmoid(slope * logits + bias)` names as much as the labels.
 
-    Both are (N, C), as is what they give. As many probabilities as labels are at least NAMED; with
-    that threshold kept, the slope is the one of the smallest cross-entropy against the labels. So
-    the order of the images within a class stays, and no truth is needed. Labels that name nothing
-    give probabilities that name nothing.
+    Logits and labels are (N, C). As many probabilities as labels are at least NAMED; with that
+    threshold fixed, the slope minimises the cross-entropy against the labels. The order of the
+    images within a class is preserved, and no truth is needed. Labels that name nothing give
+    probabilities that name nothing.
     """
     named = int((labels >= NAMED).sum())
     logits = logits.astype(np.float64)
     ordered, deviation = np.sort(logits, axis=None), max(float(logits.std()), 1e-12)
-    # Halfway between the last that is named and the first that is not.
+    # Halfway between the last logit that is named and the first that is not.
     above = ordered[len(ordered) - named] if named else ordered[-1] + 2 * deviation
     below = ordered[len(ordered) - named - 1] if named < len(ordered) else above - 2 * deviation
     threshold = (above + below) / 2
@@ -131,7 +131,7 @@ def match_labels(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
 def pieces(array: np.ndarray, size: int = 1 << 20) -> Iterable[np.ndarray]:
     """Cut an array along its first axis into views of about `size` bytes, which fit into a cache.
 
-    NumPy goes through its input once an operation; in small pieces that costs no memory access.
+    NumPy reads its input once per operation; small pieces stay in the cache meanwhile.
     """
     rows = max(1, size // max(1, array[:1].nbytes))
     return (array[first : first + rows] for first in range(0, len(array), rows))

@@ -1,4 +1,4 @@
-"""How good scores are, from the answers of a person on a sample: posterior draws and intervals."""
+"""Estimates the quality of scores from a person's answers on a sample, by posterior draws."""
 
 from typing import NamedTuple
 
@@ -8,28 +8,28 @@ from scipy.special import expit, log_expit, logit
 from scipy.stats import norm, rankdata
 
 LEVEL = 0.9
-"""Probability of an interval."""
+"""Coverage probability of an interval."""
 DRAWS = 400
 STEPS = tuple(k / 50 for k in range(1, 50))
-"""Thresholds of a curve, at which cells begin."""
+"""Thresholds of a curve; cells start at each."""
 TRUST = 0.8
-"""What an answer below the threshold counts for. There each stands for many entries, so that what
-the model lacks counts most: with 1, intervals of recall were too narrow (docs/results.md)."""
+"""Weight of an answer below the threshold. There, each represents many entries, so that errors of
+the model matter most: with 1, intervals of recall were too narrow (docs/results.md)."""
 _KNOTS = 10
 _EVERY = 4
-"""Draws of the approximation for each that is kept."""
-# Deviations, in logits, of the curve's bends, of the classes' levels, and of their slopes.
+"""Draws from the approximation for each draw that is kept."""
+# Deviations, in logits, of the curve's bends, the classes' levels, and their slopes.
 _SPREADS = [(f, a, b) for f in (0.6, 2.0) for a in (0.8, 1.6, 3.2) for b in (0.4, 1.2)]
 _LEVEL_PRIOR, _SLOPE_PRIOR = (-3.0, 3.0), (0.8, 4.0)
 
 
 class Cells(NamedTuple):
-    """Entries of a class whose scores are neighbours, as one cell; (J,), by class, then by score.
+    """Cells of entries of one class with adjacent scores; (J,), by class, then by score.
 
-    `of` int (N, C): the cell of an entry, -1 for one left out. `column`: the class. `entries`: how
-    many it has. `lowest`: its lowest score. `score`, `rank`: means of the logit of the score, and
-    of the normal score of its rank within the class, both of about deviation 1. `tied`: whether all
-    its scores are equal.
+    `of` int (N, C): the cell of an entry, -1 for one left out. `column`: the class. `entries`: the
+    number of entries. `lowest`: the lowest score. `score`, `rank`: means of the logit of the score,
+    and of the normal score of the rank within the class, both with deviation of about 1. `tied`:
+    whether all scores are equal.
     """
 
     of: np.ndarray
@@ -44,8 +44,8 @@ class Cells(NamedTuple):
 def make_cells(scores: np.ndarray, counted: np.ndarray, threshold: np.ndarray) -> Cells:
     """Cells of scores (N, C) in 0..1 of the entries `counted`; none spans a threshold (C,).
 
-    The first entries of a class are cells of their own, the next ones grow with the rank, since
-    average precision depends on the first most. A cell spans none of STEPS either.
+    The first entries of a class have one cell each, and later cells grow with the rank, because
+    average precision depends most on the first entries. No cell spans any of STEPS.
     """
     values = logit(np.clip(scores, 1e-6, 1 - 1e-6))
     low, high = np.quantile(values[counted], [0.01, 0.999])
@@ -81,7 +81,7 @@ def make_cells(scores: np.ndarray, counted: np.ndarray, threshold: np.ndarray) -
 
 
 def _starts(falling: np.ndarray, steps: tuple[float, ...]) -> np.ndarray:
-    """Where cells begin in a class's falling scores; equal scores stay together."""
+    """The starts of cells in a class's descending scores; equal scores stay together."""
     size = len(falling)
     growing = np.rint(12 * 1.15 ** np.arange(np.log(size + 12) / np.log(1.15)))
     rising = falling[::-1]
@@ -93,7 +93,7 @@ def _starts(falling: np.ndarray, steps: tuple[float, ...]) -> np.ndarray:
 
 
 def _features(score: np.ndarray, rank: np.ndarray, place: np.ndarray, size: int) -> np.ndarray:
-    """Features (n, 3 + _KNOTS + 2 size) of entries; `place` is that of their class, -1 for none."""
+    """Features (n, 3 + _KNOTS + 2 size) of entries; `place` is their class's index, -1 for none."""
     knots = np.linspace(-2, 4, _KNOTS)
     features = np.zeros((len(score), 3 + _KNOTS + 2 * size))
     features[:, 0], features[:, 1], features[:, 2] = 1, score, rank
@@ -115,7 +115,7 @@ class _Fit(NamedTuple):
 
 
 class _Data(NamedTuple):
-    """Features (n, K) of answers, the answers (n,), and what each counts for (n,)."""
+    """Features (n, K) of answers, the answers (n,), and the weight of each (n,)."""
 
     features: np.ndarray
     yes: np.ndarray
@@ -123,7 +123,7 @@ class _Data(NamedTuple):
 
 
 def _fit(data: _Data, mean: np.ndarray, precision: np.ndarray, at: np.ndarray) -> _Fit:
-    """Laplace's approximation of a logistic regression with a Gaussian prior, by Newton steps."""
+    """Laplace approximation of a logistic regression with a Gaussian prior, by Newton steps."""
     weights = at.copy()
     for _ in range(60):
         chance = expit(data.features @ weights)
@@ -149,7 +149,7 @@ def _fit(data: _Data, mean: np.ndarray, precision: np.ndarray, at: np.ndarray) -
 def _log_posterior(
     data: _Data, mean: np.ndarray, precision: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
-    """Of weights (K, M), up to a constant: (M,)."""
+    """The log posterior of weights (K, M), up to a constant: (M,)."""
     logits = data.features @ weights
     prior = 0.5 * (precision[:, None] * (weights - mean[:, None]) ** 2).sum(axis=0)
     likelihood = log_expit(np.where(data.yes[:, None], logits, -logits))
@@ -164,14 +164,14 @@ def draw_positives(
     random: np.random.Generator,
     draws: int = DRAWS,
 ) -> np.ndarray:
-    """How many entries of each cell show their class: draws of the posterior, int (J, draws).
+    """How many entries of each cell show their class: draws from the posterior, int (J, draws).
 
-    `answered` int (n,) is the cell of each answer, `yes` bool (n,) the answer. The chance of a yes
-    is a logistic regression on the logit of the score, with bends, and on the rank within the
-    class; a class's level and slope are normal about the common ones. What was drawn depends on
-    score and class alone, which the model knows, so the design needs no weights (Rubin, 1976).
-    Spreads are averaged over by their evidence, and draws of Laplace's approximation are drawn
-    again by importance. Of entries without an answer the number is binomial.
+    `answered` int (n,) is the cell of each answer, `yes` bool (n,) the answer. The probability of a
+    yes is a logistic regression on the logit of the score, with bends, and on the rank within the
+    class; a class's level and slope are normally distributed about the common ones. The sampling
+    depends only on score and class, which the model knows, so the design needs no weights (Rubin,
+    1976). Spreads are averaged by their evidence, and draws from the Laplace approximation are
+    resampled by importance. For entries without an answer the number is binomial.
     """
     classes, place = np.unique(cells.column[answered], return_inverse=True)
     size = len(classes) if len(np.unique(cells.column)) > 1 else 0
@@ -195,7 +195,7 @@ def draw_positives(
     where = place_of[cells.column]
     logits = _features(cells.score, cells.rank, where, size) @ chosen
     if size:
-        # A class without any answer may have any level and slope.
+        # The level and slope of a class without answers are drawn from their prior.
         others, other = np.unique(cells.column[where < 0], return_inverse=True)
         deviations = np.array(spreads)[spread, 1:]
         own = random.standard_normal((2, len(others), draws)) * deviations.T[:, None]
@@ -212,7 +212,7 @@ def _resample(
     random: np.random.Generator,
     draws: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws (K, draws) of the posterior, by importance, and the fit that each came from."""
+    """Draws (K, draws) from the posterior, by importance, and the fit that each came from."""
     evidence = np.array([fit.evidence for fit in fits])
     chance = np.exp(evidence - evidence.max())
     numbers = random.multinomial(_EVERY * draws, chance / chance.sum())
@@ -225,7 +225,7 @@ def _resample(
         found.append(weights)
         ratios.append(posterior[1:] - posterior[0] + 0.5 * (noise**2).sum(axis=0))
     ratio = np.concatenate(ratios)
-    # A few draws of a large ratio would be all that is left.
+    # Otherwise a few draws with a large ratio would dominate.
     ratio = np.exp(np.minimum(ratio, np.quantile(ratio, 0.99)) - ratio.max())
     chosen = random.choice(len(ratio), draws, p=ratio / ratio.sum())
     return np.concatenate(found, axis=1)[:, chosen], np.repeat(np.arange(len(fits)), numbers)[
@@ -234,10 +234,10 @@ def _resample(
 
 
 class Measures(NamedTuple):
-    """Draws of measures in 0..1, float64 (C + 1, draws): by class, and last over all.
+    """Draws of measures in 0..1, float64 (C + 1, draws): per class, and in the last row overall.
 
-    `ap` is a class's average precision, and last their mean over the classes with a positive. NaN
-    where a measure is not defined: no entry named, or no positive.
+    `ap` is a class's average precision; the last row is the mean over the classes with a positive.
+    NaN if a measure is not defined: no entry is named, or there is no positive.
     """
 
     precision: np.ndarray
@@ -247,7 +247,7 @@ class Measures(NamedTuple):
 
 
 def measure(cells: Cells, positives: np.ndarray, threshold: np.ndarray) -> Measures:
-    """Measures of draws (J, draws) of positives, with a class named from `threshold` (C,) on."""
+    """Measures of draws (J, draws) of positives; a class is named from its `threshold` (C,) on."""
     named = cells.lowest >= threshold[cells.column]
     hits = _by_class(cells, positives * named[:, None], len(threshold))
     there = _by_class(cells, positives, len(threshold))
@@ -258,7 +258,7 @@ def measure(cells: Cells, positives: np.ndarray, threshold: np.ndarray) -> Measu
 
 
 def _by_class(cells: Cells, values: np.ndarray, classes: int) -> np.ndarray:
-    """Sums of values (J, n) over the cells of each class, and last of all: float64 (C + 1, n)."""
+    """Sums of values (J, n) over the cells of each class; the last row is the total: (C + 1, n)."""
     total = np.zeros((classes + 1, values.shape[1]))
     np.add.at(total, cells.column, values)
     total[-1] = values.sum(axis=0)
@@ -266,10 +266,10 @@ def _by_class(cells: Cells, values: np.ndarray, classes: int) -> np.ndarray:
 
 
 def _average_precisions(cells: Cells, positives: np.ndarray, classes: int) -> np.ndarray:
-    """Average precision of each class, and last their mean: float64 (C + 1, draws).
+    """Average precision of each class, with their mean in the last row: float64 (C + 1, draws).
 
-    Positives of a cell lie evenly in it, so their mean precision is about that of the middle one.
-    Entries of the same score are predicted together.
+    Positives are spread evenly in a cell, so their mean precision is about that of the middle one.
+    Entries with the same score are predicted together.
     """
     found = np.full((classes + 1, positives.shape[1]), np.nan)
     for column in np.unique(cells.column):
@@ -294,7 +294,7 @@ def _average_precisions(cells: Cells, positives: np.ndarray, classes: int) -> np
 
 
 def cells_of_class(cells: Cells, column: int) -> Cells:
-    """The cells of one class alone; `of` (N, 1) numbers them from 0."""
+    """The cells of a single class; `of` (N, 1) numbers them from 0."""
     here = np.flatnonzero(cells.column == column)
     own = cells.of[:, [column]]
     of = np.where(own < 0, -1, own - here[0])
@@ -302,7 +302,7 @@ def cells_of_class(cells: Cells, column: int) -> Cells:
 
 
 class Interval(NamedTuple):
-    """The middle of draws, and between which bounds LEVEL of them lie."""
+    """The median of draws, and the bounds that contain LEVEL of them."""
 
     low: float
     middle: float
@@ -310,7 +310,7 @@ class Interval(NamedTuple):
 
 
 def interval(draws: np.ndarray) -> Interval | None:
-    """Of draws (n,), of which NaN are left out; None where none is left."""
+    """The interval of draws (n,) without NaN; None if none is left."""
     some = draws[~np.isnan(draws)]
     if not len(some):
         return None
@@ -319,7 +319,7 @@ def interval(draws: np.ndarray) -> Interval | None:
 
 
 class Choice(NamedTuple):
-    """A threshold, and the precision and recall that it has."""
+    """A threshold with its precision and recall."""
 
     threshold: float
     precision: Interval
@@ -329,10 +329,10 @@ class Choice(NamedTuple):
 def find_threshold(
     cells: Cells, positives: np.ndarray, precision: float | None, steps: np.ndarray
 ) -> Choice | None:
-    """The lowest of some thresholds whose precision has a middle of at least `precision`.
+    """The lowest of the thresholds `steps` (n,) whose median precision is at least `precision`.
 
-    Without a `precision`, the one of the best F1. Of draws (J, draws) of positives; no cell spans a
-    threshold of `steps` (n,). None where there is no such threshold.
+    Without a `precision`, the threshold with the best F1. `positives` are draws (J, draws); no cell
+    spans a threshold. None if there is no such threshold.
     """
     order = np.argsort(-cells.lowest, kind="stable")
     rising = cells.lowest[order][::-1]

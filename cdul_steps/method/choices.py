@@ -1,6 +1,6 @@
-"""The words that settings, options and functions of the method choose from, and shared defaults.
+"""The allowed values of settings and options of the method, and shared defaults.
 
-Apart from the functions, so that neither the config nor the command line imports NumPy or torch.
+Separate from the functions, so that the config and the command line do not import NumPy or torch.
 """
 
 from typing import Literal
@@ -12,6 +12,6 @@ AveragePrecision = Literal["all", "voc07"]
 Positives = Literal["soft", "top1", "threshold"]
 
 WEIGHT = 50.0
-"""As how many names the context counts, at most: see `method.context.context_bias`."""
+"""The number of names that the context counts as, at most: see `method.context.context_bias`."""
 NEARNESS = 0.6
-"""Centred cosine from which a context name is taken to mean a class."""
+"""Centred cosine from which a context name is taken for a class."""

@@ -1,4 +1,4 @@
-"""Context names: what else an image may show. They take part in the softmax and get no label."""
+"""Context names: what else an image may show. They are part of the softmax but get no labels."""
 
 import math
 import re
@@ -22,21 +22,21 @@ clouds, ice, grass, fur, wedding, running, playing in the snow
     .strip()
     .split(", ")
 )
-"""Names whose mean embedding is the centre of `centred_cosine`: the same whatever a list holds, so
-that a name's verdict does not depend on which others are in the list."""
+"""Names whose mean embedding is the centre of `centred_cosine`. They are fixed, so that the
+decision about a name does not depend on the other names in the list."""
 
 
 def context_bias(names: int, weight: float = WEIGHT) -> float:
     """`b = log(min(1, weight / names))`, which is added to the logit of every context name.
 
-    In the softmax, `names` context names then weigh as much as `weight` names do, however long
-    the list is; a shorter list weighs what it weighs.
+    In the softmax, `names` context names then count as `weight` names, however long the list is; a
+    shorter list is not changed.
     """
     return math.log(min(1.0, weight / names)) if names else 0.0
 
 
 def plain_name(name: str) -> str:
-    """A name without case, punctuation and English plurals: two of one meaning compare equal."""
+    """A name without case, punctuation and English plurals, so that variants compare equal."""
     words = re.split(r"[\W_]+", unicodedata.normalize("NFC", name).casefold())
     return " ".join(_singular(word) for word in words if word) or name
 
@@ -54,14 +54,14 @@ def _singular(word: str) -> str:
 def centred_cosine(context: np.ndarray, classes: np.ndarray, centre: np.ndarray) -> np.ndarray:
     """Cosines of context (M, D) and class (C, D) embeddings around a `centre` (D,): (M, C).
 
-    Prompts share most of their vector, the template's; what is left without it says how near two
+    Prompts share most of their vector, which comes from the template; the rest shows how close two
     names are, on a scale that depends little on the model and the template.
     """
     return unit(context - centre) @ unit(classes - centre).T
 
 
 class Near(NamedTuple):
-    """A context name that means a class: `nearness` is None where it is the class's own name."""
+    """A context name that means a class: `nearness` is None if it is the class's own name."""
 
     name: str
     of: str
@@ -76,9 +76,9 @@ def find_near(
 ) -> list[Near]:
     """The context names that mean one of the classes, in order, each with its class.
 
-    Of a context name and of a class there is first the name, then the aliases. A context name means
-    a class where one of them is the same but for case and plural, or where its `nearness` (M, C),
-    the centred cosine to the nearest alias of the class, is above `limit`.
+    Each context entry and class starts with its name, followed by aliases. A context name means a
+    class if any of their names are equal up to case and plural, or if its `nearness` (M, C), the
+    centred cosine to the closest alias of the class, is above `limit`.
     """
     owner: dict[str, str] = {}
     for names in classes:
@@ -96,9 +96,9 @@ def find_near(
 
 
 class Largest(NamedTuple):
-    """What context takes of images: its `share` of all scores, float32 (N,), and its largest names.
+    """The context of images: its `share` of all scores, float32 (N,), and its largest names.
 
-    `names` int (N, K) are columns of the scores, the largest first, `scores` float32 (N, K) theirs.
+    `names` int (N, K) are columns of the scores, largest first; `scores` float32 (N, K) are theirs.
     """
 
     share: np.ndarray
@@ -107,7 +107,7 @@ class Largest(NamedTuple):
 
 
 def largest_context(scores: np.ndarray, classes: int, count: int) -> Largest:
-    """What goes to context of scores (N, C+M), `classes` of which come first; `count` names.
+    """The context's part of scores (N, C+M), whose first columns are `classes`; `count` names.
 
     Without context the share is 0 and there are no names.
     """

@@ -1,4 +1,4 @@
-"""Gradient alignment: the network and its pseudo-labels refined in turn (CDUL, section 3.2)."""
+"""Gradient alignment: refine the network and its pseudo-labels in turn (CDUL, section 3.2)."""
 
 import math
 
@@ -10,7 +10,7 @@ from cdul_steps.method.loss_functions import EPSILON, LossFunction
 
 def to_latent(labels: Tensor) -> Tensor:
     """Latents `u = logit(y)` of labels in 0..1, clamped by EPSILON; same shape."""
-    # In double precision, since 1 - EPSILON is coarse in single.
+    # In double precision, because 1 - EPSILON is coarse in single precision.
     return torch.logit(labels.double(), eps=EPSILON).float()
 
 
@@ -20,9 +20,9 @@ def to_label(latents: Tensor) -> Tensor:
 
 
 def psi(labels: Tensor, sigma: float) -> Tensor:
-    """Gaussian density of mean 0.5 and deviation `sigma` at each label (CDUL, section 3.2).
+    """Gaussian density with mean 0.5 and deviation `sigma` at each label (CDUL, section 3.2).
 
-    Largest at 0.5 and symmetric about it: undecided labels move, decided ones stay.
+    It is largest at 0.5 and symmetric about it: undecided labels move, decided ones do not.
     """
     z = (labels - 0.5) / sigma
     return torch.exp(-0.5 * z * z) / (sigma * math.sqrt(2 * math.pi))
@@ -38,10 +38,9 @@ def label_step(
 ) -> Tensor:
     """Move every label's latent against its own loss: `u - step_size * psi(y_u) * dL/dy_u`.
 
-    `latents` and `logits` are float32 (B, C), the network's output being held fixed. The loss is
-    taken an image at a time (its sum, never a mean), so a label's step does not depend on how
-    many images come with it (CDUL, section 3.2). Returns the new latents (B, C), clamped
-    to those of labels within EPSILON.
+    `latents` and `logits` are float32 (B, C); the network's output is held fixed. The losses of the
+    images are summed, never averaged, so a label's step does not depend on the batch size (CDUL,
+    section 3.2). Returns the new latents (B, C), clamped to those of labels within EPSILON.
     """
     labels = to_label(latents).requires_grad_()
     with torch.enable_grad():
@@ -55,10 +54,10 @@ def label_step(
 def halfway(first: Tensor, refined: Tensor) -> Tensor:
     """Latents midway between the `first` and the `refined` ones, with the first labels' means.
 
-    `u[i,c] = (first[i,c] + refined[i,c]) / 2 + b[c]`, the bias `b` of each class being the one that
-    keeps the mean of its labels over the images. Alignment draws labels towards what the network
-    can say, and with it the number of positives; this keeps half of what the teacher knows beyond
-    the network, and all of what it says of how often a class occurs. All are float32 (N, C).
+    `u[i,c] = (first[i,c] + refined[i,c]) / 2 + b[c]`, where the bias `b` of each class preserves
+    the mean of its labels over the images. Alignment pulls the labels, and with them the number of
+    positives, towards what the network can express; this keeps half of what the teacher knows
+    beyond the network, and its full information on class frequencies. All are float32 (N, C).
     """
     middle = (first.double() + refined.double()) / 2
     mean = to_label(first.double()).mean(dim=0)

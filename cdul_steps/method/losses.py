@@ -1,6 +1,6 @@
-"""The losses by name, and what the rest of the project must know of each.
+"""The losses by name, and what the rest of the project needs to know about each.
 
-The functions are in `loss_functions`, apart from here, so that the config is checked without torch.
+The functions are in `loss_functions`, so that the config can be checked without torch.
 """
 
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ LossName = Literal["kl", "kl_reverse", "kl_classes", "bce", "asl", "wan", "epr",
 
 @dataclass(frozen=True)
 class Loss:
-    """What a loss is: its description, unit and head, the settings it takes, the labels it needs.
+    """A loss: its description, unit and head, the settings that it takes, the labels that it needs.
 
-    `settings` are the keys of a training that only some losses use; their values are the keyword
-    arguments of its function. With `hard_labels` the labels must be 0 or 1 and stay so.
+    `settings` are the training keys that only some losses use; their values are the keyword
+    arguments of its function. With `hard_labels` the labels must be 0 or 1 and must not change.
     """
 
     description: str
@@ -34,8 +34,8 @@ LOSSES: dict[LossName, Loss] = {
         head="softmax",
     ),
     "bce": Loss(
-        "binary cross-entropy, to the network the same as `kl`; its label steps go further, to "
-        "the side that the network takes",
+        "binary cross-entropy, for the network the same as `kl`; its label steps are larger, "
+        "towards the network's prediction",
         unit="nats",
     ),
     "asl": Loss("asymmetric loss", settings=("asl",)),

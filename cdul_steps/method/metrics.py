@@ -1,4 +1,4 @@
-"""Measures of multi-label scores against the truth."""
+"""Measures of multi-label scores against the ground truth."""
 
 from collections.abc import Callable
 from itertools import chain
@@ -11,11 +11,11 @@ from cdul_steps.method.choices import Difficult
 def truth_table(
     positive: list, difficult: list, classes: int, convention: Difficult
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Turn lists of class indices, one list an image, into tables (N, C) of bool.
+    """Turn lists of class indices, one list per image, into tables (N, C) of bool.
 
-    Returns `(truth, counted)`. `difficult` holds the classes of which an image shows only
-    difficult objects: "ignore" leaves those entries out of `counted`, "negative" and "positive"
-    give them that truth. Raises IndexError for an index outside the class table.
+    Returns `(truth, counted)`. `difficult` has the classes of which an image shows only difficult
+    objects: "ignore" leaves those entries out of `counted`, "negative" and "positive" set their
+    truth. Raises IndexError for an index outside the class table.
     """
     for index in chain(*positive, *difficult):
         if not 0 <= index < classes:
@@ -36,8 +36,8 @@ def truth_table(
 def _precision_recall(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Precision and recall at the score of each positive, from the lowest score up: (P,), (P,).
 
-    Only there does recall step, and between two steps precision only falls. Images of the same
-    score are predicted together.
+    Recall changes only there, and in between precision only falls. Images with the same score are
+    predicted together.
     """
     every, positive = np.sort(scores), np.sort(scores[truth])
     said = len(every) - np.searchsorted(every, positive)
@@ -49,8 +49,8 @@ def average_precision(truth: np.ndarray, scores: np.ndarray) -> float:
     """Area under the precision-recall curve over all points, without interpolation, in 0..1.
 
     `truth` bool (N,) with at least one True, `scores` float (N,) without NaN. The definition is
-    scikit-learn's `average_precision_score`; every positive adds the same step of recall, so this
-    is the mean of the precision over the positives.
+    that of scikit-learn's `average_precision_score`; each positive adds the same step of recall, so
+    this is the mean precision over the positives.
     """
     return float(_precision_recall(truth, scores)[0].mean())
 
@@ -58,7 +58,7 @@ def average_precision(truth: np.ndarray, scores: np.ndarray) -> float:
 def average_precision_voc07(truth: np.ndarray, scores: np.ndarray) -> float:
     """Mean of the best precision at recall >= 0, 0.1, ..., 1 (VOC2007's 11 points), in 0..1."""
     precision, recall = _precision_recall(truth, scores)
-    # A tenth that is met exactly must count as met in spite of rounding.
+    # A recall of exactly a tenth must count as reached despite rounding.
     points = np.linspace(0, 1, 11)
     return float(np.mean([precision[recall >= point - 1e-9].max() for point in points]))
 
@@ -69,7 +69,7 @@ def mean_average_precision(
     scores: np.ndarray,
     ap: Callable[[np.ndarray, np.ndarray], float] = average_precision,
 ) -> float | None:
-    """mAP in percent over the classes with a positive, three tables (N, C); None without any."""
+    """mAP in percent over the classes with a positive, from tables (N, C); None without any."""
     columns = zip(truth.T, scores.T, counted.T, strict=True)
     values = [ap(shown[here], said[here]) for shown, said, here in columns if shown[here].any()]
     return 100 * float(np.mean(values)) if values else None
@@ -84,9 +84,9 @@ def precision_recall_f1(
 ) -> dict[str, float | None]:
     """CP, CR, CF1 (means over classes) and OP, OR, OF1 (over all entries), in 0..1.
 
-    Three bool tables (N, C). Classes without positives are left out of the means; a class that
-    is never predicted has precision 0. CF1 is the harmonic mean of CP and CR, as is usual. All
-    are None where no class has a positive.
+    Three bool tables (N, C). Classes without positives are left out of the means; a class that is
+    never predicted has precision 0. CF1 is the harmonic mean of CP and CR, as usual. All are None
+    if no class has a positive.
     """
     hit = (truth & predicted & counted).sum(axis=0)
     said = (predicted & counted).sum(axis=0)

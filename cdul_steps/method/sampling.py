@@ -1,4 +1,4 @@
-"""Which entries of a table of scores a person should look at: samples of known probability."""
+"""Selects the entries of a score table for a person to check: samples with known probability."""
 
 import hashlib
 from collections.abc import Sequence
@@ -7,25 +7,25 @@ from typing import NamedTuple
 import numpy as np
 
 EDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97)
-"""Scores at which a band of scores begins, besides the threshold in use."""
+"""Scores at which score bands start, in addition to the threshold in use."""
 NAMED_SHARE = 0.35
-"""Share of a sample that goes to entries at or above the threshold, which precision is made of."""
+"""Share of a sample for entries at or above the threshold, which determine precision."""
 FLOOR = 0.2
-"""Smallest chance of a yes that the design reckons with, as a share of the mean score."""
+"""Lowest probability of a yes that the design assumes, as a share of the mean score."""
 
 
 class Design(NamedTuple):
-    """A sample for every size: the entries of the n smallest keys are the sample of n.
+    """Samples of every size: the entries with the n smallest keys are the sample of size n.
 
-    All are float64 (N, C). `key` is infinite for entries that are not to be drawn; `weight` is
-    proportional to the inclusion probability, and 0 for them.
+    All are float64 (N, C). `key` is infinite for entries that must not be drawn; `weight` is
+    proportional to the inclusion probability, and 0 for these entries.
     """
 
     key: np.ndarray
     weight: np.ndarray
 
     def sample(self, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and columns of the entries of a sample, in the order in which they are drawn."""
+        """Rows and columns of the entries in a sample, in the order of drawing."""
         size = min(size, int(np.isfinite(self.key).sum()))
         flat = self.key.ravel()
         first = np.argpartition(flat, size - 1)[:size] if size else np.empty(0, int)
@@ -37,7 +37,7 @@ class Design(NamedTuple):
         weights = np.sort(self.weight[self.weight > 0])[::-1]
         if size >= len(weights):
             return (self.weight > 0).astype(float)
-        # The largest weights are certain; the others share what is left in proportion.
+        # The largest weights are certain; the others share the rest in proportion.
         rest = weights[::-1].cumsum()[::-1]
         taken = np.arange(len(weights))
         certain = np.argmax(weights * (size - taken) < rest)
@@ -45,9 +45,9 @@ class Design(NamedTuple):
 
 
 def permanent_numbers(seed: int, image_ids: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    """A number in 0..1 of every pair of image and class, float64 (N, C), uniform and for ever.
+    """A permanent uniform number in 0..1 for every pair of image and class, float64 (N, C).
 
-    It depends on the seed and on the two names alone, so images and classes may come and go.
+    It depends only on the seed and the two names, so images and classes may be added or removed.
     """
     rows, columns = (
         np.array([_hash(f"{seed}\n{kind}\n{name}") for name in names], np.uint64)
@@ -76,18 +76,18 @@ def design(
     threshold: np.ndarray,
     open_: np.ndarray,
 ) -> Design:
-    """A stratified sample of entries, whatever its size will be.
+    """A stratified sample of entries, for any sample size.
 
-    `scores` and `numbers` (N, C), where `open_` says which entries may be drawn; `threshold` (C,)
-    the score from which a class counts as named; `shifts` (C, bands) a number in 0..1 for each
-    stratum, which is a class in a band of scores. Of a stratum of n entries of weight w, the one of
-    the r-th smallest number has the key `(r - shift) / (n w)`. So a sample of any size has in every
-    stratum the number of entries that is expected there, rounded at random, contains every smaller
-    sample, and takes an entry with the probability `min(1, k w)`, k being the limit of the keys
+    `scores` and `numbers` are (N, C); `open_` marks the entries that may be drawn; `threshold` (C,)
+    is the score from which a class counts as named; `shifts` (C, bands) is a number in 0..1 for
+    each stratum, which is a class in a score band. In a stratum of n entries with weight w, the
+    entry with the r-th smallest number has the key `(r - shift) / (n w)`. So a sample of any size
+    has the expected number of entries in every stratum, rounded at random, contains every smaller
+    sample, and includes an entry with probability `min(1, k w)`, where k is the limit of the keys
     (sequential Poisson sampling with permanent random numbers: Ohlsson, 1998).
 
-    Weights follow Neyman: the deviation of an answer, `sqrt(p (1 - p))`, with the score as a guess
-    of p that is never below FLOOR of the mean score. NAMED_SHARE goes to named entries.
+    Weights follow Neyman: the deviation of an answer, `sqrt(p (1 - p))`, with the score as an
+    estimate of p that is never below FLOOR times the mean score. NAMED_SHARE is for named entries.
     """
     named = scores >= threshold
     band = np.searchsorted(EDGES, scores, side="right")
@@ -113,17 +113,17 @@ def design(
 
 
 BANDS = 2 * (len(EDGES) + 1)
-"""Bands of scores, below the threshold and above."""
+"""Number of score bands, below the threshold and above."""
 
 
 def band_shifts(seed: int, classes: Sequence[str]) -> np.ndarray:
-    """The `shifts` of `design`: float64 (C, BANDS), by the names of the classes alone."""
+    """The `shifts` of `design`: float64 (C, BANDS), which depend only on class names and seed."""
     return permanent_numbers(seed, [f"band {k}" for k in range(BANDS)], classes).T
 
 
 def horvitz_thompson(values: np.ndarray, inclusion: np.ndarray) -> float:
     """The total of a population, from a sample's values and inclusion probabilities, both (n,).
 
-    `sum(y / pi)`, without bias whatever the design (Horvitz and Thompson, 1952).
+    `sum(y / pi)`, which is unbiased for any design (Horvitz and Thompson, 1952).
     """
     return float((values / inclusion).sum())

@@ -1,4 +1,4 @@
-"""Which function makes scores of cosines."""
+"""The function that turns cosines into scores."""
 
 from typing import NamedTuple
 
@@ -10,9 +10,9 @@ from cdul_steps.method.similarity import scores, sigmoid_scores
 
 
 class Scoring(NamedTuple):
-    """A softmax over all names at the temperature `tau`, in which the context counts as
-    `context_weight` names at most; or, with a `logit_bias`, a sigmoid of each class by itself, in
-    which the context takes no part."""
+    """A softmax over all names at the temperature `tau`, in which the context counts as at most
+    `context_weight` names; or, with a `logit_bias`, an independent sigmoid for each class, which
+    ignores the context."""
 
     tau: float
     logit_bias: float | None = None
@@ -21,7 +21,7 @@ class Scoring(NamedTuple):
     def __call__(self, cosines: np.ndarray, classes: int) -> np.ndarray:
         """Scores of cosines (..., C+M), whose first `classes` columns (C) are the classes.
 
-        Returns float32: (..., C+M) by the softmax, (..., C) by the sigmoid.
+        Returns float32: (..., C+M) for the softmax, (..., C) for the sigmoid.
         """
         if self.logit_bias is not None:
             return sigmoid_scores(cosines[..., :classes], self.tau, self.logit_bias)

@@ -1,4 +1,4 @@
-"""From embeddings to CLIP's scores."""
+"""CLIP's scores from embeddings."""
 
 import numpy as np
 
@@ -27,10 +27,10 @@ def cosine(images: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 
 def temperature(logit_scale: float) -> float:
-    """`tau = 1 / logit_scale`, `logit_scale` being the factor itself (100 for OpenAI's CLIP).
+    """`tau = 1 / logit_scale`, where `logit_scale` is the factor itself (100 for OpenAI's CLIP).
 
-    open_clip keeps its logarithm as the parameter; dividing cosines by that logarithm instead
-    flattens every score to 1/C.
+    open_clip's parameter is its logarithm; dividing cosines by the logarithm instead would flatten
+    every score to 1/C.
     """
     return 1.0 / logit_scale
 
@@ -40,8 +40,8 @@ def scores(
 ) -> np.ndarray:
     """`S[i,v,:] = softmax_c(p[i,v,:] / tau + b_c)` (CDUL, section 3.1), float32, shape unchanged.
 
-    `b_c` is 0 for the first `classes` columns, and for all by default; it is `bias` for the
-    context behind them (see `context_bias`).
+    `b_c` is 0 for the first `classes` columns (by default all), and `bias` for the context after
+    them (see `context_bias`).
     """
     logits = np.asarray(cosines, dtype=np.float32) / np.float32(tau)
     if classes is not None and bias:
@@ -53,14 +53,14 @@ def scores(
 
 
 def sigmoid_scores(cosines: np.ndarray, tau: float, bias: float) -> np.ndarray:
-    """`S[i,v,c] = sigmoid(p[i,v,c] / tau + bias)`, each class by itself, float32, shape unchanged.
+    """`S[i,v,c] = sigmoid(p[i,v,c] / tau + bias)`, independently per class, float32, same shape.
 
-    For models that were trained so, `bias` being their `logit_bias`. Source: SigLIP (Zhai et al.,
-    ICCV 2023, section 3.2).
+    For models that were trained in this way; `bias` is their `logit_bias`. Source: SigLIP (Zhai et
+    al., ICCV 2023, section 3.2).
     """
     odds_against = np.asarray(cosines, dtype=np.float32) / np.float32(-tau)
     odds_against -= np.float32(bias)
-    # Of a logit below -88 the odds are infinite in float32, and the score is 0.
+    # For a logit below -88 the odds are infinite in float32, and the score is 0.
     with np.errstate(over="ignore"):
         np.exp(odds_against, out=odds_against)
     odds_against += 1

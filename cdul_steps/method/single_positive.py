@@ -1,4 +1,4 @@
-"""From pseudo-labels to what single-positive learning starts from (Cole et al., CVPR 2021)."""
+"""Observed positives from pseudo-labels, for single-positive learning (Cole et al., CVPR 2021)."""
 
 import math
 
@@ -11,9 +11,9 @@ from cdul_steps.method.choices import Positives
 def harden(labels: Tensor, positives: Positives, threshold: float) -> Tensor:
     """Labels (N, C) in 0..1 as observed positives: 1, and 0 where nothing is observed.
 
-    "top1" observes the best class of each image (the first of several; none where all labels are
-    0), as single-positive learning has it; "threshold" every class from `threshold` on, which may
-    be none; "soft" leaves the labels as they are.
+    "top1" observes the best class of each image (the first if tied; none if all labels are 0), as
+    in single-positive learning; "threshold" observes every class from `threshold` on, possibly
+    none; "soft" does not change the labels.
     """
     if positives == "soft":
         return labels
@@ -26,17 +26,17 @@ def harden(labels: Tensor, positives: Positives, threshold: float) -> Tensor:
 def smooth(labels: Tensor, positive: float, negative: float) -> Tensor:
     """Label smoothing, `y (1 - positive) + (1 - y) negative`; same shape.
 
-    A label of 1 becomes `1 - positive`, one of 0 `negative`. Both equal are the label smoothing
-    of Cole et al.'s code (`loss_an_ls`), `positive` 0 its form for assumed negatives alone.
+    A label of 1 becomes `1 - positive`, a label of 0 `negative`. Equal values are the label
+    smoothing in Cole et al.'s code (`loss_an_ls`); `positive` 0 smooths only assumed negatives.
     """
     return labels * (1 - positive) + (1 - labels) * negative
 
 
 def first_estimates(observed: Tensor, seed: int) -> Tensor:
-    """The latents (N, C) that ROLE starts from.
+    """The initial latents (N, C) of ROLE.
 
-    Those of the labels 0.995 where a positive is observed, else drawn evenly from those of the
-    labels 0.4 to 0.6 (`LabelEstimator` of Cole et al.'s code).
+    They correspond to labels of 0.995 where a positive is observed; otherwise they are drawn
+    uniformly from those of labels 0.4 to 0.6 (`LabelEstimator` in Cole et al.'s code).
     """
     draw = torch.rand(observed.shape, generator=torch.Generator().manual_seed(seed))
     undecided = math.log(0.6 / 0.4) * (2 * draw.to(observed.device) - 1)

@@ -1,4 +1,4 @@
-"""Class activation maps: where in an image a classifier sees a class."""
+"""Class activation maps: the regions of an image in which a classifier sees a class."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 
 
 class _Head(nn.Module):
-    """What a timm network does with its features, which are a layer of their own."""
+    """The head of a timm network, with its input features as a separate layer."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -21,9 +21,9 @@ class _Head(nn.Module):
 
 
 def has_map(network: nn.Module, images: Tensor) -> bool:
-    """Whether the features of images (B, 3, H, W) are a map (B, K, h, w) of more than a point.
+    """Whether the features of images (B, 3, H, W) are a map (B, K, h, w) of more than one cell.
 
-    Those of a transformer are tokens (B, N, K), or a map with its channels last, which Grad-CAM
+    A transformer's features are tokens (B, N, K), or a map with channels last, which Grad-CAM
     would misread.
     """
     with torch.no_grad():
@@ -34,8 +34,8 @@ def has_map(network: nn.Module, images: Tensor) -> bool:
 def activation_maps(network: nn.Module, features: Tensor, classes: Tensor) -> Tensor:
     """Grad-CAM (Selvaraju et al., 2017) before its ReLU, by Captum.
 
-    For a head of a mean and a linear layer this is the class activation map itself, up to a factor
-    (Zhou et al., 2016). `features` (B, D, h, w) are those of the network, `classes` int (B, K)
+    For a head with a mean and a linear layer this is the class activation map itself, up to a
+    factor (Zhou et al., 2016). `features` (B, D, h, w) are the network's, `classes` int (B, K)
     indices. Returns (B, K, h, w).
     """
     head = _Head(network)
@@ -47,12 +47,12 @@ def activation_maps(network: nn.Module, features: Tensor, classes: Tensor) -> Te
 def class_maps(network: nn.Module, image: Tensor, classes: Sequence[int]) -> np.ndarray:
     """Where an image shows some classes: `activation_maps`, enlarged and made comparable.
 
-    `image` is float32 (1, 3, H, W) as the network takes it, `classes` K indices. Returns float32
-    (K, H, W) in 0..1, each map divided by its maximum (all 0 where nothing speaks for the class).
-    Raises ValueError for a network without a map of features.
+    `image` is the network's input, float32 (1, 3, H, W); `classes` are K indices. Returns float32
+    (K, H, W) in 0..1, each map divided by its maximum (all 0 without evidence for the class).
+    Raises ValueError for a network without a feature map.
     """
     if not has_map(network, image):
-        raise ValueError("the network has no map of features")
+        raise ValueError("the network has no feature map")
     with torch.no_grad():
         features = network.forward_features(image)
     maps = activation_maps(network, features, torch.tensor([list(classes)])).clamp(min=0)

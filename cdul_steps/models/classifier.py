@@ -1,4 +1,4 @@
-"""The classifier: a timm network, and the folder that holds a trained one."""
+"""The classifier: a timm network, and the folder of a trained one."""
 
 import json
 import warnings
@@ -23,7 +23,7 @@ from cdul_steps.models.weights import cached_files, why_not_loaded
 
 WEIGHTS = "model.safetensors"
 CARD = "model.json"
-# Arguments of timm.create_model that fetch or read other files than the model folder's.
+# Arguments of timm.create_model that download or read files outside the model folder.
 ELSEWHERE = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"}
 INTERPOLATION = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -37,10 +37,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Card:
-    """All that is needed to use a trained classifier, besides its weights.
+    """Everything needed to use a trained classifier, apart from its weights.
 
-    `thresholds` are those of classes that have one of their own, `checked` is what a person's
-    answers say of the classifier at them: `cdul check thresholds` writes both.
+    `thresholds` has the classes with their own threshold; `checked` has the quality at these
+    thresholds, estimated from a person's answers. `cdul check thresholds` writes both.
     """
 
     model: str
@@ -60,22 +60,22 @@ class Card:
     def resize(
         self, image: Image.Image, box: tuple[float, float, float, float] | None = None
     ) -> np.ndarray:
-        """Squash an RGB image, or the `box` of it, to the input size: uint8 (3, H, W)."""
+        """Squash an RGB image, or a `box` in it, to the input size: uint8 (3, H, W)."""
         size = (self.image_size, self.image_size)
         pixels = np.asarray(image.resize(size, INTERPOLATION[self.interpolation], box=box))
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
     def normalize(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) to the network's float32 input, channels last."""
+        """Convert uint8 (B, 3, H, W) to the network's float32 input, channels last."""
         mean = torch.tensor(self.mean, device=images.device).view(3, 1, 1)
         std = torch.tensor(self.std, device=images.device).view(3, 1, 1)
         images = (images.float() / 255 - mean) / std
         return images.contiguous(memory_format=torch.channels_last)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Logits (B, C) to probabilities, by the activation that the network was trained with.
+        """Convert logits (B, C) to probabilities with the activation used in training.
 
-        Softmax, of `loss: kl_classes`, makes those of an image sum to 1.
+        With softmax, used by `loss: kl_classes`, those of an image sum to 1.
         """
         return ACTIVATIONS[self.activation](logits)
 
@@ -83,10 +83,10 @@ class Card:
 def fitting_args(
     model: str, classes: list[str], model_args: dict[str, Any], image_size: int
 ) -> dict[str, Any]:
-    """`model_args`, with timm's `img_size` where the network takes no other images without it.
+    """`model_args`, with timm's `img_size` if the network needs it for this image size.
 
-    Found out by one image. Leaves the random numbers as they are. Raises UserError where no
-    classifier of RGB images of that size comes of it.
+    Tested with one image, without changing the state of random numbers. Raises UserError if the
+    arguments give no classifier of RGB images of that size.
     """
     with torch.random.fork_rng(devices=[]):
         first = _misfit(model, classes, model_args, image_size)
@@ -104,7 +104,7 @@ def fitting_args(
             ) from first
     arguments = f" with {model_args}" if model_args else ""
     raise UserError(
-        f"training: model {model!r}{arguments} makes no classifier of RGB images of {image_size} x "
+        f"training: model {model!r}{arguments} is not a classifier of RGB images of {image_size} x "
         f"{image_size} pixels: {first_line(first)}"
     ) from first
 
@@ -112,7 +112,7 @@ def fitting_args(
 def _misfit(
     model: str, classes: list[str], arguments: dict[str, Any], size: int
 ) -> Exception | None:
-    """What goes wrong with one image of a width and height of `size`; None if nothing does."""
+    """The error for an image of width and height `size`; None if there is none."""
     try:
         network = timm.create_model(model, num_classes=len(classes), **arguments).eval()
         with torch.inference_mode():
@@ -129,11 +129,11 @@ def new_classifier(
 ) -> tuple[torch.nn.Module, dict[str, Any]]:
     """Create a timm network with a head for `classes`, and its data config (mean, std, ...).
 
-    `weights` is `timm` for its pretrained weights, a file of them, or None for a random start.
-    Raises UserError where the model is unknown or its weights cannot be had.
+    `weights` is `timm` for its pretrained weights, a weights file, or None for random
+    initialisation. Raises UserError if the model is unknown or its weights are not available.
     """
     if weights not in (None, "timm") and not Path(weights).is_file():
-        raise UserError(f"training: weights {weights}: no such file ('timm' fetches timm's own)")
+        raise UserError(f"training: weights {weights}: no such file ('timm' downloads timm's own)")
     overlay = {"file": weights} if weights not in (None, "timm") else None
     try:
         arguments = dict(num_classes=len(classes), **model_args)
@@ -142,7 +142,7 @@ def new_classifier(
         if weights is not None:
             torch.set_rng_state(state)
             with warnings.catch_warnings():
-                # The error says what is wrong with a TorchScript archive, and what to do.
+                # The error explains what is wrong with a TorchScript archive, and what to do.
                 warnings.filterwarnings("ignore", ".*looks like a TorchScript archive")
                 network = timm.create_model(
                     model, pretrained=True, pretrained_cfg_overlay=overlay, **arguments
@@ -174,7 +174,7 @@ def _why(error: Exception, model: str, weights: str | None) -> str:
 def network_and_card(
     settings: Network, classes: list[str], **further: Any
 ) -> tuple[torch.nn.Module, Card]:
-    """A network of some `settings` with a head for `classes`, and its card.
+    """A network with these `settings` and a head for `classes`, and its card.
 
     Raises UserError as `fitting_args` and `new_classifier` do.
     """
@@ -194,25 +194,25 @@ def network_and_card(
 
 
 def _check_loaded(network: torch.nn.Module, fresh: torch.nn.Module) -> None:
-    """Raise ValueError where a weight but the head's is still that of a `fresh` network.
+    """Raise ValueError if a weight outside the head is still that of a `fresh` network.
 
-    timm loads what it finds, and nothing at all of a file of another model.
+    timm loads the weights that it finds, and nothing at all from a file of another model.
     """
     head = network.pretrained_cfg.get("classifier") or ()
     head = (head,) if isinstance(head, str) else tuple(head)
     start = dict(fresh.named_parameters())
     for name, weight in network.named_parameters():
-        # Vectors may keep their start, such as the zeros of a bias.
+        # Vectors may keep their initial values, such as the zeros of a bias.
         if weight.dim() > 1 and not name.startswith(head) and torch.equal(weight, start[name]):
-            raise ValueError(f"they do not hold {name}, so they are of another model")
+            raise ValueError(f"they do not contain {name}, so they are from another model")
 
 
 def start_head(network: torch.nn.Module, labels: Tensor) -> None:
-    """Let an untrained head give each class its mean label at first, whatever the image.
+    """Initialise a head so that it predicts each class's mean label for every image.
 
-    `labels` float32 (N, C). The bias is the logit of the mean, so for a softmax head it is that up
-    to a common scale only. Otherwise the first steps unlearn a random head, and with it the
-    weights below (Lin et al., 2017, section 3.3). Means are kept within 0.01..0.99.
+    `labels` float32 (N, C). The bias is the logit of the mean; for a softmax head the prediction is
+    the mean only up to a common scale. Otherwise the first steps would unlearn a random head, and
+    damage the weights below (Lin et al., 2017, section 3.3). Means are kept within 0.01..0.99.
     """
     head = network if isinstance(network, torch.nn.Linear) else network.get_classifier()
     if getattr(head, "bias", None) is not None:
@@ -222,9 +222,9 @@ def start_head(network: torch.nn.Module, labels: Tensor) -> None:
 
 
 def save_classifier(network: torch.nn.Module, card: Card, folder: Path) -> None:
-    """Write the model folder: weights as safetensors, and last the card as JSON."""
+    """Write the model folder: weights as safetensors, and finally the card as JSON."""
     with replacing(folder / WEIGHTS) as part:
-        # Not by save_file, whose error on a full disk is not an OSError.
+        # Not with save_file, whose error on a full disk is not an OSError.
         part.write_bytes(save({k: v.contiguous().cpu() for k, v in network.state_dict().items()}))
     write_text(folder / CARD, json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n")
 
@@ -232,8 +232,8 @@ def save_classifier(network: torch.nn.Module, card: Card, folder: Path) -> None:
 def load_classifier(folder: Path, device: torch.device) -> tuple[torch.nn.Module, Card]:
     """Load a model folder, in evaluation mode.
 
-    Raises UserError where a file is missing, of another schema version, or where weights and card
-    do not fit.
+    Raises UserError if a file is missing or has another schema version, or if weights and card do
+    not match.
     """
     try:
         values = json.loads((folder / CARD).read_text(encoding="utf-8"))
@@ -241,13 +241,13 @@ def load_classifier(folder: Path, device: torch.device) -> tuple[torch.nn.Module
             check_version(folder / CARD, values)
         card = TypeAdapter(Card).validate_python(asdict(Card(**values)))
         if elsewhere := ELSEWHERE & set(card.model_args):
-            raise ValueError(f"{CARD} names weights of elsewhere ({', '.join(elsewhere)})")
+            raise ValueError(f"{CARD} names weights outside the folder ({', '.join(elsewhere)})")
         network = timm.create_model(card.model, num_classes=len(card.classes), **card.model_args)
     except UserError:
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{folder}: not a model folder, {CARD} is missing") from error
-    except Exception as error:  # whatever a foreign card makes of timm
+    except Exception as error:  # an arbitrary card can make timm raise anything
         reason = " ".join(str(error).split())[:300] or first_line(error)
         raise UserError(f"{folder}: the model cannot be loaded: {reason}") from error
     if not (folder / WEIGHTS).is_file():

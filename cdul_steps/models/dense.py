@@ -1,8 +1,9 @@
-"""Dense views: an image's views from one pass of the tower, over the whole image at twice its size.
+"""Dense views: all views of an image from one pass of the tower over the whole image at twice its
+input size.
 
-A tower's last feature map has a cell for each small part of the image. A view is the mean of the
-cells that it covers, sent through what comes after the tower's own pooling. That is exact where the
-tower pools by a mean. Where it pools by attention, each cell takes its own value, as in MaskCLIP
+A tower's last feature map has one cell for each small part of the image. A view is the mean of the
+cells that it covers, passed through the layers after the tower's own pooling. This is exact if the
+tower pools with a mean. If it pools with attention, each cell uses its own value, as in MaskCLIP
 (Zhou et al., 2022), and the whole image keeps the tower's own embedding.
 """
 
@@ -25,7 +26,7 @@ from cdul_steps.models.timm_encoder import TOGETHER
 SCALE = 2
 """Width and height of the input, as multiples of the tower's own."""
 SAME = 1e-3
-"""Difference of unit vectors' entries up to which the mean of the cells is the tower's pooling."""
+"""Largest difference between unit vectors' entries for pooling to count as a mean of the cells."""
 
 Dense = Callable[[Any, Tensor, Tensor], Tensor]
 """From a tower, images (B, 3, H, W) and cells of views (V, h * w) to embeddings (B, V, D)."""
@@ -38,7 +39,7 @@ def new_encoder(
     grids: Sequence[Grid],
     overlap: float,
 ) -> ImageEncoder:
-    """The image tower of an encoder, for crops or for whole images as its settings say.
+    """The image tower of an encoder, for crops or for whole images, depending on its settings.
 
     Raises UserError as `DenseEncoder` does.
     """
@@ -48,13 +49,13 @@ def new_encoder(
 
 
 def passes(settings: Encoder, views: int) -> tuple[int, int]:
-    """How many passes of the tower an image of so many views takes, and how many images a worker
-    on a CPU takes together."""
+    """The number of tower passes for an image with this many views, and the number of images that
+    a CPU worker processes together."""
     return (1, TOGETHER) if settings.views == "dense" else (views, 1)
 
 
 class DenseEncoder(ImageEncoder):
-    """An image tower that takes whole images to the embeddings of all their views, (B, V, D)."""
+    """An image tower that maps whole images to the embeddings of all their views, (B, V, D)."""
 
     def __init__(
         self,
@@ -72,7 +73,7 @@ class DenseEncoder(ImageEncoder):
 
 
 class _DenseTower(torch.nn.Module):
-    """Called as an image tower is, but for the axis of the views."""
+    """Has the interface of an image tower, with an additional axis for the views."""
 
     def __init__(
         self,
@@ -93,8 +94,8 @@ class _DenseTower(torch.nn.Module):
             own = functional.normalize(visual(noise).float(), dim=-1)
         if (embedded - own).abs().max() > SAME:
             raise UserError(
-                "encoder: views: dense is for towers that pool by a mean or by attention; this "
-                f"{type(visual).__name__} pools otherwise: use views: crops"
+                "encoder: views: dense is for towers that pool with a mean or with attention; this "
+                f"{type(visual).__name__} does not: use views: crops"
             )
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -104,7 +105,7 @@ class _DenseTower(torch.nn.Module):
 def _dense(visual: torch.nn.Module, images: Tensor) -> tuple[Dense, int, int]:
     """The function of a tower, and the rows and columns of its cells for images of this size.
 
-    A tower that adds embeddings of positions gets those of these cells.
+    Position embeddings of the tower, if any, are resized to these cells.
     """
     if isinstance(visual, TimmModel):
         found = visual.trunk.forward_features(images)
@@ -125,15 +126,15 @@ def _dense(visual: torch.nn.Module, images: Tensor) -> tuple[Dense, int, int]:
         _resize_positions(visual, rows, columns)
         return _transformer, rows, columns
     raise UserError(
-        f"encoder: views: dense is not written for this tower ({type(visual).__name__}): use "
+        f"encoder: views: dense does not support this tower ({type(visual).__name__}): use "
         "views: crops"
     )
 
 
 def _resize_positions(layer: torch.nn.Module, rows: int, columns: int) -> None:
-    """Let a layer embed the positions of other cells than those of its own square, n * n.
+    """Resize a layer's position embeddings from its own n * n square to these cells.
 
-    Its embeddings are (1 + n * n, C), the first that of another token.
+    Its embeddings are (1 + n * n, C); the first belongs to another token.
     """
     positions = layer.positional_embedding
     first, cells = positions[:1], positions[1:]
@@ -146,7 +147,7 @@ def _resize_positions(layer: torch.nn.Module, rows: int, columns: int) -> None:
 
 
 def _convolutional(visual: TimmModel, images: Tensor, cells: Tensor) -> Tensor:
-    """A network of timm's that takes the mean of its last feature map."""
+    """A timm network that pools its last feature map with a mean."""
     found = visual.trunk.forward_features(images)
     pooled = cells @ found.flatten(2).transpose(1, 2)
     pooled = pooled.reshape(-1, pooled.shape[2], 1, 1)
@@ -155,7 +156,7 @@ def _convolutional(visual: TimmModel, images: Tensor, cells: Tensor) -> Tensor:
 
 
 def _attention_pooled(visual: ModifiedResNet, images: Tensor, cells: Tensor) -> Tensor:
-    """A ResNet of CLIP's, whose pooling is a layer of attention."""
+    """A ResNet of CLIP, which pools with an attention layer."""
     found = visual.forward_intermediates(images, indices=1)
     pooled = cells[1:] @ found["image_intermediates"][0].flatten(2).transpose(1, 2)
     snippets = visual.attnpool.c_proj(visual.attnpool.v_proj(pooled))

@@ -1,4 +1,4 @@
-"""Where and in which arithmetic a model runs."""
+"""The device and arithmetic of a model."""
 
 import fcntl
 import os
@@ -21,13 +21,13 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Machine:
-    """What a job may use of the machine; it changes how fast the job is, not its result.
+    """The resources that a job may use; they change its speed, not its result.
 
-    `device` is a name for `choose_device`. `gpus` of them work together (with `cpu`: processes);
-    0 makes the device `auto` the CPU. `workers` processes decode images, -1 chooses. `threads` are
-    those of the model, 0 is all. `engine` runs the encoder's tower on a CPU. `batch_size` is the
-    number of views or images per forward pass, 0 chooses; that of a training is one of its settings
-    instead.
+    `device` is a name for `choose_device`. `gpus` of them work together (with `cpu`: processes); 0
+    makes `auto` choose the CPU. `workers` processes decode images; -1 is automatic. `threads` is
+    for the model; 0 is all. `engine` runs the encoder's tower on a CPU. `batch_size` is the number
+    of views or images per forward pass; 0 is automatic. A training has its own batch size in its
+    settings.
     """
 
     device: str = "auto"
@@ -40,9 +40,9 @@ class Machine:
     def set_up(self, *, cpu_workers: int) -> tuple[torch.device, int]:
         """Choose the device and the number of decoding processes, and limit torch to `threads`.
 
-        Workers of -1 are one per thread with a GPU, `cpu_workers` (0: one per thread) without,
-        which then take their threads from torch's, since one that has to wait for a core delays
-        all.
+        With workers of -1 there is one per thread with a GPU, and `cpu_workers` (0: one per thread)
+        without. The latter reduce torch's threads, because a thread that waits for a core delays
+        all others.
         """
         if self.threads:
             torch.set_num_threads(self.threads)
@@ -55,9 +55,9 @@ class Machine:
         return target, cpu_workers
 
     def split(self) -> list[Self]:
-        """A machine for each of `gpus` processes that work together.
+        """One machine for each of `gpus` processes that work together.
 
-        Raises UserError where there are not so many devices.
+        Raises UserError if there are not enough devices.
         """
         if self.gpus < 2:
             return [self]
@@ -72,10 +72,10 @@ class Machine:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is a free GPU where there is one, `cuda` a free GPU, `cuda:1` that very one.
+    """`auto` is a free GPU if the machine has GPUs, `cuda` a free GPU, `cuda:1` that GPU.
 
-    A GPU is free if no other process of this user has chosen it as a free one; where none is,
-    waits. Raises UserError for a device that is not there.
+    A GPU is free if no other process of this user has claimed it; waits if none is free. Raises
+    UserError for a device that does not exist.
     """
     if name == "auto" and not torch.cuda.is_available():
         name = "cpu"
@@ -93,9 +93,8 @@ def choose_device(name: str) -> torch.device:
 def several_devices(name: str, count: int) -> list[str]:
     """Names for `choose_device` of several devices that work together.
 
-    `auto` is so many free GPUs, which this process has from now on to itself, or where there is
-    none a single `cpu`; `cuda` the GPUs, and `cpu` so many processes. Raises UserError where there
-    are not so many.
+    `auto` is `count` free GPUs, which this process claims, or a single `cpu` if there are none;
+    `cuda` is the GPUs, and `cpu` is `count` processes. Raises UserError if there are not enough.
     """
     if name == "cpu":
         return ["cpu"] * count
@@ -103,14 +102,14 @@ def several_devices(name: str, count: int) -> list[str]:
     if name == "auto" and not there:
         return ["cpu"]
     if name not in ("auto", "cuda"):
-        raise UserError(f"device {name!r} is one; for {count} of them, use 'auto'")
+        raise UserError(f"device {name!r} is a single device; for {count}, use 'auto'")
     if there < count:
-        raise UserError(f"device {name!r}: {count} GPUs are asked for, and there are {there}")
+        raise UserError(f"device {name!r}: {count} GPUs are requested, but there are {there}")
     return [f"cuda:{index}" for index in _free_gpus(count)]
 
 
 def _free_gpus(count: int) -> list[int]:
-    """Numbers of GPUs that this process has from now on to itself."""
+    """Claim GPUs for this process; returns their numbers."""
     # A GPU's number depends on CUDA_VISIBLE_DEVICES and on SLURM's allocation; its UUID does not.
     gpus = [str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())]
     runtime = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
@@ -118,7 +117,7 @@ def _free_gpus(count: int) -> list[int]:
     folder = Path(parent) / f"cdul-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if not (taken := claim(gpus, folder, count)):
-        note(f"the GPUs ({len(gpus)}) are taken by other jobs; waiting for {count}")
+        note(f"the GPUs ({len(gpus)}) are in use by other jobs; waiting for {count}")
     while not taken:
         time.sleep(1)
         taken = claim(gpus, folder, count)
@@ -126,11 +125,11 @@ def _free_gpus(count: int) -> list[int]:
 
 
 def claim(names: Sequence[str], folder: Path, count: int = 1) -> list[int]:
-    """Take the first `count` of the named things that no other process has; their indices.
+    """Claim the first `count` of the named resources that no other process holds; their indices.
 
-    All of them or, where others have too many, none: so two jobs never wait for each other's. A
-    thing is taken by a lock on a file of its name in `folder`, until the process that took it
-    ends, however it ends. Its children do not hold the lock.
+    It claims all of them or, if too few are free, none, so that two jobs never deadlock. A resource
+    is claimed by a lock on a file with its name in `folder`, until the claiming process ends for
+    any reason. Child processes do not hold the lock.
     """
     taken: dict[int, int] = {}
     for index, name in enumerate(names):
@@ -141,7 +140,7 @@ def claim(names: Sequence[str], folder: Path, count: int = 1) -> list[int]:
             os.close(lock)
             continue
         taken[index] = lock
-        if len(taken) == count:  # never closed: that would give the locks back
+        if len(taken) == count:  # never closed, which would release the locks
             return list(taken)
     for lock in taken.values():
         os.close(lock)
@@ -151,7 +150,7 @@ def claim(names: Sequence[str], folder: Path, count: int = 1) -> list[int]:
 class InBatches:
     """Calls a function in batches; after running out of GPU memory, in smaller ones from then on.
 
-    `function` takes a tensor of B items to an array of B rows, which must not depend on each other.
+    `function` maps a tensor of B items to an array of B rows, which must not depend on each other.
     """
 
     def __init__(
@@ -160,7 +159,7 @@ class InBatches:
         self.function, self.batch_size, self.stage = function, batch_size, stage
 
     def __call__(self, items: np.ndarray) -> np.ndarray:
-        """All rows; raises torch.OutOfMemoryError where not even one item fits."""
+        """All rows; raises torch.OutOfMemoryError if not even one item fits."""
         while True:
             try:
                 parts = torch.from_numpy(items).split(self.batch_size)
@@ -170,4 +169,4 @@ class InBatches:
                     raise
                 self.batch_size //= 2
                 torch.cuda.empty_cache()
-                note(f"{self.stage}: out of GPU memory, going on with batches of {self.batch_size}")
+                note(f"{self.stage}: out of GPU memory, continuing in batches of {self.batch_size}")

@@ -1,4 +1,4 @@
-"""Images of a shard to embeddings: decoded, cut into views, and encoded in batches."""
+"""Embed the images of a shard: decode them, cut them into views, and encode these in batches."""
 
 import time
 from itertools import chain
@@ -17,11 +17,11 @@ from cdul_steps.models.engine import Encoder
 from cdul_steps.progress import Progress
 
 MAX_ASPECT = 100
-"""Views longer than so many times their width are refused: resized, they would fill the memory."""
+"""Views with a larger aspect ratio are rejected: resizing them would exhaust the memory."""
 
 
 class BatchedEncoder(InBatches):
-    """Embeds views in batches, smaller ones after running out of GPU memory."""
+    """Embeds views in batches, which become smaller after running out of GPU memory."""
 
     def __init__(self, encoder: Encoder, batch_size: int) -> None:
         super().__init__(encoder, batch_size, "encode")
@@ -32,18 +32,18 @@ class BatchedEncoder(InBatches):
 
 
 Item = tuple[int, np.ndarray | None, str, str, float]
-"""`(index, array, status, error, seconds)` of an image. The array is float32 vectors (V, D), where
-views are dense (1, V, D), or uint8 views (V, 3, H, W), or None for an unusable image; the seconds
-are those of decoding and cutting.
+"""`(index, array, status, error, seconds)` of an image. The array is float32 vectors (V, D), or
+(1, V, D) for dense views, or uint8 views (V, 3, H, W), or None for an unusable image; `seconds` is
+the time for decoding and cutting.
 """
 
 
 class ImageViews(Dataset):
     """Images, each decoded once and cut into its preprocessed views.
 
-    With `encode`, the views are embedded here too: on a CPU every worker process runs the tower
-    on one thread, which wastes less than many threads that wait for each other at every layer,
-    and makes the vectors independent of how many there are.
+    With `encode`, the views are also embedded here: on a CPU every worker process runs the tower on
+    one thread, which is more efficient than threads that wait for each other at every layer, and
+    makes the vectors independent of the number of threads.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class ImageViews(Dataset):
         max_pixels: int,
         encode: InBatches | None,
     ) -> None:
-        """`boxes` int (N, V, 4) are the views in pixels; without, one view is the whole image."""
+        """`boxes` int (N, V, 4) are the views in pixels; None: one view, the whole image."""
         self.paths, self.boxes = paths, boxes
         self.preprocess, self.max_pixels = preprocess, max_pixels
         self.encode = encode
@@ -63,7 +63,7 @@ class ImageViews(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Item:
-        """One image: its vectors with `encode`, else its views."""
+        """One image: its vectors with `encode`, otherwise its views."""
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[Item]:
@@ -90,11 +90,11 @@ class ImageViews(Dataset):
             return index, views, "ok", "", time.perf_counter() - start
         boxes = self.boxes[index]
         if tuple(boxes[0]) != (0, 0, *image.size):
-            text = f"is {image.width}x{image.height} pixels, the manifest says otherwise"
+            text = f"is {image.width}x{image.height} pixels, unlike in the manifest"
             return index, None, "changed", text, time.perf_counter() - start
         sides = boxes[:, 2:] - boxes[:, :2]
         if (sides.max(axis=1) > MAX_ASPECT * sides.min(axis=1)).any():
-            text = f"{image.width}x{image.height} pixels, a side is over {MAX_ASPECT} of the other"
+            text = f"{image.width}x{image.height} pixels, aspect ratio over {MAX_ASPECT}"
             return index, None, "bad_shape", text, time.perf_counter() - start
         try:
             views = self.preprocess.views(image, boxes)
@@ -105,7 +105,7 @@ class ImageViews(Dataset):
 
 
 Outcome = tuple[str, str, float]
-"""Of an image: its status, the error in words, and the seconds of decoding and cutting."""
+"""An image's status, error message, and seconds for decoding and cutting."""
 
 
 def encode_images(
@@ -117,10 +117,11 @@ def encode_images(
     workers: int,
     together: int = 1,
 ) -> tuple[list[Outcome], float]:
-    """Encode images into `rows` (N, V, D), image i at `places[i]`; rows of failed ones stay.
+    """Encode images into `rows` (N, V, D), image i at `places[i]`; failed images' rows do not
+    change.
 
-    On a CPU `images` encode themselves, so many of them `together`. Returns what became of each,
-    and the seconds it all took.
+    On a CPU, `images` encode themselves, `together` at a time. Returns the outcome of each image
+    and the total seconds.
     """
     in_workers = images.encode is not None
     loader = DataLoader(
@@ -171,9 +172,9 @@ def encode_shard_images(
     max_pixels: int,
     together: int = 1,
 ) -> tuple[np.ndarray, list[Outcome], float]:
-    """Rows (shard_size, V, D) of a shard as `read_shard` gives it, NaN for images that failed.
+    """Rows (shard_size, V, D) of a shard as returned by `read_shard`, NaN for failed images.
 
-    Further, what became of each image, and the seconds that it all took.
+    Also returns the outcome of each image, and the total seconds.
     """
     facts, images, boxes = manifest
     blank = encoder.preprocess.views(Image.new("RGB", (8, 8)), np.array([[0, 0, 8, 8]]))

@@ -1,4 +1,4 @@
-"""CLIP by open_clip: images and prompts to unit vectors."""
+"""CLIP from open_clip: embeds images and prompts."""
 
 import difflib
 import importlib.util
@@ -34,11 +34,11 @@ VOCABULARIES = (
     "vocab.json",
 )
 TEXT_FILES = ("config.json", "tokenizer_config.json", *VOCABULARIES)
-"""Files of a text tower or tokenizer of Hugging Face's; a tokenizer has one vocabulary at least."""
+"""Files of a Hugging Face text tower or tokenizer; a tokenizer has at least one vocabulary."""
 
 
 class MissingWeightsError(UserError):
-    """Weights that are not in the cache; `instead` is what to do without network."""
+    """Weights that are not in the cache; `instead` is what to do offline."""
 
     def __init__(self, missing: str, instead: str, reason: str) -> None:
         super().__init__(
@@ -57,23 +57,25 @@ def load_clip(
 ) -> torch.nn.Module:
     """Load an open_clip model with its weights, in evaluation mode.
 
-    `model` is a model name with `pretrained` a tag or a checkpoint file, or `local-dir:FOLDER`.
-    Raises UserError where a file is missing, cannot be fetched, or does not fit the model.
+    `model` is a model name, with a tag or a checkpoint file as `pretrained`, or `local-dir:FOLDER`.
+    Raises UserError if a file is missing, cannot be downloaded, or does not fit the model.
     """
     place = model.partition(":")[0]
     if place not in ("local-dir", "hf-hub"):
         _check_name(model, pretrained)
     elif pretrained:
-        raise UserError(f"encoder {model}: a {place} holds its own weights; drop 'pretrained'")
+        raise UserError(f"encoder {model}: a {place} has its own weights; remove 'pretrained'")
     if place == "local-dir" and config_file(model).is_file():
         config = config_file(model)
         if b"trust_remote_code" in config.read_bytes():
-            raise UserError(f"encoder {model}: {config} asks to run code of its own; it may not")
+            raise UserError(
+                f"encoder {model}: {config} requests to run its own code, which is not allowed"
+            )
     is_tag = open_clip.is_pretrained_cfg(model, pretrained or "")
     preprocess = {"resize_mode": resize_mode} if resize_mode else {}
     quick_gelu = False
     if pretrained:
-        # open_clip itself only warns of a tag's activation, and knows nothing of a file.
+        # open_clip only warns about a tag's activation, and does not know that of a file.
         recipe = Recipe.of_tag(model, pretrained) if is_tag else Recipe.of_file(model)
         preprocess, quick_gelu = {**recipe.preprocess, **preprocess}, recipe.quick_gelu
     try:
@@ -95,7 +97,7 @@ def load_clip(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence open_clip, which logs what it raises to the root logger as well."""
+    """Silence open_clip, which also logs its exceptions to the root logger."""
     logging.disable(logging.CRITICAL)
     try:
         yield
@@ -108,7 +110,7 @@ def _check_name(model: str, pretrained: str | None) -> None:
         near = difflib.get_close_matches(model, open_clip.list_models(), n=3, cutoff=0.4)
         raise UserError(
             f"encoder {model}: open_clip has no such model"
-            + (f"; near: {', '.join(near)}" if near else "")
+            + (f"; similar: {', '.join(near)}" if near else "")
         )
     tags = open_clip.list_pretrained_tags_by_model(model)
     if not pretrained:
@@ -124,7 +126,7 @@ def _check_name(model: str, pretrained: str | None) -> None:
 
 
 def _not_loaded(model: str, pretrained: str | None, error: Exception) -> UserError:
-    """What to tell where open_clip cannot make the network."""
+    """The error to raise if open_clip cannot create the network."""
     tag = open_clip.get_pretrained_cfg(model, pretrained or "")
     repository, _, name = tag.get("hf_hub", "").rpartition("/")
     if tag and "Failed to download" in str(error):
@@ -154,14 +156,14 @@ def _not_loaded(model: str, pretrained: str | None, error: Exception) -> UserErr
 
 
 def _text_lacks(model: str, key: Literal["hf_model_name", "hf_tokenizer_name"]) -> str | None:
-    """What a text tower or tokenizer of Hugging Face's needs that is not here.
+    """What a Hugging Face text tower or tokenizer needs that is missing.
 
-    None where the model's `text_cfg` names none under `key`, or where all is here.
+    None if the model's `text_cfg` names none under `key`, or if nothing is missing.
     """
     try:
         name = open_clip.get_model_config(model)["text_cfg"].get(key)
     except Exception:
-        # Of a config that cannot be read, the error that brought us here says more.
+        # If the config cannot be read, the original error is more informative.
         return None
     if not name:
         return None
@@ -187,7 +189,7 @@ def _text_lacks(model: str, key: Literal["hf_model_name", "hf_tokenizer_name"]) 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """The model's own preprocessing, cut in two where pixels stop being uint8."""
+    """The model's own preprocessing, split into its uint8 and its float part."""
 
     resize: Compose
     size: tuple[int, int]
@@ -196,9 +198,9 @@ class Preprocess:
 
     @classmethod
     def of(cls, network: torch.nn.Module, *, scale: int = 1) -> "Preprocess":
-        """Read the preprocessing that belongs to an open_clip model.
+        """Read the preprocessing of an open_clip model.
 
-        With another `scale`, all of an image becomes an input so many times as wide and as high.
+        With another `scale`, the whole image is squashed to an input larger by this factor.
         """
         config = PreprocessCfg(**open_clip.get_model_preprocess_cfg(network))
         if scale != 1:
@@ -219,7 +221,7 @@ class Preprocess:
         return views
 
     def normalize(self, views: Tensor, dtype: torch.dtype) -> Tensor:
-        """The rest, on the views' device: uint8 (B, 3, H, W) to `dtype`, same shape."""
+        """The float part, on the views' device: uint8 (B, 3, H, W) to `dtype`, same shape."""
         mean = torch.tensor(self.mean, device=views.device).view(3, 1, 1)
         std = torch.tensor(self.std, device=views.device).view(3, 1, 1)
         return ((views.float() / 255 - mean) / std).to(dtype)
@@ -235,7 +237,7 @@ class ImageEncoder:
 
     @torch.inference_mode()
     def __call__(self, views: Tensor) -> np.ndarray:
-        """Embed uint8 views (B, 3, H, W): float32 vectors (B, ..., D), as the tower gives them."""
+        """Embed uint8 views (B, 3, H, W): float32 vectors (B, ..., D), not normalised."""
         views = self.preprocess.normalize(views.to(self.device, non_blocking=True), self.dtype)
         views = views.contiguous(memory_format=torch.channels_last)
         return self.network.encode_image(views).float().cpu().numpy()
@@ -244,7 +246,7 @@ class ImageEncoder:
 class TextEncoder:
     """The text tower, with the tokenizer of its model.
 
-    Raises UserError where the tokenizer needs a package or files that are not here.
+    Raises UserError if the tokenizer needs a package or files that are missing.
     """
 
     def __init__(self, network: torch.nn.Module, model: str) -> None:
@@ -254,7 +256,7 @@ class TextEncoder:
 
     @torch.inference_mode()
     def __call__(self, prompts: list[str]) -> np.ndarray:
-        """Embed prompts: float32 vectors (P, D), as the tower gives them."""
+        """Embed prompts: float32 vectors (P, D), not normalised."""
         with self._told():
             tokens = self.tokenize(prompts)
         return self.network.encode_text(tokens).float().cpu().numpy()
@@ -276,8 +278,8 @@ def logit_scale(network: torch.nn.Module) -> float:
 
 
 def logit_facts(network: torch.nn.Module) -> dict[str, float]:
-    """`logit_scale`, and `logit_bias` of a model that was trained with a sigmoid: what makes logits
-    of cosines."""
+    """`logit_scale`, and `logit_bias` of a model that was trained with a sigmoid: they turn cosines
+    into logits."""
     bias = network.logit_bias
     further = {} if bias is None else {"logit_bias": float(bias.float())}
     return {"logit_scale": logit_scale(network), **further}

@@ -20,19 +20,19 @@ from cdul_steps.models.encoder import ImageEncoder, Preprocess
 from cdul_steps.progress import note
 
 GPU_BATCH = 256
-"""Views a forward pass that fill a GPU."""
+"""Views per forward pass that fill a GPU."""
 WORTHWHILE = 20.0
-"""Seconds of work below which measuring engines costs more than it gains."""
+"""Seconds of work below which measuring engines takes longer than it saves."""
 MARGIN = 1.05
-"""How much faster another engine or batch size must be: less is within a measurement's noise."""
+"""How much faster another engine or batch size must be; less is within measurement noise."""
 SAME = 0.9999
-"""Cosine between two engines' vectors of one view from which they are the same."""
+"""Lowest cosine between two engines' vectors of a view for them to count as equal."""
 
 Encoder = Callable[[Tensor], np.ndarray]
 
 
 class _Tower(torch.nn.Module):
-    """From uint8 views to vectors, as one graph."""
+    """Maps uint8 views to vectors, as one graph."""
 
     def __init__(self, network: torch.nn.Module, preprocess: Preprocess) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class _Tower(torch.nn.Module):
 class OnnxEncoder:
     """The image tower in ONNX Runtime, on one thread.
 
-    On a CPU it fuses a convolution with what surrounds it, which makes such towers twice as fast.
+    On a CPU it fuses convolutions with adjacent operations, which doubles the speed of such towers.
     """
 
     def __init__(self, encoder: ImageEncoder) -> None:
@@ -56,13 +56,13 @@ class OnnxEncoder:
         size = encoder.preprocess.size
         views = torch.zeros((2, 3, *size), dtype=torch.uint8)
         axes = {"views": {0: "batch"}, "vectors": {0: "batch"}}
-        # Attention in one native operator cannot be exported.
+        # Torch's fused attention operator cannot be exported.
         fast_path = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                # By tracing: torch's newer exporter takes 12 s, at the start of every job.
+                # By tracing: torch's newer exporter takes 12 s at the start of every job.
                 torch.onnx.export(
                     _Tower(encoder.network, encoder.preprocess).eval(),
                     (views,),
@@ -76,8 +76,8 @@ class OnnxEncoder:
             torch.backends.mha.set_fastpath_enabled(fast_path)
 
     def __call__(self, views: Tensor) -> np.ndarray:
-        """Embed uint8 views (B, 3, H, W): float32 vectors (B, D), as the tower gives them."""
-        # A session does not outlive a fork: every worker process opens its own.
+        """Embed uint8 views (B, 3, H, W): float32 vectors (B, D), not normalised."""
+        # A session does not survive a fork, so every worker process opens its own.
         if self._session is None or self._process != os.getpid():
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -89,7 +89,7 @@ class OnnxEncoder:
 
 
 def _seconds(encode: Encoder, views: Tensor) -> float:
-    """Seconds of processor time a view, the best of a few runs, on one thread."""
+    """Seconds of processor time per view on one thread, the best of a few runs."""
     encode(views)
     spent: list[float] = []
     while len(spent) < 3 and sum(spent) < 0.1:
@@ -101,7 +101,7 @@ def _seconds(encode: Encoder, views: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Choice:
-    """What runs the tower: its engine, the encoder itself, and views a forward pass."""
+    """How the tower runs: its engine, the encoder itself, and views per forward pass."""
 
     engine: str
     encoder: Encoder
@@ -111,13 +111,13 @@ class Choice:
 def choose_engine(
     encoder: ImageEncoder, engine: Engine, batch_size: int, *, views: int, work: float
 ) -> Choice:
-    """Choose what runs the image tower.
+    """Choose how to run the image tower.
 
-    A GPU takes torch and large batches. On a CPU, where an image's views come together and a
-    worker has one thread, engines and then batch sizes (one view, half an image's, all of it) are
-    measured on noise, if a worker has enough `work` (views) to gain by it. `views` is the number of
-    an image; a `batch_size` (views) of 0 chooses. Raises UserError where `onnx` is asked for and
-    cannot be had.
+    A GPU uses torch and large batches. On a CPU, where each worker has one thread and handles all
+    views of an image together, engines and then batch sizes (one view, half of an image's, all of
+    them) are measured on noise, if a worker has enough `work` (views) to benefit. `views` is the
+    number per image; a `batch_size` (views) of 0 is automatic. Raises UserError if `onnx` is
+    requested and not available.
     """
     if encoder.device.type != "cpu":
         if engine == "onnx":
@@ -141,7 +141,7 @@ def choose_engine(
             its = _seconds(onnx, probe[:middle])
             note(
                 f"encode: in batches of {middle} views, torch embeds {1 / seconds:.1f} and onnx "
-                f"{1 / its:.1f} views/s a thread"
+                f"{1 / its:.1f} views/s per thread"
             )
             if seconds > MARGIN * its:
                 name, tower, seconds = "onnx", onnx, its
@@ -153,9 +153,9 @@ def choose_engine(
 def _best_size(
     tower: Encoder, name: str, sizes: list[int], probe: Tensor, seconds: dict[int, float]
 ) -> int:
-    """The best of ascending batch sizes; `seconds` a view of one of them are known.
+    """The best of ascending batch sizes; `seconds` has the known seconds per view.
 
-    Small batches stay in the processor's cache, large ones read the weights less often.
+    Small batches stay in the processor's cache; large ones read the weights less often.
     """
     best = sizes[0]
     for size in sizes:
@@ -171,13 +171,13 @@ def _best_size(
 
 
 def _onnx(encoder: ImageEncoder, probe: Tensor) -> OnnxEncoder:
-    """The tower in ONNX Runtime. Raises UserError where its vectors are not torch's."""
+    """The tower in ONNX Runtime. Raises UserError if its vectors differ from torch's."""
     try:
         onnx = OnnxEncoder(encoder)
         some = probe[:2]
         cosine = (unit(encoder(some)) * unit(onnx(some))).sum(axis=-1).min()
     except Exception as error:
-        raise UserError(f"engine 'onnx' cannot take this model: {first_line(error)}") from error
+        raise UserError(f"engine 'onnx' cannot run this model: {first_line(error)}") from error
     if not cosine >= SAME:
         raise UserError(f"engine 'onnx': its vectors differ from torch's, cosine {cosine:.5f}")
     return onnx

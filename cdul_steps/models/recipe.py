@@ -1,4 +1,4 @@
-"""How the weights of a CLIP are to be used, where they do not say so themselves."""
+"""How to use the weights of a CLIP, if they do not record it themselves."""
 
 import json
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a CLIP's weights need besides its architecture: without it, its vectors are wrong.
+    """What a CLIP's weights need besides the architecture; without it, the vectors are wrong.
 
     `preprocess` has the keys of open_clip's PreprocessCfg; `quick_gelu` is OpenAI's activation.
     """
@@ -22,17 +22,17 @@ class Recipe:
 
     @classmethod
     def of_tag(cls, model: str, tag: str) -> "Recipe":
-        """As open_clip says of the weights that it calls `tag`; its defaults for no such tag."""
+        """Open_clip's recipe for the weights called `tag`; its defaults if there is no such tag."""
         config = open_clip.get_pretrained_cfg(model, tag)
         by_name = (open_clip.get_model_config(model) or {}).get("quick_gelu")
         preprocess = merge_preprocess_dict(PreprocessCfg(), config)
-        # The size is the network's.
+        # The network defines the size.
         del preprocess["size"]
         return cls(preprocess, bool(by_name or config.get("quick_gelu")))
 
     @classmethod
     def of_file(cls, model: str) -> "Recipe":
-        """Of a file, which does not say: what all tags of its model agree on, or the defaults."""
+        """The recipe for a file, which has none: what all tags of its model share, or defaults."""
         recipes, default = list(_recipes_of_tags(model).values()), cls.of_tag(model, "")
         return cls(
             _shared([r.preprocess for r in recipes], default.preprocess),
@@ -59,15 +59,15 @@ def _recipes_of_tags(model: str) -> dict[str, Recipe]:
 
 
 def model_for_file(model: str, recipe: Recipe) -> str | None:
-    """The name of a model as which a file gets this recipe; None where there is none."""
+    """The model name with which a file gets this recipe; None if there is none."""
     names = [n for n in (model, f"{model}-quickgelu") if n in open_clip.list_models()]
     return next((name for name in names if Recipe.of_file(name) == recipe), None)
 
 
 def assumed(model: str, pretrained: str | None) -> str | None:
-    """In words, what was taken for granted of weights that do not say how to use them.
+    """The assumptions about weights that do not record how to use them, in words.
 
-    None for a tag, and for a folder or repository whose config says it.
+    None for a tag, and for a folder or repository whose config records it.
     """
     if pretrained and open_clip.is_pretrained_cfg(model, pretrained):
         return None
@@ -77,17 +77,17 @@ def assumed(model: str, pretrained: str | None) -> str | None:
         lacking = [name for name in ("mean", "std") if not said.get(name)]
         if not lacking:
             return None
-        return f"its config does not say {' and '.join(lacking)}; open_clip's defaults were taken"
+        return f"its config has no {' and '.join(lacking)}; open_clip's defaults were used"
     recipes, recipe = _recipes_of_tags(model), Recipe.of_file(model)
     taken = f"{pretrained} was taken with {recipe}"
     if not recipes:
-        return f"{taken}: open_clip's defaults, since it has no weights of this model"
+        return f"{taken}: open_clip's defaults, because it has no weights of this model"
     others: dict[str | None, list[str]] = {}
     for tag, its in recipes.items():
         if its != recipe:
             others.setdefault(model_for_file(model, its), []).append(tag)
     if not others:
-        return f"{taken}, like all weights of this model that open_clip has"
+        return f"{taken}, like all of open_clip's weights for this model"
     advice = (
         f"weights of {', '.join(tags)} need "
         + (f"the model {name}" if name else "their folder as 'local-dir:FOLDER'")

@@ -1,4 +1,4 @@
-"""A timm network as what the engines run: from uint8 images to pooled features, or to logits."""
+"""A timm network in the form that the engines run: uint8 images to pooled features or logits."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,12 +12,12 @@ from cdul_steps.models.classifier import INTERPOLATION, Card
 from cdul_steps.models.encoder import ImageEncoder, Preprocess
 
 TOGETHER = 8
-"""Images that a worker on a CPU takes together. To hand over one at a time costs a seventh of the
-rate, since the process that collects them wakes up for each, on a worker's core."""
+"""Images that a CPU worker processes together. Handing over one at a time is a seventh slower,
+because the collecting process wakes up for each one, on a worker's core."""
 
 
 class _Tower(torch.nn.Module):
-    """A network that is called as an image tower is."""
+    """A network with the interface of an image tower."""
 
     def __init__(self, network: torch.nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class _Tower(torch.nn.Module):
 
 
 class TimmEncoder(ImageEncoder):
-    """A timm network whose images are squashed to its input size, in float32."""
+    """A timm network in float32; images are squashed to its input size."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class TimmEncoder(ImageEncoder):
         device: torch.device,
         forward: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        """`forward` takes the network's input (B, 3, H, W) to (B, D); without it, to logits."""
+        """`forward` maps the network's input (B, 3, H, W) to (B, D); by default, to logits."""
         network = network.to(device, memory_format=torch.channels_last).eval()
         self.network = _Tower(network, forward or network)
         size = (card.image_size, card.image_size)
@@ -48,10 +48,10 @@ class TimmEncoder(ImageEncoder):
 
 
 def pooled_features(network: torch.nn.Module) -> Callable[[Tensor], Tensor]:
-    """A function from a timm network's input (B, 3, H, W) to what its last layer takes, (B, D).
+    """A function from a timm network's input (B, 3, H, W) to the input of its last layer, (B, D).
 
-    Raises UserError where the last layer is not a single linear one, which a head that was learnt
-    on such features could not take the place of.
+    Raises UserError if the last layer is not a single linear one, because a head trained on such
+    features could not replace it.
     """
     head = network.get_classifier()
     if not isinstance(head, torch.nn.Linear):

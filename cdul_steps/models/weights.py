@@ -1,4 +1,4 @@
-"""What is wrong with a file of weights, in words that say what to do about it."""
+"""Explains what is wrong with a weights file, and what to do about it."""
 
 import re
 import struct
@@ -23,34 +23,34 @@ PACKED = {
 }
 ZIP, ZIP_END, PICKLE, NUMPY = b"PK\x03\x04", b"PK\x05\x06", b"\x80", b"\x93NUMPY"
 TAIL = 1 << 20
-"""Bytes at the end of an archive that hold the names of its members."""
+"""Bytes at the end of an archive that contain the names of its members."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What a file is instead of weights, and what to do about it."""
+    """What a file contains instead of weights, and what to do about it."""
 
     what: str
     remedy: str
 
 
 def why_not_loaded(error: Exception, files: list[Path], *, cached: bool = False) -> str:
-    """Why `files`, those of them that exist, cannot be loaded as weights, where torch says `error`.
+    """Why those of `files` that exist cannot be loaded as weights, given torch's `error`.
 
-    What a file is by its own bytes counts first, then the error. `cached` files are those of the
-    hub's cache, to be fetched again.
+    The file's own bytes are checked first, then the error. `cached` files are in the hub's cache,
+    and should be downloaded again.
     """
     for file in files:
         if file.is_file() and (fault := fault_of(file)):
             if cached:
-                # Without its link alone, the cache would take the same blob again.
+                # If only the link were deleted, the cache would use the same blob again.
                 return f"{file.resolve()} {fault.what}; delete it and run once with network"
             return f"{'it' if len(files) == 1 else file} {fault.what}; {fault.remedy}"
     return _in_words(error)
 
 
 def cached_files(repository: str, names: Iterable[str]) -> list[Path]:
-    """Those files of a repository that are in the hub's cache."""
+    """The files of a repository that are in the hub's cache."""
     try:
         found = [try_to_load_from_cache(repository, name) for name in names]
     except HFValidationError:
@@ -59,18 +59,18 @@ def cached_files(repository: str, names: Iterable[str]) -> list[Path]:
 
 
 def fault_of(file: Path) -> Fault | None:
-    """What a file is by its own bytes; None for one that looks like weights."""
+    """What a file is according to its bytes; None if it looks like weights."""
     with file.open("rb") as stream:
         start = stream.read(512)
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if not start:
         return Fault("is empty", "copy or download it again")
     if text.startswith(PAGES):
-        return Fault("is a web page", "download the file that the page is about")
+        return Fault("is a web page", "download the file itself")
     if text.startswith(b"version https://git-lfs"):
-        return Fault("is a pointer of Git LFS", "fetch the file itself with 'git lfs pull'")
+        return Fault("is a Git LFS pointer", "fetch the file itself with 'git lfs pull'")
     if b"/annex/objects/" in start:
-        return Fault("is a pointer of git-annex", "fetch the file itself with 'git annex get'")
+        return Fault("is a git-annex pointer", "fetch the file itself with 'git annex get'")
     if start.startswith(ZIP):
         return _fault_of_zip(file)
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1 << 32:
@@ -88,7 +88,7 @@ def fault_of(file: Path) -> Fault | None:
 
 
 def _fault_of_zip(file: Path) -> Fault | None:
-    # The list of its members is at the end; nothing is unpacked.
+    # The list of members is at the end; nothing is unpacked.
     with file.open("rb") as stream:
         stream.seek(max(0, file.stat().st_size - TAIL))
         end = stream.read()
@@ -97,7 +97,7 @@ def _fault_of_zip(file: Path) -> Fault | None:
     if b"/constants.pkl" in end:
         return Fault(
             "is a TorchScript program, as OpenAI ships CLIP, and programs are not run",
-            "use the tag 'openai', or take the weights out of it as docs/faq.md says",
+            "use the tag 'openai', or extract the weights as described in docs/faq.md",
         )
     if b"/data.pkl" in end:
         return _misnamed(file)
@@ -109,7 +109,7 @@ def _fault_of_zip(file: Path) -> Fault | None:
 def _misnamed(file: Path) -> Fault | None:
     if file.suffix != ".safetensors":
         return None
-    return Fault("is a PyTorch file", "let its name end in .pt")
+    return Fault("is a PyTorch file", "rename it to end in .pt")
 
 
 def _fault_of_safetensors(file: Path) -> Fault | None:
@@ -120,42 +120,42 @@ def _fault_of_safetensors(file: Path) -> Fault | None:
         return Fault("is truncated or corrupt", "copy or download it again")
     if file.suffix == ".safetensors":
         return None
-    return Fault("is a safetensors file", "let its name end in .safetensors")
+    return Fault("is a safetensors file", "rename it to end in .safetensors")
 
 
 def _in_words(error: Exception) -> str:
-    """What the libraries say, in one line and without their advice to trust the file."""
+    """The libraries' message, in one line and without their advice to trust the file."""
     text = str(error)
     if re.search("weights_only|WeightsUnpickler|allow_pickle", text):
         found = re.search(r"Unsupported globals?: (?:GLOBAL )?([\w.]+)", text)
         if not found and "allow_pickle" not in text:
-            return "it is corrupt or no file of weights; copy or download it again"
+            return "it is corrupt or not a weights file; copy or download it again"
         return (
-            "it holds Python objects besides tensors"
+            "it contains Python objects besides tensors"
             + (f" ({found[1]})" if found else "")
-            + ", which are not loaded, since they could run code; where you trust the file, save "
-            "its tensors alone as docs/faq.md says"
+            + ", which are not loaded because they could run code; if you trust the file, save "
+            "only its tensors as described in docs/faq.md"
         )
     if isinstance(error, EOFError | struct.error) or re.search("unexpected EOF|truncated", text):
         return "it is truncated or corrupt; copy or download it again"
     if "state_dict" in text and "\n" in text:
-        return f"it is of another model: {_mismatch(text)}"
+        return f"it is from another model: {_mismatch(text)}"
     if isinstance(error, AttributeError) and "ndim" in text:
         return (
-            "it holds a logit_bias, as SigLIP's weights do, and this model has none; give the "
-            "model that the weights are of"
+            "it contains a logit_bias, like SigLIP's weights, but this model has none; give the "
+            "model that the weights belong to"
         )
     if isinstance(error, AttributeError | KeyError | StopIteration):
-        return f"it holds no state dict of this model ({first_line(error)})"
+        return f"it contains no state dict of this model ({first_line(error)})"
     return first_line(error)
 
 
 def _mismatch(text: str) -> str:
-    """The kinds of differences in torch's long message about a state dict, each by examples."""
+    """The kinds of differences in torch's long message about a state dict, with examples."""
     kinds: dict[str, list[str]] = {}
     for line in text.splitlines():
         if found := re.search(r"(Missing|Unexpected) key\(s\) in state_dict: (.+)", line):
-            kind = {"Missing": "it lacks", "Unexpected": "it also holds"}[found[1]]
+            kind = {"Missing": "it lacks", "Unexpected": "it also contains"}[found[1]]
             kinds[kind] = re.findall('"([^"]+)"', found[2])
         elif found := re.search(r"size mismatch for (\S+):", line):
             has, wants = re.findall(r"torch\.Size\((\[.*?\])\)", line)

@@ -1,4 +1,4 @@
-"""Stage ablation: the variants of a training side by side."""
+"""Stage ablation: compare the variants of a training."""
 
 from functools import cache
 from pathlib import Path
@@ -26,13 +26,13 @@ def compare_variants(
     ap: AveragePrecision,
     output: Path,
 ) -> None:
-    """Write `ablation.parquet`, a row a training, and `ablation.md`, a row a variant.
+    """Write `ablation.parquet`, one row per training, and `ablation.md`, one row per variant.
 
     `trainings` gives the variant's name and the folder of each, somewhere below that of its
     pseudo-labels. Measures are mAP in percent: of the classifier on the split of its
-    `metrics.json`, and of the labels that it learnt from and those that they became. `gain` is
-    the classifier's over that of the variant `against`, with the same seed. Raises UserError for
-    a table that is none, and for a variant that is not in it.
+    `metrics.json`, and of its training labels before and after refinement. `gain` is the
+    classifier's mAP minus that of the variant `against` with the same seed. Raises UserError for
+    an invalid table, and for a variant that is not in it.
     """
     rows = read_rows(table).set_index("variant", drop=False)
     keys = [name for name in rows if name not in (*COLUMNS, "seed")]
@@ -64,7 +64,7 @@ def compare_variants(
             }
         )
     frame = pd.DataFrame(records)
-    # None, where no truth is known, becomes NaN.
+    # None, for unknown truth, becomes NaN.
     measures = [name for name in frame if "mAP" in name]
     frame = frame.astype(dict.fromkeys(measures, float))
     measured = frame.set_index(["variant", "seed"])["classifier_mAP"]
@@ -84,7 +84,7 @@ def compare_variants(
 
 
 def _pseudo_labels(folder: Path) -> Path:
-    """The labels that a training learnt from."""
+    """The labels that a training used."""
     for parent in folder.parents:
         if (parent / "pseudo_labels.parquet").is_file():
             return parent / "pseudo_labels.parquet"
@@ -92,7 +92,7 @@ def _pseudo_labels(folder: Path) -> Path:
 
 
 def _value(settings: dict[str, Any], key: str) -> Any:
-    """The value of a dotted key; None where a training of an older version had none."""
+    """The value of a dotted key; None if a training of an older version had none."""
     value: Any = settings
     for part in key.split("."):
         value = (value or {}).get(part)

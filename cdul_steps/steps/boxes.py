@@ -1,4 +1,4 @@
-"""Stage boxes: second views, each around what a trained classifier takes for a class."""
+"""Stage boxes: second views, each around a region that a trained classifier takes for a class."""
 
 from functools import partial
 from pathlib import Path
@@ -31,10 +31,10 @@ from cdul_steps.progress import note
 
 
 def write_box_images(*, images: Path, classes: int, output: Path) -> None:
-    """Write the `images.parquet` of second views: the train split of a data set's, row for row.
+    """Write the `images.parquet` of second views: the data set's train split, row for row.
 
-    Its layout says that an image has the whole and `classes` boxes as views, or as many boxes as
-    there are classes.
+    Its layout states that an image's views are the whole image and `classes` boxes, or one box per
+    class if there are fewer.
     """
     facts = require(images, read_facts(images), "layout", "rows", "classes")
     table = pq.read_table(images)
@@ -67,13 +67,13 @@ def make_boxes(
     image. An image that cannot be read gets the whole image in place of each box. Raises UserError
     for a model that cannot be loaded or has no map of features.
     """
-    facts, images, boxes = read_shard(manifest)
     target, workers = machine.set_up(cpu_workers=0)
+    facts, images, boxes = read_shard(manifest)
     network, card = load_classifier(model, target)
     if not has_map(network, torch.zeros((1, 3, card.image_size, card.image_size), device=target)):
         raise UserError(
-            f"{model}: {card.model} has no map of features, so it cannot say where it sees a "
-            "class; boxes need a convolutional network"
+            f"{model}: {card.model} has no feature map, so it cannot locate a class; boxes need a "
+            "convolutional network"
         )
     count = min(settings.classes, len(card.classes))
     encoder = TimmEncoder(network, card, target, partial(_find, network, settings))
@@ -121,9 +121,9 @@ def make_boxes(
 def _find(network: torch.nn.Module, settings: BoxShape, images: Tensor) -> Tensor:
     """From the network's input (B, 3, H, W) to the boxes of its best classes, float32 (B, K * 5).
 
-    Each is the index of its class and `x0, y0, x1, y1` as shares of the image.
+    Each box is the index of its class and `x0, y0, x1, y1` as shares of the image.
     """
-    # Maps are gradients, which inference mode has none of.
+    # Maps need gradients, which inference mode does not compute.
     with torch.inference_mode(mode=False), torch.no_grad():
         features = network.forward_features(images.clone())
         scores = network.forward_head(features)
@@ -134,5 +134,5 @@ def _find(network: torch.nn.Module, settings: BoxShape, images: Tensor) -> Tenso
 
 
 def _own(facts: dict) -> dict:
-    """Facts that a table has of its own, without those that `describe` writes."""
+    """A table's own facts, without those that `describe` writes."""
     return {k: v for k, v in facts.items() if k not in ("kind", "schema_version")}

@@ -1,4 +1,4 @@
-"""Stage encode: the views of a shard to embeddings, and the class table to its own."""
+"""Stage encode: embed the views of a shard, and the class table."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ from cdul_steps.progress import Progress, note
 from cdul_steps.provenance import versions
 
 PROMPTS = 128
-"""Prompts in a forward pass of the text tower, about; more are no faster on a CPU."""
+"""Approximate number of prompts per forward pass of the text tower; more are no faster on a CPU."""
 SOFTWARE = ("torch", "onnxruntime", "open_clip_torch", "timm", "zarr", "pillow")
 
 
@@ -52,9 +52,9 @@ def encode_shard(
     """Encode the views of one shard's manifest.
 
     Writes the shard's object of `store`, float16 unit vectors (shard_size, 1+S, D) with NaN for
-    images that cannot be used, and last `table`, a row an image: `image_id, row, status, error,
-    seconds`. `choose_engine` says what the machine's engine and batch size are. Raises UserError
-    where the model cannot be loaded, or has no dense views.
+    images that cannot be used, and finally `table`, one row per image: `image_id, row, status,
+    error, seconds`. For the machine's engine and batch size, see `choose_engine`. Raises UserError
+    if the model cannot be loaded, or does not support dense views.
     """
     check_store(store, "embeddings")
     facts, images, boxes = read_shard(manifest)
@@ -127,21 +127,20 @@ def encode_shard(
 def encode_text(
     *, classes: Path, encoder: Encoder, output: Path, context: ContextList | None = None
 ) -> None:
-    """Embed the class table: `output` gets a row a class, `class`, the `aliases` that its prompts
-    used, and `embedding` (float32, D).
+    """Embed the class table: `output` gets one row per class: `class`, the `aliases` used in its
+    prompts, and `embedding` (float32, D).
 
-    With `context`, its names have rows behind the classes, which the column `context` marks; those
-    that mean a class are left out. Always fp32 and on the CPU. The
-    model's `logit_facts` go into the table's facts, and so does what was left out. Raises
-    UserError for weights that give no finite vectors, for lists that cannot be read, and where one
-    class is left alone.
+    With `context`, its names follow the classes as rows marked in the column `context`; names that
+    mean a class are left out. This always runs in fp32 on the CPU. The table's facts record the
+    model's `logit_facts` and the names that were left out. Raises UserError for weights that do not
+    give finite vectors, for lists that cannot be read, and if only one name remains.
     """
     table, listed = load_names(classes, *((context.path, context.keep) if context else (None,)))
     names = list(table.names)
     prompted = [list(of if encoder.aliases else of[:1]) for of in table.aliases]
     for group in same_prompts(table.names, prompted):
         note(
-            f"encode: {', '.join(group)} have the same prompts, so nothing tells these classes "
+            f"encode: {', '.join(group)} have the same prompts, so these classes cannot be told "
             "apart; give them other names or aliases"
         )
     network = load_clip(encoder.model, encoder.pretrained)
@@ -195,7 +194,7 @@ def encode_text(
 def _embed_names(
     embed: TextEncoder, templates: Sequence[str], names: Sequence[Sequence[str]]
 ) -> np.ndarray:
-    """Embeddings of classes by all their names in all templates: unit vectors (len(names), D)."""
+    """Embeddings of classes from all names in all templates: unit vectors (len(names), D)."""
     prompts = [[t.replace("{}", name) for t in templates for name in of] for of in names]
     at_once = max(1, PROMPTS // len(templates))
     vectors: list[np.ndarray] = []
@@ -216,10 +215,10 @@ def _find_near(
     context: ContextList,
     embed: Callable[[Sequence[Sequence[str]]], np.ndarray],
 ) -> list[Near]:
-    """The context names that mean a class, which are left out; told in one line.
+    """The context names that mean a class and are left out; reported in one line.
 
-    `vectors` are those of the list's names. Whatever names of a class its prompts use, each of
-    them means the class.
+    `vectors` are the embeddings of the list's names. Every name of a class means the class, even
+    if its prompts do not use the name.
     """
     centre = embed([[word] for word in REFERENCE]).mean(axis=0)
     cosines = centred_cosine(vectors, embed([[n] for of in classes.aliases for n in of]), centre)

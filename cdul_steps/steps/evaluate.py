@@ -1,4 +1,4 @@
-"""Stage evaluate: scores against the truth."""
+"""Stage evaluate: compare scores with the truth."""
 
 from pathlib import Path
 from typing import Any
@@ -24,21 +24,21 @@ def evaluate_scores(
 ) -> dict[str, Any]:
     """Measure a table of scores and write the measures as JSON.
 
-    Images are matched by `image_id`; those without scores or known truth are left out, and
-    `left_out` says how many. Raises UserError where classes differ, an image is named twice, or no
-    image is one of `images`.
+    Images are matched by `image_id`; those without scores or known truth are left out and counted
+    in `left_out`. Raises UserError if classes differ, an image occurs twice, or no image is in
+    `images`.
     """
     table, classes, values = read_scores(scores)
     image_ids = table["image_id"].to_pylist()
     if len(set(image_ids)) != len(image_ids):
-        raise UserError(f"{scores}: an image_id stands in more than one row")
+        raise UserError(f"{scores}: image_id occurs in more than one row")
     truth = Truth.of(images, image_ids, classes, difficult)
     known = read_table(images, ["image_id"])["image_id"].to_pylist()
     found = int((match_images(image_ids, known) >= 0).sum())
     if image_ids and not found:
         raise UserError(
-            f"{scores}: none of its {len(image_ids)} images is in {images}: the image_id here is "
-            f"such as {image_ids[0]!r}, there {(known or ['none'])[0]!r}; give the table of the "
+            f"{scores}: none of its {len(image_ids)} images is in {images}: an image_id here is "
+            f"{image_ids[0]!r}, and there {(known or ['none'])[0]!r}; give the table of the "
             "same data set"
         )
     rows = pq.read_metadata(scores).num_rows
@@ -63,12 +63,12 @@ def evaluate_scores(
 
 
 def conclusion(result: dict[str, Any]) -> str:
-    """What `evaluate_scores` found, in a line: the mAP, or else why there is none."""
+    """The result of `evaluate_scores` in one line: the mAP, or why there is none."""
     left_out = result["left_out"]
     words = {
         "without_scores": "without scores",
-        "not_in_images": "not of the data set",
-        "truth_unknown": "of unknown truth",
+        "not_in_images": "not in the data set",
+        "truth_unknown": "with unknown truth",
     }
     others = ", ".join(f"{n} {words[why]}" for why, n in left_out.items() if n)
     if result["mAP"] is not None:
@@ -95,11 +95,11 @@ def evaluate_labels(
     """Measure every label construction on each split: `quality.json`.
 
     `similarity` maps splits to their stores. Scoring, zeta, lambda and grid are those of the
-    table `labels`. Result: split, construction, then as `measure`. Where that table was calibrated
-    or hardened, labels made in its way are there too, as `pseudo_labels`: on every split with the
-    statistics, bias and slope that the table has. Of joined labels there is nothing but these, on
-    their own split. Raises UserError where the table does not say how
-    it was made, or is of other classes.
+    table `labels`. The result is nested: split, construction, then as `measure`. If that table was
+    calibrated or hardened, `pseudo_labels` measures labels made the same way on every split, with
+    the table's statistics, bias and slope. For joined labels there is only `pseudo_labels`, on
+    their own split. Raises UserError if the table does not record how it was made, or has other
+    classes.
     """
     facts = LabelFacts.read(labels)
     result: dict[str, Any] = {
@@ -115,7 +115,7 @@ def evaluate_labels(
         write_json(output, result)
         return result
     if facts.recipe is None:
-        raise UserError(f"{labels}: does not say how its labels were made; use 'cdul label'")
+        raise UserError(f"{labels}: does not record how its labels were made; use 'cdul label'")
     _, scoring, zeta, lam = facts.recipe
     result |= {"tau": scoring.tau, "zeta": zeta, "lambda": lam}
     if scoring.logit_bias is not None:
@@ -123,7 +123,7 @@ def evaluate_labels(
     for split, store in similarity.items():
         array, classes, _ = open_similarity(store, scoring.tau)
         if facts.classes != classes:
-            raise UserError(f"{labels} and {store} are not of the same class table")
+            raise UserError(f"{labels} and {store} do not have the same class table")
         check_rows(images, split, store, array.shape[0])
         known = read_truth(images, classes)["image_id"]
         table = read_split(images, split, ["image_id", "row"])

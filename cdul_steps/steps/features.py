@@ -1,4 +1,4 @@
-"""Stage features: what a frozen trunk makes of each image, once for all trainings on it."""
+"""Stage features: the features of each image from a frozen trunk, once for all its trainings."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ SOFTWARE = ("torch", "onnxruntime", "timm", "zarr", "pillow")
 def write_feature_store(*, images: Path, split: str, settings: Network, store: Path) -> None:
     """Write the `zarr.json` of a split's features: float32 (N, 1, D).
 
-    The shards are written by the jobs of `make_features`.
+    The `make_features` jobs write the shards.
     """
     facts = require(images, read_facts(images), "layout", "rows")
     encoder, _ = _load(settings, torch.device("cpu"))
@@ -46,11 +46,11 @@ def make_features(
 ) -> None:
     """Compute the features of one shard's images.
 
-    A feature vector is what the last layer of the network takes: the pooled output of all layers
-    below it, for the whole image squashed to the input size. Writes the shard's object of
-    `store`, float32 (shard_size, 1, D) with NaN for images that cannot be used, and last `table`,
-    one row per image: `image_id, row, status, error, seconds`. Raises UserError where the network
-    cannot be made, or its trunk cannot be frozen.
+    A feature vector is the input of the network's last layer: the pooled output of all layers
+    below it, for the whole image squashed to the input size. Writes the shard's object of `store`,
+    float32 (shard_size, 1, D) with NaN for images that cannot be used, and finally `table`, one row
+    per image: `image_id, row, status, error, seconds`. Raises UserError if the network cannot be
+    created, or its trunk cannot be frozen.
     """
     check_store(store, "features")
     facts, images, boxes = read_shard(manifest)

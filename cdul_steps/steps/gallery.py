@@ -1,4 +1,4 @@
-"""A static page of images with their scores, which opens from a disk: no server, no network."""
+"""A static web page of images with their scores, which works offline without a server."""
 
 import json
 import os
@@ -33,27 +33,27 @@ GALLERY = ("data/index.js", "data/*.js", "thumbnails/*.webp", *(f.name for f in 
 THUMBNAIL = 256
 """Longer side of a thumbnail in pixels."""
 PAGE_SIZE = 50
-"""Images a data file: sorted by a score, a screenful comes from about as many files."""
+"""Images per data file: a page sorted by score needs about as many files as it shows images."""
 CLIP, REFINED, CLASSIFIER = "CLIP", "refined", "classifier"
 SHOWN_CONTEXT = 3
-"""Context names of an image that are told."""
+"""Number of context names shown per image."""
 
 
 def make_gallery(*, folder: Path, split: str, output: Path) -> None:
-    """Write the gallery of a split of a training's results at the folder `output`.
+    """Write the gallery of a split of a training's results to the folder `output`.
 
     `folder` is `{dataset}/{encoder}/{labels}/{training}` below the results, or its
-    `{dataset}/{encoder}/{labels}` before any training. Scores: CLIP's labels, for the train split
-    the refined ones, and the classifier's predictions; those that are there. An earlier gallery
-    at `output` is replaced. Raises UserError where there is nothing to show, tables do not fit
-    together, or `output` is something else.
+    `{dataset}/{encoder}/{labels}` before any training. The scores are CLIP's labels, for the train
+    split the refined labels, and the classifier's predictions, as far as they exist. An earlier
+    gallery at `output` is replaced. Raises UserError if there is nothing to show, tables do not
+    match, or `output` is something else.
     """
     check_replaceable(output, GALLERY)
     folder = folder.resolve()
     labels = folder if (folder / "pseudo_labels.parquet").is_file() else folder.parent
     if not (labels / "pseudo_labels.parquet").is_file():
         raise UserError(
-            f"{folder}: no pseudo_labels.parquet there or above; "
+            f"{folder}: no pseudo_labels.parquet here or in the folder above; "
             "give results/DATASET/ENCODER/LABELS/TRAINING"
         )
     run = Run(labels, None if folder == labels else folder)
@@ -83,7 +83,7 @@ def make_gallery(*, folder: Path, split: str, output: Path) -> None:
             what="gallery, thumbnails",
         )
         if not all(drawn):
-            note(f"gallery: files that cannot be read and have no thumbnail: {drawn.count(False)}")
+            note(f"gallery: unreadable files, shown without thumbnail: {drawn.count(False)}")
         images = []
         for i, image in enumerate(table.to_pylist()):
             known = truth.get(image["image_id"], {})
@@ -97,7 +97,7 @@ def make_gallery(*, folder: Path, split: str, output: Path) -> None:
                     "positive": known.get("positive"),
                     "difficult": known.get("difficult") or [],
                     "scores": _thousandths(scores[:, i]),
-                    # The whole image first, then its snippets.
+                    # The whole image comes first, then its snippets.
                     "top": views.tops[i].tolist() if seen else [],
                     "top_scores": _thousandths(views.top_scores[i]) if seen else [],
                     "context": _thousandths(views.share[i]) if seen else -1,
@@ -123,7 +123,7 @@ def make_gallery(*, folder: Path, split: str, output: Path) -> None:
 
 
 def _read_kinds(run: Run, table: pa.Table, split: str) -> tuple[list[str], dict[str, np.ndarray]]:
-    """The classes, and by the name of each kind of score float32 (images, C), NaN where absent."""
+    """The classes, and each kind of score by name: float32 (images, C), NaN where missing."""
     files = {CLIP: run.place.path(PSEUDO_LABELS)}
     if run.training:
         files[REFINED] = run.place.path(REFINED_LABELS)
@@ -145,17 +145,17 @@ def _read_kinds(run: Run, table: pa.Table, split: str) -> tuple[list[str], dict[
     for kind, (other, _) in found.items():
         if other != classes:
             raise UserError(
-                f"{run.folder}: the scores of {first} and {kind} are of different class tables; "
-                "run snakemake again"
+                f"{run.folder}: the scores of {first} and {kind} have different class tables; run "
+                "snakemake again"
             )
     return classes, {kind: values for kind, (_, values) in found.items()}
 
 
 def _labels_again(run: Run, table: pa.Table, split: str) -> tuple[list[str], np.ndarray] | None:
-    """CLIP's labels of a split that has none, made as the pseudo-labels were."""
+    """CLIP's labels for a split without any, made in the same way as the pseudo-labels."""
     facts, similarity = run.label_facts, run.similarity(split)
     if facts.recipe is None:
-        note("gallery: CLIP's labels of this split cannot be made here and are left out")
+        note("gallery: CLIP's labels for this split cannot be made here and are left out")
         return None
     array, classes, _ = open_similarity(similarity, facts.tau)
     return classes, labels_like(facts, similarity, array, run.images, table["row"].to_numpy())
@@ -172,7 +172,7 @@ def _corrections(run: Run) -> list[list[str]]:
 
 
 def _match(file: Path, image_ids: list[str]) -> tuple[list[str], np.ndarray]:
-    """Class names of a table of scores, and its rows in the order of the ids."""
+    """Class names of a score table, and its rows in the order of the ids."""
     ids, classes, values = read_scores(file)
     place = {image_id: i for i, image_id in enumerate(ids["image_id"].to_pylist())}
     rows = np.array([place.get(image_id, len(values)) for image_id in image_ids])
@@ -181,17 +181,17 @@ def _match(file: Path, image_ids: list[str]) -> tuple[list[str], np.ndarray]:
 
 
 def _thresholds(run: Run, split: str, kind: str, classes: list[str]) -> np.ndarray:
-    """The score from which an image counts as showing each class, float64 (C,)."""
+    """The threshold of each class, float64 (C,)."""
     predictions = run.place.path(PREDICTIONS, split=split) if kind == CLASSIFIER else None
     return thresholds_of(read_facts(predictions) if predictions else {}, classes)
 
 
 class _Views(NamedTuple):
-    """What CLIP sees in the views of images, by places in `names`: the classes, then the context.
+    """CLIP's scores of the views of images, by indices in `names`: the classes, then the context.
 
-    tops, top_scores: of every view the best name and its score, int and float32 (images, 1+S).
-    share: what of the whole image goes to context, float32 (images,). context, context_scores: the
-    names that get most of it, int and float32 (images, up to SHOWN_CONTEXT).
+    tops, top_scores: the best name of each view and its score, int and float32 (images, 1+S).
+    share: the context's share of the whole image, float32 (images,). context, context_scores: the
+    names with the largest shares, int and float32 (images, up to SHOWN_CONTEXT).
     """
 
     names: list[str]
@@ -203,11 +203,11 @@ class _Views(NamedTuple):
 
 
 def _read_views(run: Run, classes: list[str], table: pa.Table, split: str) -> _Views:
-    """What CLIP sees in the images of `table`, by the scoring of the labels."""
+    """CLIP's scores of the images of `table`, with the scoring of the labels."""
     similarity = run.similarity(split)
     array, names, scoring = run.open_similarity(split)
     if names != classes:
-        raise UserError(f"{similarity}: its classes are not those of the scores; run snakemake")
+        raise UserError(f"{similarity}: its classes differ from those of the scores; run snakemake")
     context = context_of(array) if scoring.logit_bias is None else []
     found = []
     with Progress("gallery, snippets", array.shape[0], "images") as progress:
@@ -221,7 +221,7 @@ def _read_views(run: Run, classes: list[str], table: pa.Table, split: str) -> _V
 
 
 def _read_boxes(dataset: Place, split: str) -> dict[str, list[list[int]]]:
-    """By image id the boxes of its snippets: left, top, width, height in thousandths of it."""
+    """The boxes of snippets by image id: left, top, width, height in thousandths of the image."""
     found: dict[str, list[list[int]]] = {}
     for shard in dataset.find(SHARD, split=split):
         _, images, views = read_shard(shard.path(SHARD))
@@ -233,10 +233,10 @@ def _read_boxes(dataset: Place, split: str) -> dict[str, list[list[int]]]:
 
 
 def _measures(scores: np.ndarray, kinds: list[str]) -> dict[str, np.ndarray]:
-    """What images are chosen and sorted by, from scores (kinds, N, C).
+    """The measures for selecting and sorting images, from scores (kinds, N, C).
 
     `score` and `uncertainty` 1 - |2 s - 1| are (kinds, N, C); `disagreement` of CLIP and
-    classifier and `change` by the refinement, absolute differences, (N, C) where both are there.
+    classifier and `change` by the refinement are absolute differences, (N, C) if both exist.
     """
     of = dict(zip(kinds, scores, strict=True))
     found = {"scores": scores, "uncertainty": 1 - np.abs(2 * scores - 1)}
@@ -254,7 +254,7 @@ def _link(path: str, output: Path) -> str | None:
 
 
 def _thousandths(values: np.ndarray | float) -> Any:
-    """Thousandths as whole numbers in nested lists, for JSON; -1 for NaN."""
+    """Values in thousandths as integers in nested lists, for JSON; -1 for NaN."""
     values = np.asarray(values, dtype=np.float64)
     return np.where(np.isnan(values), -1, np.rint(1000 * values)).astype(int).tolist()
 
@@ -267,7 +267,7 @@ def _write_data(
 ) -> None:
     """Write the data files: `index`, `page-N` of the images, and `class-N` of the measures.
 
-    They are scripts: a page opened from a disk may not read any other file.
+    They are scripts, because a page opened from a disk may not read other files.
     """
     folder.mkdir()
     over_classes = {name: np.mean if name == "uncertainty" else np.max for name in measures}

@@ -1,4 +1,4 @@
-"""Stage label: cosines, or labels of several kinds, to pseudo-labels."""
+"""Stage label: make pseudo-labels from cosines, or by joining other labels."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,11 +36,11 @@ def make_labels(
 ) -> None:
     """Write the pseudo-labels of a split: `image_id, path`, one float32 column per class.
 
-    One row per image that has an embedding, in the order of `images`. With `positives` the labels
-    sum to it, and have the sharpness of the model's own temperature whatever `tau` is. With
-    `corrections`, the entries that they name have their value, and the column `corrected` lists
-    them. The table's metadata are `LabelFacts`. Raises UserError for input that does not fit
-    together, and for a correction of an image or class that is not there.
+    There is one row per image with an embedding, in the order of `images`. With `positives`, the
+    labels of an image sum to it on average, and have the sharpness of the model's own temperature
+    whatever `tau` is. With `corrections`, the entries that they name get their values, and the
+    column `corrected` lists them. The table's metadata is `LabelFacts`. Raises UserError for
+    inconsistent input, and for a correction of an image or class that does not exist.
     """
     array, classes, scale = open_similarity(similarity, settings.tau, HINT)
     check_classes(images, classes, similarity)
@@ -67,7 +67,7 @@ def make_labels(
     if not usable.any():
         raise UserError(f"{similarity}: no image of split {split!r} has a similarity")
     table = table.filter(pa.array(usable))
-    # Class by class, as they lie in memory and go to the file.
+    # Class by class, which is their order in memory and in the file.
     labels = np.take(labels.T, rows[usable], axis=1).T
     bias, slope = _calibrate(labels, settings.positives, tau, array.attrs, similarity)
     finish(labels, bias=bias, slope=slope, **settings.harden.model_dump())
@@ -94,7 +94,7 @@ def make_labels(
     )
     facts.write(result, output)
     if logit_bias is not None and context_of(array):
-        note("label: each class has a sigmoid of its own, so the context names take no part")
+        note("label: each class has its own sigmoid, so the context names are not used")
     note(
         f"label: {len(result)} of {len(rows)} images labelled ({settings.construction}, "
         f"{'softmax' if logit_bias is None else 'sigmoid'}, tau {tau:g})"
@@ -102,23 +102,23 @@ def make_labels(
 
 
 def join_labels(*, tables: Sequence[Path], settings: Labels, output: Path) -> None:
-    """Write the mean of several tables of pseudo-labels, of the images that all of them have.
+    """Write the mean of several tables of pseudo-labels, for the images that all of them contain.
 
-    The tables are of one split and one class table, from different teachers or views; the rows are
-    in the order of the first. Of `settings`, `positives`, `harden` and `corrections` count, as in
-    `make_labels`. Raises UserError for tables that do not fit together, or were corrected.
+    The tables have the same split and classes, and come from different teachers or views; the rows
+    are in the order of the first. Only `positives`, `harden` and `corrections` of the `settings`
+    apply, as in `make_labels`. Raises UserError for tables that do not match, or were corrected.
     """
     read = [read_scores(table) for table in tables]
-    # Refined labels say of the ones that they were how these were made.
+    # Refined labels record how the original labels were made.
     said = [facts.get("labels", facts) for facts in map(read_facts, tables)]
     parts = [LabelFacts.of(facts, table) for facts, table in zip(said, tables, strict=True)]
     images, classes, _ = read[0]
     for table, (of, names, _), part in zip(tables, read, parts, strict=True):
         if names != classes or part.split != parts[0].split:
-            raise UserError(f"{table} and {tables[0]} are not of the same classes and split")
+            raise UserError(f"{table} and {tables[0]} do not have the same classes and split")
         if COLUMN in of.column_names:
             raise UserError(
-                f"{table}: has corrections; join labels without, and correct the result"
+                f"{table}: has corrections; join labels without them, and correct the result"
             )
     rows = [{name: i for i, name in enumerate(of["image_id"].to_pylist())} for of, *_ in read]
     common = [name for name in rows[0] if all(name in of for of in rows)]
@@ -150,12 +150,12 @@ def join_labels(*, tables: Sequence[Path], settings: Labels, output: Path) -> No
     left_out = len(set().union(*rows)) - len(common)
     note(
         f"label: {len(result)} images labelled by {len(tables)} tables"
-        + f"; {left_out} that not all of them have are left out" * bool(left_out)
+        + f"; {left_out} that are not in all of them are left out" * bool(left_out)
     )
 
 
 def _read_rows(images: Path, split: str, similarity: Path, size: int) -> pa.Table:
-    """`image_id, path, row` of a split, whose rows are those of the store, `size` of them."""
+    """`image_id, path, row` of a split; the store has `size` rows."""
     table = read_split(images, split, ["image_id", "path", "row"])
     rows = table["row"].to_numpy()
     beyond = rows[(rows < 0) | (rows >= size)]
@@ -185,7 +185,7 @@ def _calibrate(
 
 
 def _bias(labels: np.ndarray, positives: float, slope: float = 1.0) -> float:
-    """The bias that makes labels (N, C) sum to `positives`; UserError where none does."""
+    """The bias that makes labels (N, C) sum to `positives`; UserError if none does."""
     try:
         return find_bias(labels, positives, slope)
     except ValueError as error:
@@ -197,7 +197,7 @@ def _bias(labels: np.ndarray, positives: float, slope: float = 1.0) -> float:
 def _corrected(
     images: pa.Table, classes: list[str], labels: np.ndarray, corrections: str | None
 ) -> tuple[pa.Table, int]:
-    """The table of labels with the entries that people corrected, and how many these are."""
+    """The table of labels with corrections applied, and the number of corrections."""
     if not corrections:
         return score_table(images["image_id"], images["path"], classes, labels), 0
     entries = read_corrections(Path(corrections))

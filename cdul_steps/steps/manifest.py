@@ -1,4 +1,4 @@
-"""Stage manifest: find the images, give each a row, cut each into views."""
+"""Stage manifest: find the images, assign each a row, and cut each into views."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +24,7 @@ from cdul_steps.progress import Progress, note
 
 
 def _size(path: str, max_pixels: int) -> tuple[int, int, str]:
-    """Width, height and no error; or no size and why, as the encoder will meet it and record it."""
+    """Width, height and no error; or 0, 0 and the error that the encoder will also record."""
     try:
         return *read_size(path, max_pixels=max_pixels), ""
     except ImageError as error:
@@ -32,10 +32,10 @@ def _size(path: str, max_pixels: int) -> tuple[int, int, str]:
 
 
 def assign_rows(image_ids: Sequence[str], earlier: dict[str, int], used: int) -> tuple[list, int]:
-    """Keep each image's earlier row and give new images the rows after the `used` ones.
+    """Keep each image's earlier row, and give new images the rows after the `used` ones.
 
-    Returns the rows and how many are used now. Rows of images that went away stay empty, so
-    that no other image moves.
+    Returns the rows and how many are used now. Rows of removed images stay empty, so that no other
+    image moves.
     """
     rows = []
     for image_id in image_ids:
@@ -47,14 +47,14 @@ def assign_rows(image_ids: Sequence[str], earlier: dict[str, int], used: int) ->
 
 
 def make_manifest(*, dataset: Dataset, output: Path) -> None:
-    """Write `images.parquet`, one row per image, and beside it `{split}/{shard}.parquet`.
+    """Write `images.parquet`, one row per image, and next to it `{split}/{shard}.parquet`.
 
-    An earlier `images.parquet` of the same layout keeps its rows: new images come after them,
-    and only shards whose rows changed are written. With `labelled_only`, images of which no class
-    is known to be present are left out, and so are paths that a pattern of `exclude` names. What
-    was left out is noted. Raises UserError for a data set that cannot be read, a
-    split without any image file, or where the files of more than `max_failed_share` of a split are
-    not there or are no images by their headers.
+    An earlier `images.parquet` of the same layout keeps its rows: new images follow, and only
+    shards whose rows changed are written. With `labelled_only`, images that are not known to show
+    any class are left out; so are paths that match a pattern of `exclude`. What was left out is
+    recorded. Raises UserError for a data set that cannot be read, a split without any image file,
+    or if more than `max_failed_share` of a split's files are missing or not images by their
+    headers.
     """
     root, names = Path(dataset.root or ""), load_classes(Path(dataset.classes)).names
     splits, shard_size, max_pixels = dataset.splits, dataset.shard_size, dataset.max_pixels
@@ -106,15 +106,15 @@ def make_manifest(*, dataset: Dataset, output: Path) -> None:
 
 
 def _note_unknown(records: list[ImageRecord], names: Sequence[str]) -> None:
-    """Note of what the truth says nothing, where anything is known.
+    """Report gaps in the truth, if any of it is known.
 
-    Classes that no image shows are perhaps misspelt; images of unknown truth are not measured.
+    Classes that no image shows may be misspelt; images with unknown truth are not measured.
     """
     unknown = sum(record.positive is None for record in records)
     if unknown == len(records):
         return
     if unknown:
-        note(f"manifest: of {unknown} of {len(records)} images the truth is not known")
+        note(f"manifest: the truth is not known for {unknown} of {len(records)} images")
     seen = {c for record in records for c in (*(record.positive or ()), *record.difficult)}
     if unseen := [name for c, name in enumerate(names) if c not in seen]:
         note(f"manifest: no image shows {', '.join(unseen)}; check the spelling of the classes")
@@ -147,7 +147,7 @@ def _image_table(
         def measure(record: ImageRecord) -> tuple[int, int, int, int, str]:
             stat = state(record.path) or (0, 0)
             old = earlier.get(record.image_id)
-            # One that had no size before may have become readable with nothing of this changed.
+            # An image without a size may have become readable with none of this changed.
             known = old and (old["path"], old["bytes"], old["modified"])
             if old and known == (record.path, *stat) and old["width"]:
                 return *stat, old["width"], old["height"], ""
@@ -194,16 +194,17 @@ def _write_shards(
     layout: dict[str, Any],
     keep: bool,
 ) -> int:
-    """Write the changed shards of a split and delete those beyond the last; how many written.
+    """Write the changed shards of a split, delete those beyond the last, and return the number
+    written.
 
-    With `keep`, images that a shard held before and that the data set no longer has keep their
-    rows, so that the shard's file, and with it its embeddings, stay as they are.
+    With `keep`, images that are no longer in the data set keep their rows in a shard, so that the
+    shard's file, and thus its embeddings, do not change.
     """
     for path in _shard_files(folder):
         if read_facts(path).get("kind") != SHARD_KIND:
             raise UserError(
-                f"{path}: is no manifest of a shard, and would be replaced; give an --output in a "
-                "folder of its own"
+                f"{path}: is not the manifest of a shard, and would be replaced; give an --output "
+                "in a separate folder"
             )
     shards = -(-used // layout["shard_size"])
     by_shard: dict[int, list[dict]] = {k: [] for k in range(shards)}

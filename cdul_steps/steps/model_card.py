@@ -1,4 +1,4 @@
-"""Stage model_card: what a person should know before using a trained classifier."""
+"""Stage model_card: what to know before using a trained classifier."""
 
 import re
 from pathlib import Path
@@ -21,9 +21,9 @@ cdul export --model FOLDER --output exported   # ONNX: needs neither this projec
 
 
 def escape(text: object) -> str:
-    """Text that Markdown shows as it is: class names come from users."""
+    """Text escaped for Markdown, because class names come from users."""
     text = re.sub(r"([\\`*_\[\]<>|~#&!:$]|(?<=www)\.)", r"\\\1", " ".join(str(text).split()))
-    # What would begin a list or underline a heading.
+    # Characters that would start a list or underline a heading.
     return re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", text)
 
 
@@ -36,8 +36,8 @@ def make_model_card(
 ) -> None:
     """Write `README.md` of a model folder: its training, classes, measures, limits and use.
 
-    `data` names the data set, `images` is its manifest, `quality` measures the labels that the
-    model learnt from, `metrics` the model. Raises UserError for a file that is missing.
+    `data` names the data set, `images` is its manifest, `quality` has the measures of the training
+    labels, and `metrics` those of the model. Raises UserError for a missing file.
     """
     card = read_json(model / "model.json")
     measured = read_json(metrics)
@@ -56,13 +56,13 @@ def make_model_card(
 def _head(card: dict[str, Any], data: str) -> str:
     classes = f"{len(card['classes'])} classes"
     if card.get("activation") == "softmax":
-        classes += ", which share a sum of 1"
+        classes += "; the scores of an image sum to 1"
     return f"""\
 # Multi-label classifier: {escape(data)}
 
 Scores an image for each of {classes}.
 A {escape(card["model"])} for images of {card["image_size"]} x {card["image_size"]} pixels.
-It learnt from unlabelled images by {PAPER}, with an image-text model as the only teacher.
+It was trained on unlabelled images with {PAPER}, with an image-text model as the only teacher.
 """
 
 
@@ -73,19 +73,19 @@ def _measures(metrics: dict[str, Any], quality: dict[str, Any], labels: LabelFac
     ]
     table = "\n".join(["| class | AP | positives |", "|---|---|---|", *rows])
     if metrics["mAP"] is None:
-        head = "No image with known truth was at hand: **how good it is was not measured.**"
+        head = "No image with known truth was available: **its quality was not measured.**"
         table = "\n".join(f"- {escape(name)}" for name in metrics["per_class"])
     else:
         split, definition = Path(metrics["scores"]).stem, metrics["definition"]
         measured = quality["splits"].get(split, {})
-        # Labels that are neither calibrated nor hard are those of their construction.
+        # Labels that are neither calibrated nor hard are listed under their construction.
         own = measured.get("pseudo_labels", measured.get(labels.construction, {}))
         head = (
             f"mAP {_number(metrics['mAP'])} on {metrics['images']} images of the split {split}; "
             f"CF1 {_number(metrics['at_threshold']['CF1'])} and "
             f"OF1 {_number(metrics['at_threshold']['OF1'])} at {definition['threshold']}. "
-            f"Labels made of its teacher's scores as those it learnt from reach mAP "
-            f"{_number(own.get('mAP'))} there.\n\n"
+            f"Labels made from its teacher's scores, in the same way as its training labels, reach "
+            f"mAP {_number(own.get('mAP'))} there.\n\n"
             f"All in percent; {definition['meaning'][definition['ap']]}; "
             f"{definition['meaning'][definition['difficult']]}."
         )
@@ -93,7 +93,7 @@ def _measures(metrics: dict[str, Any], quality: dict[str, Any], labels: LabelFac
 
 
 def _checked(card: dict[str, Any]) -> list[str]:
-    """What a person found, and the thresholds that follow; nothing where nobody checked it."""
+    """The results of a check by a person, and the thresholds; empty without a check."""
     checked, thresholds = card.get("checked"), card.get("thresholds") or {}
     if not checked:
         return []
@@ -136,26 +136,25 @@ def _listed(facts: dict[str, Any]) -> str:
 
 def _threshold(card: dict[str, Any]) -> str:
     if card.get("checked"):
-        return "Its thresholds are chosen by a person's answers, on images like those checked."
+        return "Its thresholds were chosen from a person's answers on a sample of images."
     return (
-        f"The threshold of {card['threshold']:g} is a default that nobody has checked: `cdul "
-        "check` chooses thresholds on images of your own."
+        f"The threshold of {card['threshold']:g} is an unchecked default: `cdul check` chooses "
+        "thresholds on your own images."
     )
 
 
 def _limits(card: dict[str, Any], labels: LabelFacts, metrics: dict[str, Any]) -> str:
     absent = metrics["classes_without_positives"] if metrics["mAP"] is not None else []
-    checked = f"People corrected {labels.corrections} labels that it learnt from, nobody the rest."
+    checked = f"People corrected {labels.corrections} training labels; the rest are unchecked."
     lines = [
-        (checked if labels.corrections else "Nobody checked the labels that it learnt from.")
-        + " What its teacher confuses, overlooks or "
-        "is biased about, this model has learnt too.",
-        "It knows the classes above and nothing else; anything else in an image is no class.",
-        "Its numbers are scores between 0 and 1, not calibrated chances. " + _threshold(card),
-        "The measures hold for images like those of its data set. Measure it anew on others, and "
-        "do not let it decide about people.",
+        (checked if labels.corrections else "Nobody checked its training labels.")
+        + " The model has also learnt whatever its teacher confuses, overlooks or is biased about.",
+        "It knows only the classes above; it ignores anything else in an image.",
+        "Its outputs are scores between 0 and 1, not calibrated probabilities. " + _threshold(card),
+        "The measures hold for images like those of its data set. Measure it again on others, and "
+        "do not let it make decisions about people.",
     ]
     if absent:
         names = ", ".join(escape(name) for name in absent)
-        lines.append(f"Not measured for want of a positive image: {names}.")
+        lines.append(f"Not measured, because no image shows them: {names}.")
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines) + "\n"

@@ -1,4 +1,4 @@
-"""Stage predict: the classifier alone, on any images."""
+"""Stage predict: apply only the classifier, to any images."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -33,9 +33,9 @@ _ARCHIVES = {".tar": "webdataset", ".parquet": "parquet"}
 
 @dataclass(frozen=True)
 class SplitImages:
-    """The images of a split of the manifest `images`, and where they are, their `features`.
+    """The images of a split of the manifest `images`, and their `features`, if available.
 
-    These are those of the classifier's own trunk, so that only its last layer is computed.
+    The features come from the classifier's own trunk, so that only its last layer is computed.
     """
 
     images: Path
@@ -45,13 +45,13 @@ class SplitImages:
 
 @dataclass(frozen=True)
 class ShardImages:
-    """The images of a shard, whose `manifest` this is."""
+    """The images of a shard, given by its `manifest`."""
 
     manifest: Path
 
 
 def _listed(inputs: Sequence[Path]) -> pa.Table:
-    """`image_id, path` of files, and of all images below folders and in archives."""
+    """`image_id, path` of files, and of all images in folders and archives."""
     ids: list[str] = []
     paths: list[str] = []
     for item in inputs:
@@ -83,9 +83,9 @@ def predict_images(
 ) -> None:
     """Score images: files, folders and archives, or those of a manifest or of one of its shards.
 
-    Writes Parquet, CSV or JSON by the suffix of `output`: `image_id, path`, a float32 probability
-    a class, `labels` (names of the classes at or above their threshold) and `status`. An unusable
-    image keeps its row, without scores. Raises UserError for a model folder that is not one.
+    Writes Parquet, CSV or JSON by the suffix of `output`: `image_id, path`, one float32 probability
+    per class, `labels` (names of the classes at or above their threshold) and `status`. An unusable
+    image keeps its row, without scores. Raises UserError for an invalid model folder.
     """
     if output.suffix not in FORMATS:
         raise UserError(f"{output}: the name must end in {', '.join(FORMATS)}")
@@ -103,7 +103,7 @@ def predict_images(
         rows = read_features(features, table["row"].to_numpy())
         with torch.inference_mode():
             logits[:] = network.cpu().get_classifier()(torch.from_numpy(rows)).numpy()
-    # Without features, or to find out why an image has none.
+    # Images without features, or to find out why an image has none.
     left = np.flatnonzero(np.isnan(logits).any(axis=1))
     status = np.full(len(table), "ok", object)
     if len(left):
@@ -127,7 +127,7 @@ def predict_images(
 
 
 def _joined(names: Sequence[str]) -> str:
-    """Names with a semicolon between them; one that has a semicolon or a quote itself is quoted."""
+    """Names separated by semicolons; a name that contains a semicolon or a quote is quoted."""
     quoted = ('"' + n.replace('"', '""') + '"' if ";" in n or '"' in n else n for n in names)
     return "; ".join(quoted)
 

@@ -1,4 +1,4 @@
-"""Stage report: what a run made, on one page with figures."""
+"""Stage report: the results of a run on one page with figures."""
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -24,10 +24,10 @@ REPORT = (PAGE, "*/*.svg", "*/*.jpg")
 
 
 def make_report(*, folders: Sequence[Path], output: Path) -> None:
-    """Write the folder `output`: `report.html`, which needs no other file, and its figures.
+    """Write the folder `output`: `report.html`, which is self-contained, and its figures.
 
-    `folders` are read as by `find_runs`; what has not been made is left out. Raises UserError
-    where they hold nothing, and where `output` is a folder of something else.
+    `folders` are read as by `find_runs`; missing results are left out. Raises UserError if they
+    contain no results, or if `output` is a folder with other contents.
     """
     runs = find_runs(folders)
     check_replaceable(output, REPORT)

@@ -1,4 +1,4 @@
-"""Stage similarity: embeddings and class embeddings to cosines."""
+"""Stage similarity: the cosines of embeddings and class embeddings."""
 
 import math
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ from cdul_steps.method.similarity import cosine, unit
 from cdul_steps.progress import Progress, note
 from cdul_steps.provenance import versions
 
-# The model's parameter is the logarithm, and towers of timm are rounded with all their weights.
+# The model's parameter is the logarithm, and timm's towers are rounded with all their weights.
 ROUNDING = {"fp16": 2.0**-10, "bf16": 2.0**-7}
 
 
 def write_store(*, images: Path, split: str, text: Path, store: Path) -> None:
-    """Write the `zarr.json` of a split's embeddings: float16 (N, 1+S, D), its shards being
-    the encode jobs' business."""
+    """Write the `zarr.json` of a split's embeddings: float16 (N, 1+S, D); the encode jobs write the
+    shards."""
     facts = read_facts(images)
     dimension = read_text(text)[2].shape[1]
     try:
@@ -38,18 +38,18 @@ def write_store(*, images: Path, split: str, text: Path, store: Path) -> None:
         views = layout["views"]
     except (KeyError, IndexError, TypeError) as error:
         raise UserError(
-            f"{images}: its metadata does not say {error}; make it with 'cdul manifest'"
+            f"{images}: its metadata has no {error}; make it with 'cdul manifest'"
         ) from error
     shape = (rows, views, dimension)
     write_metadata(store, shape, layout["shard_size"], "float16", {"kind": "embeddings"})
 
 
 def check_shards(store: Path, text: Path, tables: Sequence[Path]) -> None:
-    """Raise UserError for a shard that is not the one that its encode job wrote.
+    """Raise UserError for a shard that differs from what its encode job wrote.
 
-    A missing shard would read as NaN, one of another run as if it were data. The job's table says
-    the shard's digest, and the `logit_scale` and `logit_bias` of the model, which `text` must
-    share.
+    A missing shard would read as NaN, and one from another run as valid data. The job's table
+    records the shard's digest, and the model's `logit_scale` and `logit_bias`, which must match
+    those of `text`.
     """
     of_text = read_facts(text)
     scale, bias = of_text["logit_scale"], read_logit_bias(of_text, text)
@@ -63,30 +63,30 @@ def check_shards(store: Path, text: Path, tables: Sequence[Path]) -> None:
         shard = shard_file(store, facts["shard"])
         if not shard.is_file() or digest(shard) != facts["digest"]:
             raise UserError(
-                f"{shard}: missing, torn or foreign, not what {table} says was written; delete "
-                "that table and run snakemake again"
+                f"{shard}: missing, corrupt or from another run: it differs from what {table} "
+                "records; delete that table and run snakemake again"
             )
         rounding = ROUNDING.get(facts.get("precision", ""), 0)
         tolerance = max(1e-3, abs(math.log(scale)) * rounding)
         if not math.isclose(facts.get("logit_scale", scale), scale, rel_tol=tolerance):
             raise UserError(
-                f"{table} is of a model with logit_scale {facts['logit_scale']:g} and {text} of "
-                f"one with {scale:g}: not the same weights; make both with one model"
+                f"{table} is from a model with logit_scale {facts['logit_scale']:g} and {text} "
+                f"from one with {scale:g}: not the same weights; make both with one model"
             )
         other, tolerance = read_logit_bias(facts, table), max(1e-3, rounding)
         if other is not None and not (
             bias is not None and math.isclose(other, bias, rel_tol=tolerance)
         ):
             raise UserError(
-                f"{table} is of a model with logit_bias {other:g} and {text} of one with "
+                f"{table} is from a model with logit_bias {other:g} and {text} from one with "
                 f"{bias}: not the same weights; make both with one model"
             )
 
 
 def read_text(text: Path) -> tuple[list[str], list[str], np.ndarray]:
-    """Names of the classes, of the context behind them, and unit embeddings, float32 (C+M, D).
+    """Names of the classes, names of the context, and unit embeddings, float32 (C+M, D).
 
-    Raises UserError where one is not a finite vector as long as the others.
+    Raises UserError if an embedding is not a finite vector of the same length as the others.
     """
     table = read_table(text, ["class", "embedding"], ["context"])
     names, vectors = table["class"].to_pylist(), table["embedding"].to_pylist()
@@ -113,11 +113,11 @@ def make_similarity(
     output: Path,
 ) -> None:
     """Write float32 cosines (N, 1+S, C+M) with attributes `classes` and `logit_scale`, and
-    `logit_bias` where the model has one.
+    `logit_bias` if the model has one.
 
-    The M columns behind the classes are the context's, which the attribute `context` names. Rows
-    without an embedding stay NaN. Raises UserError where too many images failed, and where store,
-    class embeddings, manifest and the encode jobs' tables do not belong together.
+    The M columns after the classes are the context's, named by the attribute `context`. Rows
+    without an embedding stay NaN. Raises UserError if too many images failed, or if store, class
+    embeddings, manifest and the encode jobs' tables do not belong together.
     """
     facts = require(text, read_facts(text), "logit_scale", "model", "pretrained", "templates")
     names, context, embeddings = read_text(text)
@@ -129,8 +129,8 @@ def make_similarity(
     check_rows(images, split, store, array.shape[0])
     if embeddings.shape[1] != array.shape[2]:
         raise UserError(
-            f"{store} holds vectors of {array.shape[2]} values and {text} of "
-            f"{embeddings.shape[1]}; they are of different encoders"
+            f"{store} contains vectors of {array.shape[2]} values and {text} of "
+            f"{embeddings.shape[1]}; they are from different encoders"
         )
     check_shards(store, text, tables)
     attributes = {

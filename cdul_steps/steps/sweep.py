@@ -1,4 +1,4 @@
-"""Stage sweep: the mAP of many label settings over the stored cosines."""
+"""Stage sweep: the mAP of many label settings on the stored cosines."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Combination = tuple[Construction, float | None, float | None]
-"""Construction, zeta and lambda, None where the construction does not use it."""
+"""Construction, zeta and lambda, None if the construction does not use it."""
 UNREACHED = 2.0
-"""A zeta that no score reaches, with which the aggregator gives the smallest snippet score."""
+"""A zeta that no score reaches, so that the aggregator gives the smallest snippet score."""
 HINT = "the sweep's taus are multiples of 1 / logit_scale: add it to the attributes in zarr.json"
 SCHEMA = pa.schema(
     [
@@ -65,11 +65,10 @@ def sweep_labels(
 ) -> None:
     """Measure every combination of label settings on each split with truth.
 
-    `similarity` maps splits to their stores. Writes a row a split and setting: mAP in percent,
-    and `positives`, what the labels of an image sum to on the mean; zeta and lambda are null
-    where the construction does not use them. Scores are made in the model's own way; by a sigmoid,
-    cosines are never standardised. `figure` is drawn from it. Raises UserError where no split has
-    truth.
+    `similarity` maps splits to their stores. Writes one row per split and setting: mAP in percent,
+    and `positives`, the mean sum of an image's labels; zeta and lambda are null if the construction
+    does not use them. Scores are made as the model was trained; with a sigmoid, cosines are never
+    standardised. `figure` is drawn from the table. Raises UserError if no split has truth.
     """
     if figure and figure.suffix not in FIGURES:
         raise UserError(f"{figure}: the name must end in {', '.join(FIGURES)}")
@@ -135,7 +134,7 @@ def sweep_labels(
 def _standardise_choices(settings: Sweep, logit_bias: float | None) -> list[bool]:
     if logit_bias is None or True not in settings.standardise:
         return settings.standardise
-    note("sweep: the model's scores are sigmoids, of which cosines are not standardised")
+    note("sweep: the model's scores are sigmoids, for which cosines are not standardised")
     return [False]
 
 
@@ -157,7 +156,7 @@ def _combinations(settings: Sweep) -> Iterator[Combination]:
 def _read_truth(
     images: Path, split: str, classes: list[str], difficult: Difficult
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of the images with known truth, and their truth and what counts, bool (N, C)."""
+    """Rows of the images with known truth, their truth, and what is counted, bool (N, C)."""
     table = read_split(images, split, ["image_id", "row"])
     rows = dict(zip(table["image_id"].to_pylist(), table["row"].to_pylist(), strict=True))
     known = [t for t in read_truth(images, classes).to_pylist() if t["image_id"] in rows]
@@ -172,7 +171,7 @@ def _read_truth(
 
 
 class _Measured:
-    """mAP and mean sum of the labels that a construction makes of a split."""
+    """mAP and mean sum of the labels of a split by a construction."""
 
     def __init__(
         self,
@@ -185,7 +184,7 @@ class _Measured:
         self.ap = AP[ap]
 
         def by_class(table: np.ndarray) -> np.ndarray:
-            """(N, C) to (C, N): one class after the other stays in the cache."""
+            """(N, C) to (C, N), so that each class in turn stays in the cache."""
             return np.ascontiguousarray(table[usable].T)
 
         self.truth, self.counted = by_class(truth), by_class(counted)
@@ -202,7 +201,7 @@ class _Measured:
             if construction == "local_mean":
                 labels = self.local_mean[c]
             else:
-                # Of one class, with the images where the classes are: along them NumPy is fast.
+                # For one class, with the images on the axis of the classes: NumPy is fast along it.
                 labels = CONSTRUCTIONS[construction](views[None], zeta or 0.0, lam or 0.0)[0]
             total += labels.sum(dtype=np.float64)
             truth, counted, of = (t[:, None] for t in (self.truth[c], self.counted[c], labels))
@@ -217,10 +216,10 @@ class _Measured:
 
 
 def draw(rows: list[dict[str, Any]]) -> "Figure":
-    """mAP against the temperature, a panel a split, with and without `standardise`.
+    """mAP against the temperature, one panel per split, with and without `standardise`.
 
-    The labels of one kind of view are dashed; the final labels, at the lambda nearest to 0, are a
-    line a zeta, the darker the larger.
+    The labels of one kind of view are dashed; the final labels, at the lambda closest to 0, have
+    one line per zeta, darker for larger values.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -242,7 +241,7 @@ def draw(rows: list[dict[str, Any]]) -> "Figure":
         (
             {"construction": "final", "zeta": zeta, "lambda": lam},
             f"final, lambda {lam:g}, zeta {zeta:g}",
-            # Its colours differ in lightness too: for colour-blind readers and grey print.
+            # Its colours also differ in lightness, for colour-blind readers and greyscale print.
             colormaps["plasma_r"](0.15 + 0.75 * place / max(1, len(zetas) - 1)),
             "sDPX*"[place % 5],
             "solid",

@@ -1,4 +1,4 @@
-"""Stage train: the classifier, and its pseudo-labels as they are refined."""
+"""Stage train: train the classifier and refine its pseudo-labels."""
 
 import hashlib
 import io
@@ -46,10 +46,10 @@ SOFTWARE = ("torch", "timm", "torchvision", "pillow")
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a training reads: a table of labels, the manifest, and what it starts from.
+    """The input of a training: a table of labels, the manifest, and optional starting points.
 
     `features` are the stores of a frozen trunk, by split. `start` is the model folder of a
-    classifier of the same network and classes, in whose weights the training starts.
+    classifier with the same network and classes, whose weights the training starts from.
     """
 
     labels: Path
@@ -60,7 +60,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class _Task:
-    """The arguments of `train_classifier`, as each of its processes gets them."""
+    """The arguments of `train_classifier`, passed to each of its processes."""
 
     inputs: Inputs
     settings: Training
@@ -74,7 +74,7 @@ class _Task:
         return self.output / "checkpoint.pt"
 
     def identity(self) -> str:
-        """Digest of all that the training and its history depend on but the images' own bytes."""
+        """Digest of everything that the training and its history depend on, except image bytes."""
         given, weights = self.inputs, Path(self.settings.weights or "")
         parts = [
             self.settings.model_dump_json(),
@@ -91,9 +91,9 @@ class _Task:
 
 
 def _load_checkpoint(path: Path, identity: str) -> dict[str, Any] | None:
-    """The checkpoint, if it is one of this very training.
+    """The checkpoint, if it belongs to exactly this training.
 
-    Raises UserError for a file that is no checkpoint of ours: a new one would replace it.
+    Raises UserError for a file that is not our checkpoint, because a new one would replace it.
     """
     if not path.is_file():
         return None
@@ -106,7 +106,7 @@ def _load_checkpoint(path: Path, identity: str) -> dict[str, Any] | None:
     if not isinstance(state, dict) or "identity" not in state:
         raise UserError(f"{path}: not a checkpoint of 'cdul train'; give another --output")
     if state["identity"] != identity:
-        note("train: the checkpoint is of other settings, labels or images; starting over")
+        note("train: the checkpoint is from other settings, labels or images; starting over")
         return None
     return state
 
@@ -120,20 +120,20 @@ def train_classifier(
     machine: Machine,
     output: Path,
 ) -> None:
-    """Learn a classifier from pseudo-labels, and refine them as it learns.
+    """Train a classifier on pseudo-labels, and refine the labels during training.
 
-    The manifest's truth is read for the columns of `history.parquet` alone and never touches
-    learning. Writes in the folder `output`: `model/`, `history.parquet` (one row per epoch),
-    `refined_labels.parquet`; while it runs, `checkpoint.pt`, from which a killed training goes on.
-    The final epoch is what counts. Raises UserError for input that does not fit and for a loss that
-    is not finite.
+    The manifest's truth is only used for columns of `history.parquet` and never affects training.
+    Writes to the folder `output`: `model/`, `history.parquet` (one row per epoch),
+    `refined_labels.parquet`; while it runs, `checkpoint.pt`, from which a killed training resumes.
+    The result is that of the final epoch. Raises UserError for inconsistent input and for a loss
+    that is not finite.
 
-    On several GPUs (or with the device cpu, processes) each takes its part of every batch, and the
-    result is that of one, but for rounding and dropout. Batch norm is over the whole batch too, on
-    GPUs; on a CPU, where it cannot be, UserError is raised.
+    On several GPUs (with the device cpu: processes) each takes part of every batch, and the result
+    is the same as with one, except for rounding and dropout. On GPUs, batch norm is also computed
+    over the whole batch; on a CPU this is not possible, and UserError is raised.
 
-    With a frozen trunk the last layer learns on the CPU, on one thread, which is the fastest for so
-    small a thing.
+    With a frozen trunk, the last layer is trained on one CPU thread, which is fastest for such a
+    small layer.
     """
     if settings.start_from and not inputs.start:
         raise UserError("training: start_from needs --start FOLDER, a classifier's model folder")
@@ -169,7 +169,7 @@ def _train(ranks: Ranks, device: str, task: _Task) -> None:
     for epoch in range(len(history), epochs):
         if epoch % settings.epochs == 0:
             trainer.begin_round(epoch // settings.epochs)
-        # Of its own for each rank, so that dropout does not repeat itself within a batch.
+        # Different for each rank, so that dropout does not repeat within a batch.
         torch.manual_seed(settings.seed * 1_000_003 + epoch + (ranks.rank << 40))
         shuffle = np.random.default_rng((settings.seed, epoch % settings.epochs))
         order = shuffle.permutation(len(table))
@@ -211,7 +211,7 @@ def _new_trainer(
     device: torch.device,
     ranks: Ranks,
 ) -> Trainer:
-    """The network and the labels as a training starts with them, from its table of labels."""
+    """The initial network and labels of a training, from its table of labels."""
     settings = task.settings
     head = LOSSES[settings.loss].head
     if len(classes) == 1 and head == "softmax":
@@ -241,19 +241,19 @@ def _new_trainer(
 
 
 def _start_from(network: torch.nn.Module, card: Card, folder: Path) -> None:
-    """Give a network the weights of a classifier; UserError where that is another network's."""
+    """Copy the weights of a classifier to a network; UserError if the networks differ."""
     first, its = load_classifier(folder, torch.device("cpu"))
     for key in ("model", "model_args", "classes"):
         if getattr(its, key) != getattr(card, key):
             raise UserError(
                 f"{folder}: this classifier's {key} is {getattr(its, key)}, and this training's "
-                f"{getattr(card, key)}: it cannot start from it"
+                f"{getattr(card, key)}: the training cannot start from it"
             )
     network.load_state_dict(first.state_dict())
 
 
 def _resume(trainer: Trainer, task: _Task, identity: str) -> list[dict[str, Any]]:
-    """Go on from the checkpoint, if there is one of this training; the history until then."""
+    """Resume from this training's checkpoint, if there is one; returns the history so far."""
     state = _load_checkpoint(task.checkpoint, identity)
     if not state:
         return []
@@ -267,7 +267,7 @@ def _resume(trainer: Trainer, task: _Task, identity: str) -> list[dict[str, Any]
             "run again"
         ) from error
     epochs = task.settings.epochs * trainer.rounds
-    note(f"train: going on after epoch {len(history)} of {epochs}")
+    note(f"train: resuming after epoch {len(history)} of {epochs}")
     return history
 
 
@@ -282,11 +282,11 @@ def _save_checkpoint(
 
 
 def _check_epoch(task: _Task, trainer: Trainer, table: pa.Table, epoch: int, loss: float) -> None:
-    """Raise UserError where `epoch` (from 1) has left nothing to go on with."""
+    """Raise UserError if training cannot continue after `epoch` (from 1)."""
     if np.isfinite(loss) and trainer.unusable == len(table):
         first = table["path"][0].as_py()
         raise UserError(
-            f"{task.inputs.labels}: none of its images can be read, the first being {first}"
+            f"{task.inputs.labels}: none of its images can be read; the first is {first}"
         )
     if not (np.isfinite(loss) and trainer.is_finite()):
         kept = f"; the state before it is in {task.checkpoint}" if epoch > 1 else ""
@@ -307,8 +307,8 @@ def _note_start(trainer: Trainer, images: int) -> None:
     )
     if isinstance(trainer.labels, AlignedLabels) and alignment.warmup >= settings.epochs:
         note(
-            f"train: the labels will stay as they are: alignment.warmup ({alignment.warmup}) is "
-            f"not below epochs ({settings.epochs})"
+            f"train: the labels will not change: alignment.warmup ({alignment.warmup}) is not "
+            f"below epochs ({settings.epochs})"
         )
 
 
@@ -331,11 +331,11 @@ def _array(scores: Tensor) -> np.ndarray:
 
 
 def _rows(images: Path, split: str, image_ids: list[str]) -> np.ndarray:
-    """The rows of some images of a split. Raises UserError for one that it has not."""
+    """The rows of some images of a split. Raises UserError for an image that is not in it."""
     table = read_split(images, split, ["image_id", "row"])
     rows = dict(zip(table["image_id"].to_pylist(), table["row"].to_pylist(), strict=True))
     if absent := [image_id for image_id in image_ids if image_id not in rows]:
-        raise UserError(f"{images}: has no image {absent[0]!r} in split {split!r}, the labels have")
+        raise UserError(f"{images}: has no image {absent[0]!r} in split {split!r}; the labels do")
     return np.array([rows[image_id] for image_id in image_ids], int)
 
 
@@ -347,7 +347,7 @@ def _pixels(task: _Task, card: Card, table: pa.Table, workers: int, device: torc
 def _test_set(
     task: _Task, trainer: Trainer, workers: int
 ) -> Callable[[Trainer], float | None] | None:
-    """A function from a trainer to its mAP on the test split; None where nothing is known."""
+    """A function from a trainer to its mAP on the test split; None if nothing is known."""
     try:
         table = read_split(task.inputs.images, "test", ["image_id", "path"])
     except UserError:
@@ -371,15 +371,15 @@ def _test_set(
 
 
 def _logits(trainer: Trainer, loader: Loader | FeatureLoader, images: int) -> Tensor:
-    """What the network now makes of all images of a loader, as they are; see `Trainer.predict`."""
+    """The network's current logits for all images of a loader; see `Trainer.predict`."""
     plan = batches(np.arange(images), max(trainer.settings.batch_size, 32))
     return trainer.predict(loader.epoch(-1, trainer.ranks.part(plan)), images)
 
 
 def _match_labels(trainer: Trainer, loader: Loader | FeatureLoader, images: int) -> None:
-    """Let the network name as much as soft labels do.
+    """Rescale the network so that it predicts as many classes as the soft labels.
 
-    Hard ones do not say how much an image shows, nor does a softmax.
+    Hard labels and softmax outputs do not indicate how many classes an image shows.
     """
     settings = trainer.settings
     if trainer.card.activation != "sigmoid" or settings.positives != "soft":
@@ -387,12 +387,13 @@ def _match_labels(trainer: Trainer, loader: Loader | FeatureLoader, images: int)
     matched = trainer.match_labels(_logits(trainer, loader, images))
     if matched is None:
         note(
-            "train: the last layer is not a linear one with a bias, so probabilities stay as the "
-            "network has learnt them"
+            "train: the last layer is not a linear layer with a bias, so the probabilities are not "
+            "rescaled"
         )
     else:
         note(
-            f"train: logits times {matched[0]:.3g} {matched[1]:+.3g} name as much as the labels do"
+            f"train: logits times {matched[0]:.3g} {matched[1]:+.3g} predict as many classes as "
+            "the labels"
         )
 
 

@@ -28,7 +28,7 @@ from cdul_steps.results import (
 )
 
 PROGRESS = re.compile(r"(\d+)/(\d+) images, ([\d.]+) images/s, (\d+) s left$")
-EPOCH = re.compile(r"train: (?:epoch|going on after epoch) (\d+)")
+EPOCH = re.compile(r"train: (?:epoch|resuming after epoch) (\d+)")
 EPOCHS = re.compile(r"(\d+) epochs$|^train epoch \d+/(\d+):")
 ALIVE = 60
 """Seconds without a new line in its log after which a job counts as dead."""

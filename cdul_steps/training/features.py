@@ -1,4 +1,4 @@
-"""Features of a frozen trunk as what a training learns from."""
+"""Features of a frozen trunk as training data."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ from cdul_steps.errors import UserError
 def read_features(store: Path, rows: np.ndarray) -> np.ndarray:
     """Features of some rows of a store, float32 (len(rows), D), NaN for unusable images.
 
-    Read in blocks, so that no more is in memory than the result. Raises UserError where the store
+    They are read in blocks, so that only the result is in memory. Raises UserError if the store
     cannot be read or has no such row.
     """
     array = open_store(store)
@@ -30,25 +30,25 @@ def read_features(store: Path, rows: np.ndarray) -> np.ndarray:
 
 
 class Standardised:
-    """Features with mean 0 and deviation 1 over the images to learn from.
+    """Features with mean 0 and deviation 1 over the training images.
 
-    Where a trunk pools in several ways, one after the other in its features, the standardised
-    results are averaged: they say much the same, and their mean says it with less noise. A head
-    that learnt on such features is put onto the trunk by `fold`.
+    If a trunk concatenates several kinds of pooling in its features, the standardised results are
+    averaged: they are similar, and their mean has less noise. `fold` transfers a head trained on
+    such features to the trunk.
     """
 
     def __init__(self, features: np.ndarray, poolings: int = 1) -> None:
-        """`features` (N, D) of the images to learn from, D a multiple of `poolings`.
+        """`features` (N, D) of the training images; D is a multiple of `poolings`.
 
-        Raises UserError where no image has features.
+        Raises UserError if no image has features.
         """
         self.poolings = poolings
         usable = features[np.isfinite(features).all(axis=1)]
         if not len(usable):
-            raise UserError("training: no image to learn from has features")
+            raise UserError("training: no training image has features")
         mean = usable.mean(axis=0, dtype=np.float64)
         deviation = usable.std(axis=0, dtype=np.float64)
-        # A feature that is the same everywhere says nothing.
+        # A constant feature carries no information.
         scale = np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > 1e-6)
         self.mean, self.scale = (torch.from_numpy(v).float() for v in (mean, scale))
 
@@ -58,8 +58,8 @@ class Standardised:
         return standardised.reshape(len(features), self.poolings, -1).mean(dim=1)
 
     def fold(self, head: torch.nn.Linear, onto: torch.nn.Linear) -> None:
-        """Give the layer `onto` the weights by which it does to features what `head` does to
-        standardised ones."""
+        """Set the weights of the layer `onto` so that it maps features to what `head` makes of
+        standardised features."""
         with torch.no_grad():
             weight = head.weight.repeat(1, self.poolings) / self.poolings * self.scale
             onto.weight.copy_(weight)
@@ -67,7 +67,7 @@ class Standardised:
 
 
 class FeatureLoader:
-    """Hands over batches of features, as `Loader` does of images."""
+    """Yields batches of features, as `Loader` does of images."""
 
     def __init__(self, features: Tensor) -> None:
         self._features = features
@@ -76,7 +76,7 @@ class FeatureLoader:
     def epoch(self, epoch: int, plan: list[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of `plan`, lists of image indices, as `(index (B,), features (B, D))`.
 
-        Unusable images are left out of them, so that B may be 0. They are the same each `epoch`.
+        Unusable images are left out, so B may be 0. The features are the same in each `epoch`.
         """
         for batch in plan:
             index = torch.tensor(batch, dtype=torch.int64)

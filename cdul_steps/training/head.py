@@ -1,4 +1,4 @@
-"""Training of the last layer alone, on standardised features of a frozen trunk."""
+"""Training of only the last layer, on standardised features of a frozen trunk."""
 
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,13 @@ from cdul_steps.training.trainer import Trainer, optimizer
 
 
 class HeadTrainer(Trainer):
-    """Learns a head, a linear layer on features; the images that it trains on are feature vectors.
+    """Trains a head, a linear layer on features; its images are feature vectors.
 
     Labels that move do so in a first round of epochs, with a head that starts at each class's mean
-    label and whose bias does not decay. The head that counts learns in the last round, from labels
-    that stay: those `halfway` between the first and the refined ones. It has no bias: its logits
-    then stay where the sigmoid is almost linear, where noise in the labels does least harm. How
-    often a class occurs is put into its probabilities at the end, by `match_labels`.
+    label and whose bias does not decay. The final head is trained in the last round, on fixed
+    labels: those `halfway` between the first and the refined ones. It has no bias, so that its
+    logits stay where the sigmoid is almost linear and noise in the labels does least harm.
+    `match_labels` adds the class frequencies to its probabilities at the end.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class HeadTrainer(Trainer):
         settings: Training,
         labels: FixedLabels,
     ) -> None:
-        """`rows` int (N,) are those of the labels' images in the store of features of the `whole`
+        """`rows` int (N,) are the rows of the labels' images in the feature store of the `whole`
         network's trunk."""
         features = read_features(store, rows)
         both = settings.model_args.get("global_pool") == "catavgmax"
@@ -62,7 +62,7 @@ class HeadTrainer(Trainer):
         self._set_target()
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`."""
+        """Resume from a `state`."""
         super().restore(state)
         self._set_target()
 
@@ -72,17 +72,17 @@ class HeadTrainer(Trainer):
             self.target = self.labels.fixed(latents)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """The features as they are."""
+        """The features, unchanged."""
         return images
 
     def move_labels(self, epoch: int) -> None:
-        """As the labels do, in the first of two rounds."""
+        """Move the labels in the first of two rounds."""
         if self.rounds == 1 or not self._last:
             super().move_labels(epoch)
 
     @property
     def last_layer(self) -> torch.nn.Module:
-        """The head, which is all there is."""
+        """The head, which is the only layer."""
         return self.network
 
     def finished_network(self) -> torch.nn.Module:

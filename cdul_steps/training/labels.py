@@ -1,7 +1,7 @@
-"""The labels that a training learns from: a table that gives the loss, and may move.
+"""The labels of a training: a table that computes the loss, and may move.
 
-A variant of the training is one of the classes here with one of the losses of
-`cdul_steps.method.loss_functions`; the loop in `cdul_steps.steps.train` knows none of them.
+A variant of the training combines one of these classes with one of the losses in
+`cdul_steps.method.loss_functions`; the loop in `cdul_steps.steps.train` does not depend on either.
 """
 
 from functools import partial
@@ -18,11 +18,10 @@ from cdul_steps.method.single_positive import first_estimates, harden, smooth
 
 
 class FixedLabels:
-    """Labels that stay as they are; the others move them.
+    """Labels that do not change; subclasses move them.
 
-    `corrected` bool (N, C): entries that a person gave, which stay whatever the variant.
-    `unknown` bool (N, C): those of them that the person could not decide, of which there is
-    nothing to learn.
+    `corrected` bool (N, C): entries given by a person, which never change. `unknown` bool (N, C):
+    those of them that the person could not decide, which are not used in training.
     """
 
     def __init__(
@@ -33,15 +32,15 @@ class FixedLabels:
 
     @property
     def labels(self) -> Tensor:
-        """The labels as they are now, float32 (N, C)."""
+        """The current labels, float32 (N, C)."""
         return to_label(self.latents.detach())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """What the network's optimiser learns besides the network; as torch.optim takes it."""
+        """Further parameters for the network's optimiser, as torch.optim takes them."""
         return []
 
     def loss(self, logits: Tensor, index: Tensor) -> Tensor:
-        """Losses (B,) of a batch: the network's logits (B, C) of the images `index` (B,)."""
+        """Losses (B,) of a batch, from the network's logits (B, C) of the images `index` (B,)."""
         unknown, held = self.unknown[index], logits.detach()
         labels = to_label(self.latents[index])
         return self._loss(
@@ -49,24 +48,24 @@ class FixedLabels:
         )
 
     def fixed(self, latents: Tensor) -> "FixedLabels":
-        """Labels that stay at other `latents` (N, C), but for what a person gave."""
+        """Fixed labels with other `latents` (N, C), except entries given by a person."""
         kept = torch.where(self.corrected, self.latents.detach(), latents)
         return FixedLabels(kept, self.corrected, self.unknown, self._loss)
 
     def end_epoch(self, epoch: int, logits: Tensor) -> None:
-        """Move after `epoch` (from 1), given the logits (N, C) that each image had in it.
+        """Move the labels after `epoch` (from 1), given each image's logits (N, C) in it.
 
-        They are NaN for an image that could not be read, whose labels stay.
+        The logits are NaN for an image that could not be read, whose labels do not change.
         """
 
     def restore(self, latents: Tensor) -> None:
-        """Go on from the latents of a checkpoint."""
+        """Resume from the latents of a checkpoint."""
         with torch.no_grad():
             self.latents.copy_(latents)
 
 
 class AlignedLabels(FixedLabels):
-    """Gradient alignment: every so many epochs the labels move with the network held fixed."""
+    """Gradient alignment: the labels move at regular epochs, with the network held fixed."""
 
     def __init__(
         self,
@@ -80,7 +79,7 @@ class AlignedLabels(FixedLabels):
         self._settings = settings
 
     def end_epoch(self, epoch: int, logits: Tensor) -> None:
-        """A label step of every image, after warm-up and where its turn has come."""
+        """Take a label step for every image, after warm-up and in every n-th epoch."""
         after_warmup = epoch - self._settings.warmup
         if after_warmup <= 0 or (after_warmup - 1) % self._settings.every:
             return
@@ -96,7 +95,7 @@ class AlignedLabels(FixedLabels):
 
 
 class EstimatedLabels(FixedLabels):
-    """ROLE: labels estimated from the observed positives, by the optimiser of the network."""
+    """ROLE: labels estimated from the observed positives by the network's optimiser."""
 
     def __init__(
         self,
@@ -113,25 +112,25 @@ class EstimatedLabels(FixedLabels):
 
     @property
     def labels(self) -> Tensor:
-        """The estimates as they are now, float32 (N, C)."""
+        """The current estimates, float32 (N, C)."""
         return to_label(torch.where(self.corrected, self._given, self.latents.detach()))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The latents, without decay, at a learning rate of their own."""
+        """The latents, without decay, with their own learning rate."""
         return [{"params": [self.latents], "lr_scale": self._rate, "weight_decay": 0.0}]
 
     def loss(self, logits: Tensor, index: Tensor) -> Tensor:
-        """Losses (B,) of a batch, with a gradient for its latents too."""
+        """Losses (B,) of a batch, with a gradient for its latents as well."""
         held = torch.where(self.unknown[index], logits.detach(), logits)
         latents = torch.where(self.corrected[index], self._given[index], self.latents[index])
         return self._loss(held, latents, self._observed[index])
 
 
 def new_labels(pseudo_labels: Tensor, corrected: Tensor, settings: Training) -> FixedLabels:
-    """The labels by which a training starts, from pseudo-labels float32 (N, C) in 0..1.
+    """The initial labels of a training, from pseudo-labels float32 (N, C) in 0..1.
 
-    Those `corrected`, bool (N, C), are neither hardened nor smoothed. One of them at 0.5 is one
-    that nobody could decide, and is not an image's best class.
+    `corrected` entries, bool (N, C), are neither hardened nor smoothed. A corrected entry of 0.5
+    could not be decided, and is never an image's best class.
     """
     unknown = corrected & (pseudo_labels == 0.5)
     labels = harden(

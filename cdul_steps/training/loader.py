@@ -13,7 +13,7 @@ from cdul_steps.data.images import ImageError, decode
 
 
 class TrainImages(Dataset):
-    """Images with their augmentation, which depends on seed, epoch and image alone."""
+    """Images with their augmentation, which depends only on seed, epoch and image."""
 
     def __init__(
         self,
@@ -22,14 +22,14 @@ class TrainImages(Dataset):
         settings: Training,
         max_pixels: int,
     ) -> None:
-        """`resize` takes an image, and optionally a box of it, to uint8 (3, H, W)."""
+        """`resize` converts an image, and optionally a box of it, to uint8 (3, H, W)."""
         self.paths, self.resize, self.max_pixels = paths, resize, max_pixels
         self.settings = settings
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[int, np.ndarray] | None:
         """`(index, uint8 (3, H, W))` of image `index` in `epoch`; None if it is unusable.
 
-        Epoch -1 is without augmentation.
+        There is no augmentation in epoch -1.
         """
         epoch, index = key
         try:
@@ -63,7 +63,7 @@ def _collate(items: list[tuple[int, np.ndarray] | None]) -> tuple[Tensor, Tensor
 
 
 def batches(order: np.ndarray, batch_size: int) -> list[list[int]]:
-    """Cut an order into batches; a last batch of one joins its neighbour, for batch norm."""
+    """Cut an order into batches; a last batch of one joins the previous one, for batch norm."""
     cut = [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
     if len(cut) > 1 and len(cut[-1]) == 1:
         last = cut.pop()
@@ -72,7 +72,7 @@ def batches(order: np.ndarray, batch_size: int) -> list[list[int]]:
 
 
 class Loader:
-    """Hands over batches of images, epoch after epoch, from the same worker processes."""
+    """Yields batches of images, epoch after epoch, from the same worker processes."""
 
     def __init__(self, images: TrainImages, workers: int, device: torch.device) -> None:
         self._plan: list[list[tuple[int, int]]] = []
@@ -83,14 +83,14 @@ class Loader:
             collate_fn=_collate,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
-            # Its own, so that dropout does not depend on the number of workers or on a resumption.
+            # Its own, so that dropout does not depend on the number of workers or on resuming.
             generator=torch.Generator(),
         )
 
     def epoch(self, epoch: int, plan: list[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of `plan`, lists of image indices, as `(index (B,), uint8 images)`.
 
-        Unusable images are left out of them, so that B may be 0.
+        Unusable images are left out, so B may be 0.
         """
         self._plan[:] = [[(epoch, index) for index in batch] for batch in plan]
         return iter(self._loader)

@@ -1,4 +1,4 @@
-"""The processes that train one network together, each on a device of its own: its ranks."""
+"""Ranks: the processes that train one network together, each on its own device."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from cdul_steps.errors import UserError, explain
 
 
 class Ranks:
-    """A training in a single process; `SeveralRanks` is one in several."""
+    """A training in a single process; see `SeveralRanks` for several."""
 
     rank, count = 0, 1
 
@@ -32,31 +32,31 @@ class Ranks:
         return network
 
     def wrap(self, network: torch.nn.Module) -> torch.nn.Module:
-        """What to call in the network's place, so that its gradients become the ranks' mean."""
+        """The module to call instead of the network, so that gradients are averaged over ranks."""
         return network
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of a tensor over the ranks, to the same bits on each."""
+        """The sum of a tensor over the ranks, bitwise identical on each."""
         return values
 
     def whole(self, index: Tensor) -> tuple[Tensor, slice]:
-        """The images of the whole batch, and which of them are this process's `index` (B,)."""
+        """The images of the whole batch, and the slice of them that is this process's `index`."""
         return index, slice(0, len(index))
 
     def gather(self, logits: Tensor, mine: slice, size: int) -> Tensor:
-        """Logits (size, C) of the whole batch, of which this process has those of `mine`.
+        """Logits (size, C) of the whole batch; this process has those of `mine`.
 
-        A loss of them all, which every rank computes, gives the network wrapped by `wrap` the
-        gradient that one process would give it.
+        The loss of the whole batch, which every rank computes, gives the network wrapped by `wrap`
+        the same gradient as in a single process.
         """
         return logits
 
 
 class SeveralRanks(Ranks):
-    """One of several processes, which exchange tensors by Accelerate."""
+    """One of several processes, which exchange tensors with Accelerate."""
 
     def __init__(self, device: torch.device) -> None:
-        # Imported here, since it takes seconds that a single process need not wait.
+        # Imported here, because it takes seconds and a single process does not need it.
         from accelerate import Accelerator
         from accelerate.utils import InitProcessGroupKwargs
 
@@ -68,14 +68,14 @@ class SeveralRanks(Ranks):
         self.count = self._accelerator.num_processes
 
     def prepare(self, network: torch.nn.Module) -> torch.nn.Module:
-        """Batch norm over the whole batch; raises UserError on a CPU, for which there is none."""
+        """Batch norm over the whole batch; raises UserError on a CPU, where it is not supported."""
         if not any(isinstance(module, _BatchNorm) for module in network.modules()):
             return network
         if self._accelerator.device.type == "cpu":
             raise UserError(
-                "training: batch norm over several processes is for GPUs; train on one device"
+                "training: batch norm over several processes needs GPUs; train on one device"
             )
-        # timm's, since its layers of batch norm and activation in one are not torch's.
+        # timm's function, because its combined batch norm and activation layers are not torch's.
         from timm.layers import convert_sync_batchnorm
 
         return convert_sync_batchnorm(network)
@@ -89,7 +89,7 @@ class SeveralRanks(Ranks):
         return self._accelerator.reduce(values, "sum")
 
     def whole(self, index: Tensor) -> tuple[Tensor, slice]:
-        """See `Ranks`. On the CPU, so that no GPU is waited for."""
+        """See `Ranks`. Computed on the CPU, to avoid waiting for a GPU."""
         sizes = torch.zeros(self.count, dtype=torch.int64)
         sizes[self.rank] = len(index)
         ends = self.sum(sizes).cumsum(0).tolist()
@@ -100,7 +100,7 @@ class SeveralRanks(Ranks):
 
     def gather(self, logits: Tensor, mine: slice, size: int) -> Tensor:
         """See `Ranks`."""
-        # The wrapped network takes the mean of the ranks' gradients, each of its own images alone.
+        # The wrapped network averages the ranks' gradients, each from its own images only.
         if logits.requires_grad:
             logits.register_hook(lambda gradient: gradient * self.count)
         rows = torch.nn.functional.pad(logits, (0, 0, mine.start, size - mine.stop))
@@ -110,11 +110,11 @@ class SeveralRanks(Ranks):
 
 
 def run_ranks(function: Callable[..., None], devices: Sequence[str], **arguments: Any) -> None:
-    """Call `function(ranks, device, **arguments)` in a process for each of several devices.
+    """Call `function(ranks, device, **arguments)` in one process per device.
 
-    Raises UserError for what the first process to fail can explain and where one was killed, and
-    RuntimeError with its traceback for all else. The others are ended then, as all are when this
-    process is told to end.
+    Raises UserError if the first process that fails can explain its error or a process was killed,
+    and otherwise RuntimeError with its traceback. The other processes are then ended; all are ended
+    when this process is told to stop.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -131,12 +131,12 @@ def run_ranks(function: Callable[..., None], devices: Sequence[str], **arguments
             while not context.join():
                 pass
         except torch.multiprocessing.ProcessExitedException as exited:
-            # Of a rank that is killed, the others tell that they have lost it.
+            # If a rank is killed, the others report that they have lost it.
             codes = [process.exitcode for process in context.processes]
             if killed := {code for code in codes if code not in (0, 1, -signal.SIGTERM)}:
                 raise UserError(
                     f"train: one of {len(devices)} processes was killed (signal {-killed.pop()}), "
-                    "as it is when memory runs out; run again"
+                    "as happens when memory runs out; run again"
                 ) from exited
             told = json.loads(error.read_text())
             if told["line"]:
@@ -164,15 +164,15 @@ def _run_rank(
         MASTER_PORT=str(port),
     )
     if sys.platform == "linux":
-        # Else by the host's name, which not every machine can look up.
+        # Otherwise it uses the host name, which not every machine can resolve.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    if rank:  # what all of them have to say, the first one says
+    if rank:  # only the first process prints messages
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     try:
         function(SeveralRanks(device), devices[rank], **arguments)
         torch.distributed.destroy_process_group()
     except Exception as raised:
-        # That the others fail too, for want of this one, comes after this.
+        # The others then fail because this one is gone; only the first error is kept.
         if not error.exists():
             told = {"line": explain(raised), "trace": traceback.format_exc()}
             part = error.with_suffix(f".{rank}")

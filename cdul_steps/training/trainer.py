@@ -1,4 +1,4 @@
-"""The training loop: forward, loss, step, and the state that a checkpoint keeps."""
+"""The training loop: forward, loss, step, and the state for a checkpoint."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +17,7 @@ from cdul_steps.training.ranks import Ranks
 
 
 def _learning_rate(settings: Training, step: int, steps: int) -> float:
-    """Learning rate of a step, counted from 0, of `steps` in all."""
+    """Learning rate of a step, counted from 0, of `steps` in total."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
     if settings.schedule == "constant":
@@ -27,7 +27,7 @@ def _learning_rate(settings: Training, step: int, steps: int) -> float:
 
 
 def optimizer(settings: Training, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """The optimiser of some groups of parameters."""
+    """The optimiser for groups of parameters."""
     common = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, **common)
@@ -35,12 +35,12 @@ def optimizer(settings: Training, groups: list[dict[str, Any]]) -> torch.optim.O
 
 
 class Trainer:
-    """The state of a training: network, labels, and the optimiser of both."""
+    """The state of a training: network, labels, and their optimiser."""
 
     rounds = 1
-    """How often all epochs are gone through."""
+    """Number of passes through all epochs."""
     target: FixedLabels
-    """What the network learns from in this round: mostly the labels."""
+    """The labels that the network learns from in this round: usually `labels`."""
 
     def __init__(
         self,
@@ -63,23 +63,24 @@ class Trainer:
         self.step = 0
 
     def begin_round(self, number: int) -> None:
-        """Get ready for a round of epochs, counted from 0."""
+        """Prepare for a round of epochs, counted from 0."""
 
     def prepare(self, images: Tensor) -> Tensor:
-        """What the network takes, of images as the loader gives them."""
+        """The network's input, from images as the loader yields them."""
         return self.card.normalize(images)
 
     def move_labels(self, epoch: int) -> None:
-        """Let the labels move after `epoch`, counted from 1 in its round."""
+        """Move the labels after `epoch`, counted from 1 in its round."""
         self.labels.end_epoch(epoch, self.logits)
 
     @torch.no_grad()
     def match_labels(self, logits: Tensor) -> tuple[float, float] | None:
-        """Let the probabilities name as much as the target does, by `calibration.match_labels`.
+        """Rescale so that the probabilities name as many classes as the target does; see
+        `calibration.match_labels`.
 
-        `logits` (N, C) are what the network now makes of the labels' images, NaN for an unusable
-        one. The last layer takes up the slope and the bias that are returned. None, and nothing
-        done, where it cannot, since it is not a linear layer with a bias.
+        `logits` (N, C) are the network's current logits for the labels' images, NaN for an unusable
+        one. The returned slope and bias are built into the last layer. Returns None without a
+        change if that is not a linear layer with a bias.
         """
         head = self.last_layer
         if not isinstance(head, torch.nn.Linear | torch.nn.Conv2d) or head.bias is None:
@@ -94,11 +95,11 @@ class Trainer:
 
     @property
     def last_layer(self) -> torch.nn.Module:
-        """The layer that gives the logits."""
+        """The layer that computes the logits."""
         return self.network.get_classifier()
 
     def finished_network(self) -> torch.nn.Module:
-        """The network as it is kept, after the last epoch."""
+        """The network to save, after the last epoch."""
         return self.network
 
     def _forward(self, network: torch.nn.Module, images: Tensor) -> Tensor:
@@ -107,9 +108,9 @@ class Trainer:
             return network(images).float()
 
     def train_epoch(self, data: Iterator[tuple[Tensor, Tensor]], steps: int, label: str) -> float:
-        """One pass over the images; the mean loss of an image.
+        """One pass over the images; returns the mean loss per image.
 
-        `data` is this rank's part of every batch, `steps` are those of the whole round. Keeps
+        `data` is this rank's part of every batch; `steps` is the number in the whole round. Keeps
         each image's logits for the labels.
         """
         self.network.train()
@@ -127,8 +128,8 @@ class Trainer:
                 if len(index) == 1:  # batch norm needs two
                     images = torch.cat([images, images])
                 if not len(images):
-                    # A rank that has none of the batch's images takes part with an earlier one,
-                    # which only batch norm sees.
+                    # A rank without images in this batch takes part with an earlier one, which
+                    # affects only batch norm.
                     images = spare[:1]
                 spare = images
                 index = index.to(self.device, non_blocking=True)
@@ -150,7 +151,7 @@ class Trainer:
     def predict(self, data: Iterator[tuple[Tensor, Tensor]], images: int) -> Tensor:
         """Logits float32 (images, C) on the CPU; NaN for an image that is unusable.
 
-        `data` is this rank's part, the logits are those of all.
+        `data` is this rank's part; the logits are those of all ranks.
         """
         self.network.eval()
         rows = torch.zeros(images, len(self.card.classes) + 1)
@@ -163,15 +164,15 @@ class Trainer:
 
     @property
     def unusable(self) -> int:
-        """Number of images that had no logits in the last epoch, since they cannot be read."""
+        """Number of images without logits in the last epoch, because they cannot be read."""
         return int(self.logits.isnan().all(dim=1).sum())
 
     def is_finite(self) -> bool:
-        """Whether the network's weights and statistics are."""
+        """Whether the network's weights and statistics are finite."""
         return all(bool(t.isfinite().all()) for t in self.network.state_dict().values())
 
     def state(self) -> dict[str, Any]:
-        """All that the next epoch depends on. Random numbers are seeded anew each epoch."""
+        """Everything that the next epoch depends on. Random numbers are seeded in each epoch."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -181,7 +182,7 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`."""
+        """Resume from a `state`."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])

@@ -72,5 +72,5 @@ def test_the_demo_on_slurm(cluster, project):
     project.snakemake(*OPTIONS, "--resources", "gpu=0")
     later = submissions()[len(jobs) :]
     assert gpus(later) == [("train", None), ("predict", None), ("evaluate", None)]
-    assert "going on after epoch" in log.read_text()
+    assert "resuming after epoch" in log.read_text()
     assert project.plan() == {}

@@ -139,7 +139,7 @@ def test_the_images_are_those_of_the_train_split(data, tmp_path):
 
 def test_a_classifier_that_has_no_boxes_says_so(data, tmp_path):
     _, model = classifier(tmp_path / "vit", "test_vit")
-    assert "no map of features" in message_of(boxes, data, model, tmp_path / "0.parquet")
+    assert "no feature map" in message_of(boxes, data, model, tmp_path / "0.parquet")
     assert not (tmp_path / "0.parquet").exists()
 
 
@@ -180,7 +180,7 @@ def test_joined_labels_are_the_mean_of_the_images_that_all_have(data, tmp_path, 
         expected = np.mean([v[o.index(i)] for v, o in zip(values, orders, strict=True)], axis=0)
         np.testing.assert_allclose(found[row], expected, atol=1e-6)
     assert classes == training_runs.CLASSES
-    assert "3 that not all of them have are left out" in capsys.readouterr().err
+    assert "3 that are not in all of them are left out" in capsys.readouterr().err
     assert len(read_facts(tmp_path / "out.parquet")["joined"]) == 3
 
 
@@ -205,7 +205,9 @@ def test_labels_that_do_not_fit_together_are_not_joined(data, tmp_path):
     images = pq.read_table(data / "images.parquet").take([0, 1])
     other = tmp_path / "other.parquet"
     write_labels(other, images, ["red", "blue", "green"], np.ones((2, 3), np.float32))
-    assert "not of the same classes" in message_of(join, tmp_path / "out.parquet", first, other)
+    assert "do not have the same classes" in message_of(
+        join, tmp_path / "out.parquet", first, other
+    )
 
 
 def test_joined_labels_are_measured(data, tmp_path):
@@ -277,9 +279,9 @@ def test_second_views_have_a_folder_of_their_own():
         ("labels.second.join.0.labels", "frist", "did you mean 'first'?"),
         ("labels.second.join.1.boxes", "sene", "names 'sene', which is not under 'boxes'"),
         ("labels.second.join.0.encoder", "clip", "names 'clip', which is not under 'encoders'"),
-        ("labels.second.join.0.labels", "second", "which are joined themselves"),
-        ("labels.second.zeta", 0.1, "labels.second: 'zeta' has no use beside 'join'"),
-        ("labels.best.grid", [3, 3], "labels.best.grid: boxes, which labels.second.join names"),
+        ("labels.second.join.0.labels", "second", "which are themselves joined"),
+        ("labels.second.zeta", 0.1, "labels.second: 'zeta' has no effect with 'join'"),
+        ("labels.best.grid", [3, 3], "labels.best.grid: the boxes that labels.second.join names"),
         (
             "labels.best.corrections",
             "a.csv",

@@ -61,7 +61,7 @@ def test_networks_with_a_map_of_features(name):
 @pytest.mark.parametrize(("name", "arguments"), TRANSFORMERS.items())
 def test_networks_without_one_say_so(name, arguments):
     size = arguments.get("img_size", 160)
-    with pytest.raises(ValueError, match="no map of features"):
+    with pytest.raises(ValueError, match="no feature map"):
         class_maps(network(name, **arguments), images(size, 1), [0])
 
 

@@ -195,7 +195,7 @@ def test_bad_answers_are_one_clear_line(drawn, answers, tmp_path):
     other = next(e for e in truth_of(drawn) if e not in set(asked(drawn)))
     lines = {
         "asks nothing": ("image_id,class,value\n", "contains no yes or no to the questions"),
-        "another run": (f"image_id,class,value\nx/y.jpg,{name},1\n", "none of the 119 labelled"),
+        "another run": (f"image_id,class,value\nx/y.jpg,{name},1\n", "not one of the 119 labelled"),
         "not asked": (f"image_id,class,value\n{other[0]},{other[1]},1\n", "were not asked"),
         "renamed": (f"image_id,class,value\n{image},ship,1\n", "'ship'"),
         "twice": (

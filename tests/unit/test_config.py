@@ -228,7 +228,7 @@ def test_a_name_of_a_folder_of_results_is_taken(kind, name):
 
 
 def test_roots():
-    assert "has no use for 'root'" in message_of(changed("datasets/demo/root", "/data"))
+    assert "does not use 'root'" in message_of(changed("datasets/demo/root", "/data"))
     assert "needs a 'root'" in message_of(changed("datasets/demo/reader", "folder"))
     assert "'train' is missing" in message_of(changed("datasets/demo/splits", {"test": "test"}))
 

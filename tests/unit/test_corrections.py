@@ -77,8 +77,8 @@ def test_a_file_that_is_not_there(tmp_path):
 @pytest.mark.parametrize(
     ("entry", "part"),
     [
-        (("z", "dog"), "'z', which is none of the 3 labelled images"),
-        (("a", "owl"), "'owl' of 'a', which is none of the classes; they are dog, cat, big"),
+        (("z", "dog"), "'z', which is not one of the 3 labelled images"),
+        (("a", "owl"), "'owl' of 'a', which is not one of the classes; they are dog, cat, big"),
     ],
 )
 def test_an_entry_that_is_not_there(entry, part):

@@ -229,8 +229,12 @@ def test_weights_that_are_missing_and_those_of_a_file(small, tmp_path, monkeypat
     [
         ({"model": "vit_tiny_patch16_224"}, True, "5.5 M parameters"),
         ({"model": "halonet26t"}, False, "set image_size to 256"),
-        ({"model": "test_resnet", "model_args": {"in_chans": 1}}, False, "no classifier of RGB"),
-        ({"model": "test_resnet", "model_args": {"features_only": True}}, False, "no classifier"),
+        ({"model": "test_resnet", "model_args": {"in_chans": 1}}, False, "not a classifier of RGB"),
+        (
+            {"model": "test_resnet", "model_args": {"features_only": True}},
+            False,
+            "not a classifier",
+        ),
     ],
 )
 def test_an_image_of_the_trainings_size_is_tried(small, tmp_path, training, ok, part):

@@ -164,7 +164,7 @@ def test_cached_file_that_does_not_fit_is_not_called_missing(folder, tags, cache
 
 
 def test_unknown_names(tags):
-    assert f"near: {NAME}" in fails("tiny-test-clap", "plain")
+    assert f"similar: {NAME}" in fails("tiny-test-clap", "plain")
     assert "no such model" in fails("xyz", "plain")
     message = fails(NAME, "openai")
     assert "'openai' is neither a file nor one of open_clip's tags (plain, quick_one" in message
@@ -173,7 +173,7 @@ def test_unknown_names(tags):
 
 @pytest.mark.parametrize("model", ["local-dir:somewhere", "hf-hub:org/name"])
 def test_places_with_their_own_weights_take_no_tag(model):
-    assert "drop 'pretrained'" in fails(model, "openai")
+    assert "remove 'pretrained'" in fails(model, "openai")
 
 
 def test_hub_repository_that_cannot_be_fetched(cache):

@@ -94,7 +94,7 @@ def test_images_without_features_take_no_part():
 
 
 def test_without_any_features_nothing_is_learnt():
-    assert "no image" in message_of(Standardised, np.full((2, 3), np.nan, np.float32))
+    assert "no training image" in message_of(Standardised, np.full((2, 3), np.nan, np.float32))
 
 
 @pytest.mark.parametrize("rows", [[], [0], [6, 0, 3, 3], [2, 1]])

@@ -193,7 +193,7 @@ def test_digest_sees_content_and_names_but_not_place_or_time(tmp_path):
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null", "[" * 100_000])
 def test_json_that_is_no_mapping(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
-    assert message_of(read_json, tmp_path / "a.json").startswith(f"{tmp_path}/a.json: no JSON")
+    assert message_of(read_json, tmp_path / "a.json").startswith(f"{tmp_path}/a.json: not a JSON")
 
 
 def test_json_of_another_version_or_none(tmp_path):
@@ -215,6 +215,6 @@ def test_dates_in_the_future(tmp_path):
     os.utime(folder / "a/file", (0, time.time() + 300))
     message = message_of(check_dates, folder)
     assert message.startswith(f"{folder}/a/file is dated in the future, 20")
-    command = re.search("'(find .*)', else", message)[1]
+    command = re.search("'(find .*)', or else", message)[1]
     subprocess.run(shlex.split(command), check=True)
     check_dates(folder)

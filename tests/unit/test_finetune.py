@@ -41,7 +41,7 @@ def test_it_starts_where_the_first_has_ended(data, first, tmp_path):
 def test_another_start_is_another_training(data, first, tmp_path, monkeypatch, capsys):
     interrupt(monkeypatch, data, tmp_path / "a", start=first / "model")
     run(data, tmp_path / "a", start=first / "model")
-    assert "going on after epoch 2" in capsys.readouterr().err
+    assert "resuming after epoch 2" in capsys.readouterr().err
     assert same(tmp_path / "a", run(data, tmp_path / "b", start=first / "model"))
     interrupt(monkeypatch, data, tmp_path / "c", start=first / "model")
     changed = weights(first)
@@ -50,7 +50,7 @@ def test_another_start_is_another_training(data, first, tmp_path, monkeypatch, c
     (tmp_path / "other/model.json").write_text((first / "model/model.json").read_text())
     save_file(changed, tmp_path / "other/model.safetensors")
     run(data, tmp_path / "c", start=tmp_path / "other")
-    assert "of other settings" in capsys.readouterr().err
+    assert "from other settings" in capsys.readouterr().err
 
 
 def test_what_cannot_be_started_from_is_one_line(data, first, tmp_path):

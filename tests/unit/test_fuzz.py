@@ -208,12 +208,12 @@ def test_text_that_is_no_text_and_a_number_that_is_none(tables, tmp_path):
     splits = pa.concat_arrays([damaged] * len(table))
     place = table.column_names.index("split")
     write_table(table.set_column(place, "split", splits), tmp_path / "t.parquet")
-    with pytest.raises(UserError, match=r"t\.parquet: torn or damaged"):
+    with pytest.raises(UserError, match=r"t\.parquet: corrupt"):
         read_split(tmp_path / "t.parquet", "train", ["image_id"])
     table = pa.parquet.read_table(tables / "manifest/train/0.parquet")
     facts = {**json.loads(table.schema.metadata[KEY]), "views": True}
     write_table(table.replace_schema_metadata({KEY: json.dumps(facts)}), tmp_path / "s.parquet")
-    with pytest.raises(UserError, match="not whole images of the shard"):
+    with pytest.raises(UserError, match="not complete images of the shard"):
         read_shard(tmp_path / "s.parquet")
 
 

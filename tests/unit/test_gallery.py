@@ -229,7 +229,7 @@ def test_an_image_that_went_away_has_no_thumbnail(copy, tmp_path, capsys):
     make_gallery(folder=copy, split="train", output=tmp_path / "gallery")
     images = images_of(parts(tmp_path / "gallery"))
     assert [image["thumbnail"] for image in images] == [True, True, False, True]
-    assert "cannot be read and have no thumbnail: 1" in capsys.readouterr().err
+    assert "unreadable files, shown without thumbnail: 1" in capsys.readouterr().err
 
 
 def test_an_image_with_scores_but_no_similarity_has_no_snippets(copy, tmp_path):
@@ -282,8 +282,8 @@ def other_store(training):
     ("change", "part"),
     [
         (drop_scores, "give results/DATASET/ENCODER/LABELS/TRAINING"),
-        (other_classes, "the scores of CLIP and refined are of different class tables"),
-        (other_store, "its classes are not those of the scores"),
+        (other_classes, "the scores of CLIP and refined have different class tables"),
+        (other_store, "its classes differ from those of the scores"),
     ],
 )
 def test_mistakes(change, part, copy, tmp_path):

@@ -84,7 +84,7 @@ def test_resume(data, tmp_path, monkeypatch, capsys):
     settings = {"device": GPU, "precision": "fp16"}
     training_runs.interrupt(monkeypatch, data, tmp_path, **settings)
     training_runs.run(data, tmp_path, **settings)
-    assert "going on after epoch 2 of 4" in capsys.readouterr().err
+    assert "resuming after epoch 2 of 4" in capsys.readouterr().err
     assert np.isfinite(training_runs.history(tmp_path)["loss"]).all()
 
 

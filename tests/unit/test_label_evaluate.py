@@ -253,7 +253,7 @@ def test_corrections_are_in_the_labels(small):
 def test_a_correction_of_another_image(small):
     path = small / "corrections.csv"
     path.write_text("image_id,class,value\na,dog,1\n")
-    with pytest.raises(UserError, match="corrects 'a', which is none of the 5 labelled images"):
+    with pytest.raises(UserError, match="corrects 'a', which is not one of the 5 labelled images"):
         label(small, corrections=path)
     assert not (small / "labels.parquet").exists()
 
@@ -414,7 +414,7 @@ def known_as(positive):
         (
             None,
             known_as(None),
-            "no mAP: no image with known truth (5 of unknown truth)",
+            "no mAP: no image with known truth (5 with unknown truth)",
             (0, 0, 5),
         ),
         (
@@ -471,7 +471,7 @@ def test_what_was_left_out_is_told(small, cdul):
     assert result["images"] == measured and result["mAP"] is not None
     line = conclusion(result)
     assert line.startswith(
-        f"mAP {result['mAP']:.2f} on {measured} images (1 without scores, 1 not of the data set"
+        f"mAP {result['mAP']:.2f} on {measured} images (1 without scores, 1 not in the data set"
     )
 
 
@@ -600,7 +600,7 @@ def test_hard_labels(small):
 
 
 def test_labels_of_one_of_several_grids(small):
-    with pytest.raises(UserError, match="leave the labels' grid out"):
+    with pytest.raises(UserError, match="leave out the labels' grid"):
         label(small, grid=(1, 2))
     rewrite_images(small, lambda t: describe(t, "images", layout={"grid": [[1, 2], [1, 1]]}))
     cosines = zarr.open_array(small / "sim.zarr", mode="r")[:].astype(float)
@@ -768,7 +768,7 @@ def test_facts_of_a_table_from_elsewhere(small):
     write_table(label(small).replace_schema_metadata(None), small / "labels.parquet")
     facts = LabelFacts.read(small / "labels.parquet")
     assert facts == LabelFacts(whole=False)
-    with pytest.raises(UserError, match=r"labels.parquet: does not say how its labels were made"):
+    with pytest.raises(UserError, match=r"labels.parquet: does not record how its labels were"):
         quality(small)
 
 
@@ -779,7 +779,7 @@ def test_facts_of_a_table_from_elsewhere(small):
 def test_facts_that_are_none(small, key, value):
     label(small)
     with_facts(small / "labels.parquet", **{key: value})
-    with pytest.raises(UserError, match=f"labels.parquet: .* labels' '{key}.* cannot be used"):
+    with pytest.raises(UserError, match=f"labels.parquet: its value of '{key}.* is not valid"):
         LabelFacts.read(small / "labels.parquet")
 
 
@@ -862,7 +862,7 @@ def test_context_takes_no_part_in_a_sigmoid(small, capsys):
     add_bias(small)
     alone = label(small, positives=1.3)
     add_context(small)
-    told = "label: each class has a sigmoid of its own, so the context names take no part"
+    told = "label: each class has its own sigmoid, so the context names are not used"
     assert told not in capsys.readouterr().err
     assert label(small, positives=1.3).equals(alone)
     assert told in capsys.readouterr().err
@@ -915,7 +915,11 @@ MISTAKES = {
         [],
         "row -7 of split 'train'",
     ),
-    "no store": (lambda small: None, ["--similarity", "/none.zarr"], "/none.zarr: no Zarr array"),
+    "no store": (
+        lambda small: None,
+        ["--similarity", "/none.zarr"],
+        "/none.zarr: not a Zarr array",
+    ),
     "no images": (lambda small: None, ["--images", "/none.parquet"], "/none.parquet: no such file"),
     "no column": (
         lambda small: rewrite_images(small, lambda table: table.drop_columns("row")),

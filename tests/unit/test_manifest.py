@@ -315,7 +315,7 @@ def test_classes_that_no_image_shows_are_noted(tmp_path, capsys, rows, unseen):
 def test_images_of_unknown_truth_are_noted(tmp_path, capsys, rows, unknown):
     folder = Folder(tmp_path)
     folder.make(**table_of(folder, f"path,dog,cat\na.png,{rows}\n"))
-    noted = f"of {unknown} of 2 images the truth is not known" in capsys.readouterr().err
+    noted = f"the truth is not known for {unknown} of 2 images" in capsys.readouterr().err
     assert noted == (unknown is not None)
 
 
@@ -323,18 +323,18 @@ def test_image_files_that_are_not_there(tmp_path, capsys):
     folder = Folder(tmp_path)
     source = table_of(folder, "path\na.png\nb.png\nc.png\n")
     folder.make(**source)
-    assert "not there" not in capsys.readouterr().err
+    assert "missing" not in capsys.readouterr().err
     (folder.images / "b.png").unlink()
     folder.make(**source)
-    (line,) = [x for x in capsys.readouterr().err.splitlines() if "not there" in x]
-    assert "train: 1 of 3 image files are not there" in line
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "are missing" in x]
+    assert "train: 1 of 3 image files are missing" in line
     assert str(folder.images / "b.png") in line
     assert list(folder.rows()) == ["a.png", "b.png", "c.png"]
     with pytest.raises(UserError, match=r"1 of 3 image .*b\.png; .* max_failed_share \(0.3\)"):
         folder.make(**source, max_failed_share=0.3)
     for name in "ac":
         (folder.images / f"{name}.png").unlink()
-    with pytest.raises(UserError, match=r"3 of 3 image files are not there.*a\.png; check 'root'"):
+    with pytest.raises(UserError, match=r"3 of 3 image files are missing.*a\.png; check 'root'"):
         folder.make(**source)
 
 

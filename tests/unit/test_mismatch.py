@@ -144,7 +144,7 @@ def test_a_shard_of_another_run(made):
     shutil.copy(shard_file(made / "e.zarr", 0), shard_file(made / "e.zarr", 1))
     assert np.isfinite(open_store(made / "e.zarr")[:]).all()
     message = message_of(similarity, made)
-    assert "foreign" in message and str(made / "1.parquet") in message
+    assert "from another run" in message and str(made / "1.parquet") in message
 
 
 def scaled(scale: float):
@@ -197,7 +197,7 @@ def test_the_bias_of_the_logits(made, tmp_path):
     assert str(made / "0.parquet") in message and str(made / "text.parquet") in message
     assert "logit_bias -10 and" in message and "with -11.0: not the same weights" in message
     with_facts(made / "text.parquet", logit_bias=None)
-    assert "of one with None" in message_of(similarity, made)
+    assert "from one with None" in message_of(similarity, made)
     # Shards of an older release do not say it.
     embed_text(made, siglip)
     for shard in "01":
@@ -231,7 +231,7 @@ def test_a_foreign_class_table_that_does_not_say_what_it_is(made, name):
     del facts[name]
     table = pq.read_table(path).replace_schema_metadata({KEY: json.dumps(facts).encode()})
     write_table(table, path)
-    assert message_of(similarity, made).startswith(f"{path}: its metadata does not say {name!r}")
+    assert message_of(similarity, made).startswith(f"{path}: its metadata has no {name!r}")
 
 
 @pytest.mark.parametrize("vector", [[0.0] * 32, [float("nan")] * 32, [1.0] * 31, []])
@@ -262,11 +262,11 @@ def test_a_shards_manifest_of_another_place(made):
     path = made / "manifest/train/0.parquet"
     for facts in ({"shard": 1}, {"shard_size": 4}, {"shard_size": "a"}, {"shard": None}):
         with_facts(path, **{"shard": 0, "shard_size": SHARD, **facts})
-        assert f"{path}: its rows are not whole images" in message_of(read_shard, path)
+        assert f"{path}: its rows are not complete images" in message_of(read_shard, path)
     with_facts(path, shard=0, shard_size=SHARD)
     table = pq.read_table(path)
     write_table(table.slice(0, 7), path)
-    assert "not whole images" in message_of(read_shard, path)
+    assert "not complete images" in message_of(read_shard, path)
 
 
 def test_an_embedding_of_norm_zero_is_its_images_status(made, tmp_path):

@@ -127,7 +127,7 @@ def test_a_measured_model(made):
         "construction final, tau 0.01 |",
         "learning rate 1e-05",
         "from epoch 3 on",
-        "Not measured for want of a positive image",
+        "Not measured, because no image shows them",
     ):
         assert part in text
     words, kinds = shown(text)
@@ -143,12 +143,12 @@ def test_calibrated_labels_are_measured_as_they_are(made):
 def test_a_checked_model(made):
     make, card, *_ = made
     text = make()
-    assert "a default that nobody has checked" in text and "Checked by a person" not in text
+    assert "an unchecked default" in text and "Checked by a person" not in text
     card["checked"] = {"answers": 200, "precision": [0.81, 0.85, 0.884], "recall": [0.4, 0.5, 0.6]}
     card["thresholds"] = {"cat": 0.4567, NASTY: 0.5}
     text = make()
     assert "Checked on 200 answers: precision 81 to 88, recall 40 to 60 percent" in text
-    assert "| cat | 0.457 |" in text and "nobody has checked" not in text
+    assert "| cat | 0.457 |" in text and "unchecked default" not in text
     words, kinds = shown(text)
     assert words.count(NASTY) == 3 and "html_inline" not in kinds
 

@@ -79,7 +79,7 @@ def test_comments_docstrings_annotations_and_layout_do_not_count(package):
     def change():
         edit(path, '"""The whole image\'s scores', '"""Another text')
         edit(path, "    half = np.float32(0.5)", "    # a comment\n\n    half = (np.float32(0.5))")
-        edit(path, '"""From CLIP\'s scores to pseudo-labels', '"""Something else')
+        edit(path, '"""The global-local aggregator', '"""Something else')
         edit(path, "(local: np.ndarray, zeta: float) -> np.ndarray", "(local, zeta)")
 
     assert changed_steps(package, change) == set()
@@ -208,7 +208,7 @@ def test_the_commit_is_that_of_the_checkout_itself(package):
     commit = git("rev-parse", "HEAD")
     state = git_state_of(package)
     assert len(state) == 12 and commit.startswith(state)
-    edit(package / "errors.py", "The one exception", "One exception")
+    edit(package / "errors.py", "The exception for", "One exception")
     assert git_state_of(package) == f"{state}-dirty"
 
 

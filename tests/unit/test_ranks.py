@@ -86,7 +86,7 @@ def test_another_number_of_devices_goes_on(data, tmp_path, monkeypatch, capfd):
     undisturbed = training_runs.run(data, tmp_path / "undisturbed", **PLAIN)
     training_runs.interrupt(monkeypatch, data, tmp_path / "resumed", **PLAIN)
     training_runs.run(data, tmp_path / "resumed", gpus=2, **PLAIN)
-    assert capfd.readouterr().err.count("going on after epoch 2 of 3") == 1
+    assert capfd.readouterr().err.count("resuming after epoch 2 of 3") == 1
     assert_close(undisturbed, tmp_path / "resumed")
 
 
@@ -147,7 +147,7 @@ def test_stopped_and_started_again(data, long, tmp_path, end):
 
 def test_batch_norm_of_several_processes_is_refused_on_a_cpu(data, tmp_path):
     message = training_runs.fails(data, tmp_path, gpus=2, model="test_resnet")
-    assert "batch norm over several processes is for GPUs" in message
+    assert "batch norm over several processes needs GPUs" in message
     assert not (tmp_path / "model").exists()
 
 
@@ -207,7 +207,7 @@ def test_one_process_is_as_it_was():
 def test_devices_without_a_gpu():
     assert several_devices("cpu", 3) == ["cpu"] * 3
     assert several_devices("auto", 3) == ["cpu"]
-    with pytest.raises(UserError, match="3 GPUs are asked for, and there are 0"):
+    with pytest.raises(UserError, match="3 GPUs are requested, but there are 0"):
         several_devices("cuda", 3)
     with pytest.raises(UserError, match="device 'cuda:0' is one"):
         several_devices("cuda:0", 2)

@@ -89,15 +89,15 @@ def test_an_unknown_class_names_the_nearest_category(coco):
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        (lambda i: i["annotations"][0].update(category_id=12), ["of the category 12", "not list"]),
-        (lambda i: i["annotations"][0].update(image_id=7), ["of the image 7", "not list"]),
+        (lambda i: i["annotations"][0].update(category_id=12), ["for category 12", "not list"]),
+        (lambda i: i["annotations"][0].update(image_id=7), ["for image 7", "not list"]),
         (lambda i: i["categories"][0].update(id=2), ["same id"]),
         (lambda i: i["categories"][0].update(name="hot dog"), ["same name"]),
         (lambda i: i.pop("images"), ["missing required field `images`"]),
         (lambda i: i["images"][1].pop("file_name"), ["`file_name`", "$.images[1]"]),
         (lambda i: i["images"][1].update(id=None), ["Expected `int | float | str`"]),
-        (lambda i: i["images"][1].update(file_name="../a.jpg"), ["'../a.jpg' lies outside"]),
-        (lambda i: i["images"][1].update(file_name="/a.jpg"), ["'/a.jpg' lies outside"]),
+        (lambda i: i["images"][1].update(file_name="../a.jpg"), ["'../a.jpg' is outside"]),
+        (lambda i: i["images"][1].update(file_name="/a.jpg"), ["'/a.jpg' is outside"]),
     ],
 )
 def test_mistakes_in_the_file(coco, change, parts):
@@ -119,7 +119,7 @@ def test_a_torn_file(coco, content):
     path = coco / "annotations" / "instances_val2014.json"
     path.write_bytes(content)
     message = message_of(read_coco, coco, SPLITS, CLASSES)
-    assert f"{path}: not a COCO file of instances: " in message
+    assert f"{path}: not a COCO instances file: " in message
 
 
 def test_missing_files(coco, tmp_path):

@@ -168,7 +168,7 @@ HUGE = "{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999999, 9)}".
 def test_arrays_that_are_none(root, content):
     (root / "formatted_train_labels.npy").write_bytes(content)
     message = message_of(read_nuswide, root, FORMATTED, CLASSES)
-    assert "formatted_train_labels.npy: not a whole file of a NumPy array" in message
+    assert "formatted_train_labels.npy: not a complete NumPy array file" in message
     assert "pickle" not in message
 
 
@@ -176,20 +176,20 @@ def test_arrays_of_an_archive(root):
     with (root / "formatted_train_labels.npy").open("wb") as file:
         np.savez(file, labels=np.zeros((2, 3)))
     message = message_of(read_nuswide, root, FORMATTED, CLASSES)
-    assert "not a whole file of a NumPy array" in message
+    assert "not a complete NumPy array file" in message
 
 
 def test_a_list_without_images(root):
     write(root / "ImageList/TrainImagelist.txt", "\n")
     assert message_of(read_nuswide, root, SPLITS, CLASSES).endswith(
-        "lists no image; fetch it again"
+        "lists no image; download it again"
     )
 
 
 def test_a_concept_that_is_there_twice(root):
     write(root / "ConceptsList/Concepts81.txt", "airport\nclouds\nclouds\n")
     message = message_of(read_nuswide, root, FORMATTED, ("airport", "clouds"))
-    assert "a concept is there twice" in message
+    assert "a concept is listed twice" in message
 
 
 def test_no_table(tmp_path):
@@ -225,7 +225,7 @@ def test_mistakes_in_the_table(listed, text, parts):
 def test_an_image_outside_of_the_set(root):
     write(root / "ImageList/TrainImagelist.txt", "a\\1.jpg\n..\\..\\secret.jpg\n")
     message = message_of(read_nuswide, root, SPLITS, CLASSES)
-    assert f"{root}: the image '../../secret.jpg' lies outside {root}/Flickr" in message
+    assert f"{root}: the image '../../secret.jpg' is outside {root}/Flickr" in message
 
 
 def test_an_image_twice(root):

@@ -132,7 +132,7 @@ def test_a_column_for_each_class(tmp_path):
         ({"label": [{"x": 1}]}, ["neither a name"]),
         ({"label": [0], "labels": [[0]]}, ["label and labels"]),
         ({"dog": [1], "cat": [1]}, ["no column for the classes train"]),
-        ({"dog": [1], "cat": [0], "train": [2]}, ["row 0", "'train' holds '2'"]),
+        ({"dog": [1], "cat": [0], "train": [2]}, ["row 0", "'train' contains '2'"]),
     ],
 )
 def test_labels_that_are_none(tmp_path, columns, parts):
@@ -161,7 +161,7 @@ def test_a_file_that_was_cut_short(tmp_path):
 def test_a_file_of_another_schema_among_others(tmp_path):
     write_parquet(tmp_path / "a.parquet", [IMAGE])
     pq.write_table(pa.table({"key": ["a"], "status": ["failed"]}), tmp_path / "b.parquet")
-    assert "b.parquet: no column of images; of key, status" in error(tmp_path)
+    assert "b.parquet: no column of images; exactly one of key, status" in error(tmp_path)
 
 
 def test_null_empty_and_damaged_images_have_a_status(tmp_path):

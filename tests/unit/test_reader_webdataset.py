@@ -61,7 +61,7 @@ def test_images_keys_and_labels(tmp_path):
         ("0.tar/a/004", ()),
     ]
     assert {decode(record.path).size for record in records} == {(48, 32)}
-    assert any("members that are no images" in line and ".txt (1)" in line for line in told)
+    assert any("members that are not images" in line and ".txt (1)" in line for line in told)
     assert any(".json without labels (1)" in line for line in told)
     assert any("labels that are no class: sofa (1)" in line for line in told)
     assert any("read 'Dog' as 'dog'" in line for line in told)
@@ -78,7 +78,7 @@ def test_labels_come_before_or_after_their_image(tmp_path):
         ("a.cls", b"3", ["label 3", "numbers 0 to 2"]),
         ("a.cls", b"\xff\xfe\xff", ["'a.cls'", "correct it"]),
         ("a.json", b'{"labels"', ["'a.json'", "cannot be read"]),
-        ("a.json", b'{"labels": "dog"}', ["'a.json'", "no list"]),
+        ("a.json", b'{"labels": "dog"}', ["'a.json'", "not a list"]),
         ("a.json", b'{"labels": [1.5]}', ["label 1.5", "neither a name"]),
         ("a.json", b'{"labels": [null]}', ["label None", "neither a name"]),
         ("a.json", b'{"labels": [true]}', ["label True", "neither a name"]),
@@ -224,7 +224,7 @@ def test_a_tar_that_was_cut_short(tmp_path, size):
     os.truncate(path, size)
     message = error(tmp_path)
     assert str(path) in message
-    assert "is no tar" in message if size == 100 else "cut short" in message
+    assert "is not a tar" in message if size == 100 else "truncated" in message
 
 
 def test_zeros_in_place_of_most_of_a_tar_are_not_its_end(tmp_path):
@@ -232,7 +232,7 @@ def test_zeros_in_place_of_most_of_a_tar_are_not_its_end(tmp_path):
     os.truncate(path, 1 << 20)
     assert len(read(tmp_path)) == 1
     os.truncate(path, 3 << 20)
-    assert "nothing but zeros from byte" in error(tmp_path)
+    assert "only zeros from byte" in error(tmp_path)
 
 
 def test_a_damaged_header_ends_nothing_silently(tmp_path):
@@ -250,13 +250,13 @@ def test_a_compressed_tar_by_its_content(tmp_path, open_file):
     data = write_tar(tmp_path / "x.tar", {"a.jpg": IMAGE}).read_bytes()
     (tmp_path / "set").mkdir()
     (tmp_path / "set/0.tar").write_bytes(gzip.compress(data))
-    assert "compressed by gzip" in error(tmp_path / "set")
+    assert "compressed with gzip" in error(tmp_path / "set")
 
 
 @pytest.mark.parametrize("data", [b"Not found", b"x" * 5000, IMAGE])
 def test_a_file_that_is_no_tar(tmp_path, data):
     (tmp_path / "0.tar").write_bytes(data)
-    assert "is no tar" in error(tmp_path)
+    assert "is not a tar" in error(tmp_path)
 
 
 def test_an_archive_that_cannot_be_read(tmp_path):
@@ -286,7 +286,7 @@ def test_members_that_are_no_files_are_counted(tmp_path):
     told = []
     assert ids(tmp_path, tell=told.append) == ["0.tar/x"]
     (line,) = told
-    assert "left out 8 members that are no images" in line
+    assert "left out 8 members that are not images" in line
     for part in ("folder (1)", "link (1)", "hard link (1)", "device (2)", "pipe (1)"):
         assert part in line
     for part in ("hidden (1)", ".tar (1)"):

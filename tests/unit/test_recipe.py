@@ -88,7 +88,7 @@ def test_what_was_assumed_is_said(weights, small, tmp_path):
     file = str(weights)
     assert assumed("ViT-B-32", "openai") is None
     assert "mean 0.5 0.5 0.5" in assumed("ViT-B-16-SigLIP", file)
-    assert "like all weights of this model" in assumed("RN50", file)
+    assert "like all of open_clip's weights" in assumed("RN50", file)
     assert "QuickGELU" in assumed("RN50", file)
     words = assumed("ViT-B-32", file)
     assert ", GELU; weights of openai," in words and "the model ViT-B-32-quickgelu" in words
@@ -101,4 +101,4 @@ def test_a_folder_whose_config_is_silent(tmp_path):
     assert assumed(model, None) is None
     file = tmp_path / "open_clip_config.json"
     file.write_text(json.dumps({"model_cfg": tiny.CLIP}))
-    assert "does not say mean and std" in assumed(model, None)
+    assert "has no mean and std" in assumed(model, None)

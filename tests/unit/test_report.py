@@ -569,7 +569,7 @@ def test_mistakes(measured, tmp_path):
     assert "not a folder of results" in message and str(tmp_path) in message
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/photo.jpg").touch()
-    assert "holds 'photo.jpg'" in message_of(make, measured, tmp_path / "mine")
+    assert "contains 'photo.jpg'" in message_of(make, measured, tmp_path / "mine")
     assert (tmp_path / "mine/photo.jpg").exists()
 
 

@@ -117,7 +117,7 @@ def test_labels(made):
     facts, (_, names, found) = read_facts(labels), read_scores(labels)
     assert names == CLASSES and facts["logit_bias"] == -10
     assert facts["similarity"]["context"] == ["beach", "tree"]
-    assert "the context names take no part" in told and "sigmoid, tau 0.2" in told
+    assert "the context names are not used" in told and "sigmoid, tau 0.2" in told
     expected = labels_by_hand(scores_by_hand(folder, model, "train"), facts["bias"])
     # Embeddings are stored in half precision.
     np.testing.assert_allclose(found, expected, atol=5e-3)

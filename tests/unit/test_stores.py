@@ -152,7 +152,7 @@ def test_a_torn_shard_is_named(path, damage, shard):
     torn = shard_file(path, shard)
     torn.write_bytes(damage(torn.read_bytes()))
     message = message_of(read, path)
-    assert message.startswith(f"{torn}: torn")
+    assert message.startswith(f"{torn}: corrupt")
     assert "delete it" in message
 
 

@@ -93,10 +93,10 @@ def test_labels_move_every_so_often(data, tmp_path):
 
 def test_a_warm_up_without_end_is_told(data, tmp_path, capsys):
     run(data, tmp_path / "never", epochs=1, alignment={"warmup": 1})
-    assert "the labels will stay as they are: alignment.warmup (1)" in capsys.readouterr().err
+    assert "the labels will not change: alignment.warmup (1)" in capsys.readouterr().err
     run(data, tmp_path / "last", epochs=1, alignment={"warmup": 0})
     run(data, tmp_path / "fixed", epochs=1, alignment={"enabled": False, "warmup": 1})
-    assert "will stay" not in capsys.readouterr().err
+    assert "will not change" not in capsys.readouterr().err
 
 
 def test_labels_stay_without_alignment(data, done, tmp_path):
@@ -130,9 +130,11 @@ def test_a_classifier_names_as_much_as_soft_labels_do(data, tmp_path, variant, c
     run(data, tmp_path, **settings)
     log = capsys.readouterr().err
     if settings.get("positives") or variant == "kl_classes":
-        assert "name as much" not in log
+        assert "predict as many" not in log
         return
-    slope, bias = map(float, re.search(r"logits times (\S+) (\S+) name as much", log).groups())
+    slope, bias = map(
+        float, re.search(r"logits times (\S+) (\S+) predict as many classes", log).groups()
+    )
     assert slope > 0 and abs(slope - 1) + abs(bias) > 1e-2
     network, card = load_classifier(tmp_path / "model", torch.device("cpu"))
     table, _, labels = read_scores(tmp_path / "refined_labels.parquet")
@@ -206,7 +208,7 @@ def test_without_test_split_and_without_truth(data, done, tmp_path):
 def test_resume_is_the_same(data, done, tmp_path, monkeypatch, capsys, workers):
     interrupt(monkeypatch, data, tmp_path, workers=workers)
     run(data, tmp_path, workers=workers)
-    assert "going on after epoch 2 of 4" in capsys.readouterr().err
+    assert "resuming after epoch 2 of 4" in capsys.readouterr().err
     assert same(tmp_path, done)
     columns = [c for c in COLUMNS if c != "images_per_second"]
     assert history(tmp_path)[columns].equals(history(done)[columns])
@@ -276,7 +278,7 @@ def test_killed_and_started_again(data, tmp_path, capfd):
     assert (output / "checkpoint.pt").is_file()
     assert not (output / "history.parquet").exists()
     run(data, output, **many)
-    assert "going on after epoch" in capfd.readouterr().err
+    assert "resuming after epoch" in capfd.readouterr().err
     assert same(output, run(data, tmp_path / "undisturbed", **many))
 
 
@@ -290,7 +292,7 @@ def test_checkpoint_is_plain_data(data, tmp_path, monkeypatch):
 def test_checkpoint_of_other_settings(data, tmp_path, monkeypatch, capsys, change):
     interrupt(monkeypatch, data, tmp_path / "a")
     run(data, tmp_path / "a", **change)
-    assert "of other settings, labels or images; starting over" in capsys.readouterr().err
+    assert "from other settings, labels or images; starting over" in capsys.readouterr().err
     assert same(tmp_path / "a", run(data, tmp_path / "b", **change))
 
 

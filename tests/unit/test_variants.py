@@ -98,13 +98,13 @@ def test_arguments_of_the_model_have_types(tmp_path):
     ("text", "part"),
     [
         ("loss\nkl\n", "needs a column 'variant'"),
-        ("variant,loss\n", "needs a column 'variant' and a row"),
+        ("variant,loss\n", "needs a column 'variant' and one row"),
         ("", "not a readable table"),
         ("variant,loss\na,kl\nb,kl,1\n", "not a readable table"),
         ("variant,loss\na,kl,1\n", "more cells than its first line"),
-        ("variant\na\na\n", "'a' is there twice"),
-        ("variant\na/b\n", "'a/b' is not a usable name"),
-        ("variant,loss\n,kl\n", "'' is not a usable name"),
+        ("variant\na\na\n", "'a' occurs twice"),
+        ("variant\na/b\n", "'a/b' is not a usable variant name"),
+        ("variant,loss\n,kl\n", "'' is not a usable variant name"),
         ("variant,against\nfixed,\na,fxed\n", "'against' names 'fxed'; did you mean 'fixed'?"),
         ("variant,labels\na,fnal\n", "a: 'labels' names 'fnal'; did you mean 'final'?"),
         ("variant,alignment.sgma\na,1\n", "unknown key 'trainings.a.alignment.sgma'"),
@@ -113,7 +113,7 @@ def test_arguments_of_the_model_have_types(tmp_path):
         ("variant,seed\na,one\n", "'trainings.a.seed' is 'one'"),
         ("variant,seed\na,5000000000\n", "'trainings.a.seed' is"),
         ("variant,model_args.x\na,{\n", "a: model_args.x: "),
-        ("variant,loss\na,role\n", "trainings.a: loss 'role' learns from hard positives"),
+        ("variant,loss\na,role\n", "trainings.a: loss 'role' learns from fixed hard positives"),
     ],
 )
 def test_mistakes_name_the_table(tmp_path, text, part):

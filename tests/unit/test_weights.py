@@ -99,14 +99,14 @@ def text(content: str) -> Callable[[Path, dict], None]:
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n"
 FILES: dict[str, tuple[str, Callable[[Path, dict], object], str]] = {
     "TorchScript": ("pt", script, "is a TorchScript program"),
-    "NumPy scalar": ("pt", numpy_scalar, "holds Python objects besides tensors (numpy"),
+    "NumPy scalar": ("pt", numpy_scalar, "contains Python objects besides tensors (numpy"),
     "truncated": ("pt", half, "is truncated or corrupt"),
     "truncated, of an old form": ("pt", half_of_an_old_form, "is truncated or corrupt"),
     "truncated safetensors": ("safetensors", half_safetensors, "is truncated or corrupt"),
     "web page": ("pt", text("\n<!DOCTYPE html><html>"), "is a web page"),
     "web page as safetensors": ("safetensors", text("<html><body>"), "is a web page"),
-    "Git LFS": ("safetensors", text(LFS), "is a pointer of Git LFS"),
-    "git-annex": ("pt", text("/annex/objects/SHA256E-s1--00.pt"), "is a pointer of git-annex"),
+    "Git LFS": ("safetensors", text(LFS), "is a Git LFS pointer"),
+    "git-annex": ("pt", text("/annex/objects/SHA256E-s1--00.pt"), "is a git-annex pointer"),
     "empty": ("pt", text(""), "is empty"),
     "empty safetensors": ("safetensors", text(""), "is empty"),
     "JSON": ("pt", text('{"error": "not found"}'), "is neither safetensors nor"),
@@ -185,7 +185,7 @@ def test_weights_of_siglip_for_another_model(tmp_path):
     tiny.make_clip(tmp_path)
     weights = load_file(tmp_path / tiny.WEIGHTS)
     save_file({**weights, "logit_bias": torch.zeros(1)}, tmp_path / "siglip.safetensors")
-    told(message_of(load_clip, NAME, str(tmp_path / "siglip.safetensors")), "holds a logit_bias")
+    told(message_of(load_clip, NAME, str(tmp_path / "siglip.safetensors")), "contains a logit_bias")
 
 
 def test_weights_of_another_model_are_told_by_their_names(tmp_path):
@@ -195,7 +195,11 @@ def test_weights_of_another_model_are_told_by_their_names(tmp_path):
     weights["text_projection"] = torch.zeros(2, 3)
     save_file(weights, tmp_path / "w.safetensors")
     message = message_of(load_clip, NAME, str(tmp_path / "w.safetensors"))
-    for part in ("lacks visual.proj;", "also holds more;", "text_projection ([2, 3], not [32, 32]"):
+    for part in (
+        "lacks visual.proj;",
+        "also contains more;",
+        "text_projection ([2, 3], not [32, 32]",
+    ):
         assert part in message
     torch.save([1, 2], tmp_path / "list.pt")
     told(message_of(load_clip, NAME, str(tmp_path / "list.pt")), "no state dict of this model")

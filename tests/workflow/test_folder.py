@@ -194,7 +194,7 @@ def test_too_many_failures_name_the_first(photos):
         ("datasets.photos.context", "none.txt", ["context list none.txt", "No such file"]),
         ("datasets.photos.context", "empty.txt", ["context list empty.txt", "no names"]),
         ("datasets.photos.context", "twice.txt", ["twice.txt", "'Dog' is listed twice"]),
-        ("datasets.photos.context_keep", ["dog"], ["photos", "no use without 'context'"]),
+        ("datasets.photos.context_keep", ["dog"], ["photos", "no effect without 'context'"]),
         ("run.labels", ["fnal"], ["fnal", "'final'"]),
         ("encoders.tiny-clip.model", "local-dir:nowhere", ["encoders.tiny-clip", "nowhere"]),
         ("trainings.small.weights", "nowhere.pt", ["trainings.small.weights", "nowhere.pt"]),

@@ -94,7 +94,7 @@ def test_fine_tuning_starts_from_the_head(frozen):
             {"start_from": "haed"},
             " names 'haed', which is not under 'trainings'; did you mean 'head'?",
         ),
-        ({"trunk": "frozen"}, ": a frozen trunk gets a head of its own"),
+        ({"trunk": "frozen"}, ": a frozen trunk gets its own head"),
         ({"model": "test_resnet"}, ": 'head' trains test_byobnet with {}, not test_resnet with {}"),
     ],
 )

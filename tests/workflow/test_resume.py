@@ -107,6 +107,6 @@ def test_training_that_is_told_to_stop(project, undisturbed):
     assert "Traceback" not in log.read_text()
     assert [p.name for p in (project.folder / TRAINING).iterdir()] == ["checkpoint.pt"]
     project.snakemake(REFINED)
-    assert "going on after epoch" in log.read_text()
+    assert "resuming after epoch" in log.read_text()
     assert same(project, undisturbed, f"{TRAINING}/model/*", REFINED)
     assert not leftovers(project)

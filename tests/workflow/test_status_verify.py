@@ -178,14 +178,14 @@ BREAKS = {
     "store, gone": (
         "embeddings/train.zarr/zarr.json",
         lambda e: (e / "embeddings/train.zarr/zarr.json").unlink(),
-        "no Zarr array",
+        "not a Zarr array",
     ),
     "store, shape": (
         "embeddings/train.zarr/zarr.json",
         lambda e: edit_json(e / "embeddings/train.zarr/zarr.json", shape=[60, 10, 64]),
         "images per shard",
     ),
-    "similarity, a bit": (SIMILARITY, lambda e: flip(e / SIMILARITY / "c/0/0/0"), "torn"),
+    "similarity, a bit": (SIMILARITY, lambda e: flip(e / SIMILARITY / "c/0/0/0"), "corrupt"),
     "similarity, classes": (
         SIMILARITY,
         lambda e: edit_json(e / SIMILARITY / "zarr.json", attributes={"classes": ["a"]}),

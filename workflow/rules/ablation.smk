@@ -13,7 +13,7 @@ rule ablation_table:
     log:
         f"{LOGS}/ablation_table/{{dataset}}/{{encoder}}.log",
     params:
-        # No input: where this workflow is a module, Snakemake would look for it behind the prefix.
+        # Not an input: if this workflow is a module, Snakemake would add its prefix to the path.
         table=CONFIG.ablation.table,
         content=ablation_content,
         folder=subpath(output.parquet, parent=True),

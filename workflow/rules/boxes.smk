@@ -1,4 +1,4 @@
-# Second views: a folder beside those of data sets, whose rules do the rest.
+# Second views: a folder next to those of data sets, whose rules do the rest.
 checkpoint box_images:
     input:
         first_images,
@@ -14,7 +14,7 @@ checkpoint box_images:
         classes=lambda wildcards: boxes_of(wildcards).classes,
         code=code("boxes", "write_box_images"),
     shell:
-        "cdul box-images --images {input:q} --classes {params.classes} --output {output:q} "
+        "cdul box-images --images {input:q} --classes {params.classes:q} --output {output:q} "
         "2> {log:q}"
 
 

@@ -7,14 +7,14 @@ from itertools import chain
 from pathlib import Path
 from typing import get_args
 
-# Not `workflow.basedir`, which is another workflow's where that takes this one as a module.
+# Not `workflow.basedir`: if another workflow uses this one as a module, that is its folder.
 BESIDE = Path(str(workflow.current_basedir)).parents[1]
-# In a clone the package lies beside the Snakefile; all others have installed it.
+# In a clone the package is next to the Snakefile; otherwise it is installed.
 if (BESIDE / "cdul_steps").is_dir():
     sys.path.insert(0, str(BESIDE))
 if importlib.util.find_spec("cdul_steps") is None:
     sys.exit(
-        "cdul: error: the rules need the package cdul-steps beside Snakemake "
+        "cdul: error: the rules need the package cdul-steps in Snakemake's environment "
         f"({sys.executable}): pip install it there, in the version of this workflow"
     )
 
@@ -22,8 +22,8 @@ from snakemake.common.configfile import load_configfile
 from snakemake.logging import logger
 from snakemake.utils import Paramspace
 
-# What is imported here needs nothing but what Snakemake brings, so that Snakemake's lint can read
-# the rules without the package's other dependencies; functions import the rest.
+# The imports here need only Snakemake's own dependencies, so that its lint can read the rules
+# without the package's other dependencies; functions import the rest.
 from cdul_steps import results
 from cdul_steps.config import LOCAL, BoxShape, Split, clashes, load
 from cdul_steps.data.files import check_dates, digest
@@ -32,8 +32,8 @@ from cdul_steps.provenance import source_digest
 from cdul_steps.report.captions import CAPTIONS, TITLES
 from cdul_steps.shipped import PACKAGE
 
-# Jobs find `cdul` beside the Python that runs Snakemake, whether or not it is on the path. An image
-# of a container has its own.
+# Jobs find `cdul` next to the Python that runs Snakemake, even if it is not on the path. A
+# container image has its own.
 BIN = shlex.quote(str(Path(sys.executable).parent))
 shell.prefix(
     'set -euo pipefail; [ -n "${{APPTAINER_CONTAINER:-}}" ] || '
@@ -42,7 +42,7 @@ shell.prefix(
 
 
 def one_line(function):
-    """Let a user's mistake end the planning with its one line."""
+    """Let a user's mistake end the planning with a one-line message."""
 
     @wraps(function)
     def wrapped(*arguments):
@@ -57,7 +57,7 @@ def one_line(function):
 
 CONFIG = one_line(load)(config)
 RUNTIME = CONFIG.runtime
-# Images with second views have a folder, a manifest and an encoding as a data set has.
+# Images with second views have a folder, a manifest and an encoding, like a data set.
 BOXED = CONFIG.all_boxed
 DATASETS = CONFIG.datasets | {
     folder: CONFIG.datasets[boxed.dataset].model_copy(
@@ -65,7 +65,7 @@ DATASETS = CONFIG.datasets | {
     )
     for folder, boxed in BOXED.items()
 }
-# Of another workflow that takes this one as a module, the files are its own business.
+# If another workflow uses this one as a module, its config files are not checked.
 if str(BASE_CONFIG) in workflow.configfiles and not workflow.remote_exec:
     for clash in clashes(
         [(file.name, load_configfile(file)) for file in workflow.overwrite_configfiles]
@@ -76,7 +76,7 @@ RESULTS = CONFIG.results
 
 
 def below(pattern):
-    """A pattern of results, below this run's folder of them."""
+    """A pattern of results, below this run's results folder."""
     return pattern.replace("{results}", RESULTS)
 
 
@@ -108,7 +108,7 @@ FIGURE_OF = "{dataset,[^/]+}/{encoder,[^/]+}/{labels,[^/]+}"
 
 
 def one_of(names):
-    """A constraint of a wildcard: one of some names; nothing where there are none."""
+    """A wildcard constraint: one of some names; matches nothing if there are none."""
     return "|".join(names) or "(?!)"
 
 
@@ -141,7 +141,7 @@ def made(pattern, **further):
 
 
 def reported_files(wildcards):
-    """What the report reads beside the results of `all`: a storage brings only what a rule names."""
+    """What the report reads besides the results of `all`: a storage fetches only named inputs."""
     if not IN_STORAGE:
         return []
     of_runs = (IMAGES, TEXT, SIMILARITY, PSEUDO_LABELS, WEIGHTS, CARD, METRICS)
@@ -167,7 +167,7 @@ def training_folders(wildcards, input):
 
 
 def unboxed(wildcards):
-    """The name of a job's data set, of its own or of second views."""
+    """The name of a job's data set, with its own or with second views."""
     boxed = BOXED.get(wildcards.dataset)
     return boxed.dataset if boxed else wildcards.dataset
 
@@ -178,7 +178,7 @@ def boxes_of(wildcards):
 
 
 def box_shape(wildcards):
-    """Those of them that a box depends on, besides the classifier, as `cdul boxes` takes them."""
+    """The settings that boxes depend on, besides the classifier, as `cdul boxes` takes them."""
     return boxes_of(wildcards).model_dump_json(include=set(BoxShape.model_fields))
 
 
@@ -199,18 +199,18 @@ def boxing(pattern):
 
 
 def first_images(wildcards):
-    """The images of the data set that second views are of."""
+    """The images of the data set that second views belong to."""
     return expand(IMAGES, dataset=unboxed(wildcards))
 
 
 def first_manifest(wildcards):
-    """The same shard's views of that data set, known once its manifest is made."""
+    """The same shard's views in that data set, known once its manifest is made."""
     images_of(unboxed(wildcards))
     return expand(SHARD, dataset=unboxed(wildcards), allow_missing=True)
 
 
 def joined_labels(wildcards):
-    """The tables that labels are the mean of."""
+    """The tables that joined labels are averaged from."""
     found = []
     for part in CONFIG.labels[wildcards.labels].join:
         dataset, encoder = wildcards.dataset, wildcards.encoder
@@ -243,7 +243,7 @@ def label_settings(wildcards):
 
 
 def option(name, value):
-    """A function from wildcards to command line words: `name` and the value, or nothing."""
+    """A function from wildcards to command-line words: `name` and the value, or nothing."""
 
     def words(wildcards):
         given = value(wildcards)
@@ -256,51 +256,51 @@ def option(name, value):
 
 
 def input_mode(wildcards):
-    """Command line words for how images become the encoder's input; none for the usual way, so that
-    a key that is new re-encodes nothing."""
+    """Command-line words for how images become the encoder's input; none for the default, so that
+    a new key re-encodes nothing."""
     encoder = CONFIG.encoders[wildcards.encoder]
     words = option("--resize-mode", encoder_key("resize_mode"))(wildcards)
     return words + (["--views", "dense"] if encoder.views == "dense" else [])
 
 
 def flag(name, value):
-    """A function from wildcards to `--name` where the value is true, else `--no-name`."""
+    """A function from wildcards to `--name` if the value is true, else `--no-name`."""
     return lambda wildcards: f"--{name}" if value(wildcards) else f"--no-{name}"
 
 
 def code(step, function):
-    """Digest of what a step does: Snakemake does not look inside an imported package."""
+    """Digest of a step's code: Snakemake does not look inside an imported package."""
     return source_digest(f"cdul_steps.steps.{step}", function)
 
 
 def gpus(wildcards):
-    """One GPU; but none for a job that SLURM gave none, since the plugin does not tell the job
-    about `--resources gpu=0`."""
+    """One GPU, but none for a job to which SLURM gave none, because the plugin does not pass
+    `--resources gpu=0` to the job."""
     in_slurm = workflow.remote_exec and "SLURM_JOB_ID" in os.environ
     return 0 if in_slurm and "SLURM_GPUS_ON_NODE" not in os.environ else 1
 
 
 def train_gpus(wildcards):
-    """The GPUs of a training; a head on a frozen trunk learns on the CPU."""
+    """The GPUs of a training; a head on a frozen trunk is trained on the CPU."""
     if training(wildcards).trunk == "frozen":
         return 0
     return gpus(wildcards) * RUNTIME.train_devices
 
 
 def dataset_source(wildcards):
-    """The demo's scenes as an input; other data sets are watched through their content."""
+    """The demo's scenes as an input; other data sets are tracked by their content."""
     demo = CONFIG.datasets[wildcards.dataset].reader == "demo"
     return below(results.SCENES) if demo else []
 
 
 def dataset_root(wildcards, input):
-    """Where a data set lies; the demo's is the rule's input, made among the results."""
+    """The root of a data set; for the demo the rule's input, which is in the results folder."""
     return input[0] if input else CONFIG.datasets[wildcards.dataset].root
 
 
 @one_line
 def dataset_content(wildcards):
-    """What changes when images come, go or change; scenes have a rule that says so."""
+    """A value that changes when images are added, removed or changed; scenes have their own rule."""
     from cdul_steps.data.classes import load_classes
     from cdul_steps.data.readers import check_counts, fingerprint, read_dataset
 
@@ -321,7 +321,7 @@ def dataset_content(wildcards):
 
 
 def name_tables(wildcards):
-    """Class table and context list. Read before hours of encoding, at whose end they would fail."""
+    """Class table and context list, read early so that errors do not appear after the encoding."""
     from cdul_steps.data.classes import check_choice, load_names
 
     dataset = DATASETS[wildcards.dataset]
@@ -343,7 +343,7 @@ def scenes_key(key):
 
 
 def grid_options(wildcards):
-    """Command line words for the grids of a data set."""
+    """Command-line words for the grids of a data set."""
     (rows, columns), *further = CONFIG.datasets[wildcards.dataset].grid
     return [
         f"--grid {rows} {columns}",
@@ -355,7 +355,7 @@ IN_STORAGE = workflow.storage_settings.default_storage_provider is not None
 
 
 def stored_folders():
-    """The folders of shard manifests, where results lie in a storage (one without a split is empty)."""
+    """The folders of shard manifests, if results are in a storage (empty for a missing split)."""
     splits = get_args(Split) if IN_STORAGE else ()
     return [str(Path(SHARD.replace("{split}", split)).parent) for split in splits]
 
@@ -371,7 +371,7 @@ def shards_of(dataset, split):
     """The shards of a data set's split, known once the manifest is made."""
     from cdul_steps.data.tables import read_facts
 
-    # Opened, since a storage is asked for it only then.
+    # Open the file, because only then is it fetched from a storage.
     with images_of(dataset).open("rb") as images:
         facts = read_facts(Path(images.name))
     return range(-(-facts["rows"][split] // facts["layout"]["shard_size"]))
@@ -384,18 +384,18 @@ def shards(wildcards):
 
 @one_line
 def shard_manifest(wildcards):
-    """The views of a shard. Written by the manifest only when they change."""
+    """The views of a shard. The manifest writes them only when they change."""
     path = Path(images_of(wildcards.dataset)).parent / wildcards.split
     path /= f"{wildcards.shard}.parquet"
     if not (path.is_file() or IN_STORAGE or wildcards.dataset in BOXED):
         raise UserError(f"{path} is missing: run again with --forcerun manifest")
-    # Not `path`: where this workflow is a module, Snakemake puts its prefix before the answer.
+    # Not `path`: if this workflow is a module, Snakemake adds its prefix to the result.
     return SHARD
 
 
 @cache
 def content(place, what):
-    """Digest of a file or folder that a config names; an error before anything runs without it."""
+    """Digest of a file or folder named in the config; an error before anything runs if missing."""
     if not Path(place).exists():
         raise UserError(f"{what}: {place}: no such file or folder")
     return digest(Path(place))
@@ -419,8 +419,8 @@ def encoder_weights(wildcards):
 
 @cache
 def recipe_mark(model):
-    """How weights from a file are used, where it is not open_clip's default for all models."""
-    # It takes seconds to import, and few encoders are files.
+    """How weights from a file are used, unless it is open_clip's default for all models."""
+    # The import takes seconds, and few encoders are files.
     from cdul_steps.models.recipe import Recipe
 
     recipe = Recipe.of_file(model)
@@ -430,7 +430,7 @@ def recipe_mark(model):
 @cache
 @one_line
 def ablation_trainings():
-    """The trainings of the ablation, by the name of each's folder within that of its labels."""
+    """The trainings of the ablation, by the names of their folders in their labels' folder."""
     # Pandas is slow to import, and no other target needs it.
     from pandas import DataFrame
 
@@ -468,7 +468,7 @@ def ablation_files(file):
 
 
 def ablation_options(wildcards, input):
-    """Command line words that name the variant of each training's folder."""
+    """Command-line words that name the variant of each training's folder."""
     variants = ablation_trainings().values()
     return [
         f"--training={variant.name}={Path(metrics).parent}"
@@ -478,7 +478,7 @@ def ablation_options(wildcards, input):
 
 @one_line
 def training(wildcards):
-    """The settings of a training, of the config or of the ablation's table."""
+    """The settings of a training, from the config or the ablation's table."""
     if wildcards.training in CONFIG.trainings:
         return CONFIG.trainings[wildcards.training]
     if wildcards.training in ablation_trainings():
@@ -546,7 +546,7 @@ def training_features(pattern):
 
 
 def first_classifier(wildcards):
-    """The classifier that a training starts from, where it names one."""
+    """The classifier that a training starts from, if it names one."""
     first = training(wildcards).start_from
     if first is None:
         return []
@@ -554,7 +554,7 @@ def first_classifier(wildcards):
 
 
 def start_option(wildcards, input):
-    """Command line words that name the folder of that classifier."""
+    """Command-line words that name the folder of that classifier."""
     return [f"--start={Path(input.start[0]).parent}"] if input.start else []
 
 
@@ -564,7 +564,7 @@ def split_features(pattern):
 
 
 def feature_options(wildcards, input):
-    """Command line words that say which store of features is which split's."""
+    """Command-line words that assign feature stores to splits."""
     stores = [Path(metadata).parent for metadata in input.features]
     return [f"--features={store.stem}={store}" for store in stores]
 
@@ -585,16 +585,16 @@ def class_table(wildcards):
         f"{name}: {aliases[:used]}" for name, aliases in zip(table.names, table.aliases)
     ]
     if listed.names:
-        # Every alias of a class counts where context names are left out.
+        # All aliases of a class matter when context names are left out.
         for tables in (table, listed):
             names += [f"{n}: {a}" for n, a in zip(tables.names, tables.aliases)]
     return names
 
 
 def text_options(wildcards):
-    """Command line words for which names are embedded: aliases, and context where there is one.
+    """Command-line words for the names to embed: aliases, and context if there is one.
 
-    Without context they are what they were before there was any, so that nothing is made again.
+    Without context they are the same as before context existed, so that nothing is made again.
     """
     dataset = DATASETS[wildcards.dataset]
     words = [flag("aliases", encoder_key("aliases"))(wildcards)]
@@ -619,18 +619,18 @@ def similarities(wildcards):
 
 
 def similarity_options(wildcards, input):
-    """Command line words that say which similarity store is which split's."""
+    """Command-line words that assign similarity stores to splits."""
     return [f"--similarity={Path(store).stem}={store}" for store in input.similarity]
 
 
 def measured_split(wildcards):
-    """The split that the classifier is measured on."""
+    """The split that the classifier is evaluated on."""
     return results.measured_split(CONFIG.datasets[wildcards.dataset].splits)
 
 
 @one_line
 def applied_parts(wildcards):
-    """The predictions of all that the config's `apply` names, a table for each shard."""
+    """The predictions of everything that the config's `apply` names, one table per shard."""
     if not CONFIG.apply:
         raise UserError(
             "config: nothing to apply: name a classifier and a data set under 'apply'"
@@ -662,19 +662,19 @@ def applied_model(wildcards):
 
 
 def figure_category(wildcards):
-    """Where Snakemake's report lists a figure of ours, or our whole page."""
+    """The category of a figure, or of our whole page, in Snakemake's report."""
     return wildcards.get("dataset", "The whole report")
 
 
 def figure_labels(wildcards):
-    """How Snakemake's report tells figures of one data set apart."""
+    """The labels that distinguish figures of one data set in Snakemake's report."""
     if "figure" not in wildcards.keys():
         return {"figure": "tables and figures on one page"}
     return report_labels(TITLES[wildcards.figure])(wildcards)
 
 
 def report_labels(what):
-    """How Snakemake's report tells a file apart from others of its data set."""
+    """The labels that distinguish a file from others of its data set in Snakemake's report."""
 
     def labels(wildcards):
         names = ("encoder", "labels", "training")

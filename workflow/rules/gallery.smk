@@ -1,4 +1,4 @@
-# Not part of `all`: asked for by its folder.
+# Not part of `all`: request it by its folder.
 rule gallery:
     input:
         similarity=SIMILARITY,

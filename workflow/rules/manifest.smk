@@ -21,9 +21,9 @@ checkpoint manifest:
     input:
         dataset_source,
     output:
-        # Kept for the next run, which gives known images their rows again.
+        # Kept for the next run, in which known images keep their rows.
         images=update(IMAGES),
-        # Beside it; known to Snakemake only where it must bring them to a storage.
+        # Next to it; declared only if Snakemake must transfer them to a storage.
         shards=[update(directory(folder)) for folder in stored_folders()],
     log:
         f"{LOGS}/manifest/{{dataset}}.log",

@@ -1,4 +1,4 @@
-# Not part of `all`: results must not wait for their pictures, nor a new picture make them anew.
+# Not part of `all`: results must not wait for the report, and a new figure must not re-run them.
 rule report:
     input:
         rules.all.input,

@@ -1,4 +1,4 @@
-"""Data set readers: which images a data set has, in which split, and what is known of them."""
+"""Data set readers: the images of a data set, their splits, and their ground truth."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +28,7 @@ READERS = {
     "parquet": read_parquet,
 }
 _LEAVE_OUT = ("folder", "webdataset", "parquet")
-"""Readers that take `exclude` themselves, to leave out folders or archives unread."""
+"""Readers that handle `exclude` themselves, so that excluded folders or archives are not read."""
 
 
 def read_dataset(
@@ -44,12 +44,12 @@ def read_dataset(
     """Read a data set with a reader of READERS.
 
     splits: our names of the splits and, for each, the data set's own.
-    labelled_only: leave out images of which no class is known to be present.
+    labelled_only: leave out images that are not known to show any class.
     exclude: patterns of files and folders to leave out; see `pattern_of`.
-    tell: takes a line for each kind of thing that was left out or read otherwise than written.
+    tell: takes one line for each kind of thing that was left out or read differently than written.
 
-    Raises UserError where the data set is not as its reader expects it, a split has no images, or
-    two images have one id.
+    Raises UserError if the data set is not as its reader expects it, a split has no images, or
+    two images have the same id.
     """
     check_names([str(root)])
     told: list[str] = []
@@ -81,7 +81,7 @@ def read_dataset(
             raise UserError(
                 f"{root}: image id '{record.image_id}' is used twice: {other.path} "
                 f"({other.split}) and {record.path} ({record.split}); ids must be unique in a "
-                "data set and an image belongs to one split"
+                "data set, and each image must belong to one split"
             )
     return records
 
@@ -89,9 +89,9 @@ def read_dataset(
 def _without(
     records: list[ImageRecord], root: Path, exclude: Sequence[str], tell: Tell
 ) -> list[ImageRecord]:
-    """The records that no pattern excludes by their path relative to the data set's folder.
+    """The records that no pattern excludes; patterns match the path relative to the data set.
 
-    In an archive, by their id, which is the archive's path and their name in it.
+    In an archive they match the id, which is the archive's path and the name in it.
     """
     if not exclude:
         return records
@@ -115,7 +115,7 @@ def _without(
 
 
 def check_counts(records: Iterable[ImageRecord], expected: Mapping[str, int], root: Path) -> None:
-    """Raise UserError where a split has another number of images than `expected` says."""
+    """Raise UserError if a split does not have the `expected` number of images."""
     counts = Counter(record.split for record in records)
     off = [
         f"split '{split}' has {counts[split]} images, not {number}"
@@ -124,25 +124,25 @@ def check_counts(records: Iterable[ImageRecord], expected: Mapping[str, int], ro
     ]
     if off:
         raise UserError(
-            f"{root}: {', '.join(off)} as 'expected_images' says of the whole set; "
-            "for a part of it, write 'expected_images: null' into the config"
+            f"{root}: {', '.join(off)} as 'expected_images' states for the whole data set; "
+            "to use only part of it, write 'expected_images: null' into the config"
         )
 
 
 def check_files(split: str, images: int, absent: Sequence[str], max_failed_share: float) -> str:
-    """Say how many image files of a split are not there; nothing where all are.
+    """Describe how many image files of a split are missing; empty if none are.
 
-    images: how many the split has; absent: the paths of those that are not there, of which there
-    may be `max_failed_share` (0..1), but not all. Raises UserError where there are more.
+    images: the split's number of images; absent: the paths of the missing ones, of which at most
+    `max_failed_share` (0..1), but not all, are tolerated. Raises UserError if there are more.
     """
     if not absent:
         return ""
     problem = (
-        f"{split}: {len(absent)} of {images} image files are not there, the first is {absent[0]}"
+        f"{split}: {len(absent)} of {images} image files are missing, the first is {absent[0]}"
     )
     if len(absent) > max_failed_share * images or len(absent) == images:
         raise UserError(
-            f"{problem}; check 'root', fetch the others, or raise max_failed_share "
+            f"{problem}; check 'root', download the missing files, or raise max_failed_share "
             f"({max_failed_share:g})"
         )
     return problem
@@ -151,10 +151,10 @@ def check_files(split: str, images: int, absent: Sequence[str], max_failed_share
 def check_headers(
     split: str, looked_at: int, failed: Mapping[str, str], max_failed_share: float
 ) -> str:
-    """Say how many of the images of a split that were looked at cannot be read; nothing for none.
+    """Describe how many of a split's examined images cannot be read; empty if all can.
 
-    failed: the error by the path. Raises UserError where they are more than `max_failed_share`
-    (0..1) of those looked at.
+    failed: the error by path. Raises UserError if they are more than `max_failed_share` (0..1) of
+    the examined images.
     """
     if not failed:
         return ""
@@ -171,8 +171,7 @@ def check_headers(
 
 def fingerprint(records: Iterable[ImageRecord]) -> str:
     """32 hex digits that change with any field of any record, their order, and the size or
-    modification time of any file or archive with an image. One that cannot be looked at counts as
-    missing.
+    modification time of any file or archive with an image. An inaccessible file counts as missing.
     """
     digest = blake2b(digest_size=16)
     for record in records:

@@ -1,4 +1,4 @@
-"""What the readers of archives share: which archives a split has, and what a label means."""
+"""Shared by the readers of archives: the archives of a split, and the classes of a label."""
 
 import glob
 import re
@@ -20,13 +20,13 @@ def archives_of(
 ) -> list[tuple[str, str, Path]]:
     """For each archive our name of its split, its name below the top folder, and its path.
 
-    root: the top folder; or a file, a glob or a brace pattern, and the top folder is the one before
-    the first wildcard. splits: which of these archives, "." for all; else a folder, a file, a glob
-    or a brace pattern below the top folder. suffix: how their names end; other files are told, and
-    so are archives that a pattern of `exclude` names (see `pattern_of`).
+    root: the top folder; or a file, a glob or a brace pattern, with the top folder before the first
+    wildcard. splits: "." for all of these archives, or a folder, a file, a glob or a brace pattern
+    below the top folder. suffix: of the archives' names; other files are reported, as are archives
+    that match a pattern of `exclude` (see `pattern_of`).
 
-    Raises UserError where a pattern names a file that is not there, or no archive, and where an
-    archive is in two splits.
+    Raises UserError if a pattern names a missing file or no archive, or if an archive is in two
+    splits.
     """
     top, others = root if root.is_dir() else _top(root), Counter[str]()
     pattern = "." if top == root else root.relative_to(top).as_posix()
@@ -42,7 +42,7 @@ def archives_of(
         for name in sorted(names):
             if (other := owner.setdefault(name, split)) != split:
                 raise UserError(
-                    f"{top / name} is of the splits '{other}' and '{split}'; give them patterns "
+                    f"{top / name} is in the splits '{other}' and '{split}'; give them patterns "
                     "under 'splits' that have no archive in common"
                 )
     check_names(owner, top)
@@ -61,7 +61,7 @@ def _top(pattern: Path) -> Path:
 
 
 def _named(top: Path, pattern: str, suffix: str, others: Counter[str]) -> set[str]:
-    """The names, relative to `top`, of the archives that a pattern means; `others` are counted."""
+    """The names, relative to `top`, of the archives that match a pattern; counts the `others`."""
     found: list[Path] = []
     for one in expand(pattern):
         if (top / one).is_dir():
@@ -71,21 +71,23 @@ def _named(top: Path, pattern: str, suffix: str, others: Counter[str]) -> set[st
         elif glob.has_magic(one):
             found += _matching(top, one)
         else:
-            raise UserError(f"{top / one}: no such file or folder; fetch it, or check the pattern")
+            raise UserError(
+                f"{top / one}: no such file or folder; download it, or check the pattern"
+            )
     if compressed := [path for path in found if _COMPRESSED.search(path.name)]:
         raise UserError(
-            f"{compressed[0]}: is compressed, and no part of it can be read alone; make it a plain "
-            ".tar, or give a pattern without it"
+            f"{compressed[0]}: is compressed, so no part of it can be read by itself; make it a "
+            "plain .tar, or give a pattern without it"
         )
     archives = {path for path in found if path.suffix == suffix and not path.is_dir()}
     others.update(_kind(path) for path in found if path not in archives)
     if not archives:
-        raise UserError(f"{top / pattern}: no {suffix} file there; check 'root' and 'splits'")
+        raise UserError(f"{top / pattern}: no {suffix} file found; check 'root' and 'splits'")
     return {path.relative_to(top).as_posix() for path in archives}
 
 
 def _below(folder: Path) -> list[Path]:
-    """All below a folder but folders and what is hidden; links to folders are not entered."""
+    """All files below a folder except hidden ones; links to folders are not followed."""
     return [
         path
         for path in sorted(folder.rglob("*"))
@@ -98,7 +100,7 @@ def _matching(top: Path, pattern: str) -> list[Path]:
     try:
         return sorted(top.glob(pattern))
     except ValueError as error:
-        raise UserError(f"{top / pattern}: no pattern of files: {error}; correct it") from error
+        raise UserError(f"{top / pattern}: not a file pattern: {error}; correct it") from error
 
 
 def _kind(path: Path) -> str:
@@ -106,7 +108,7 @@ def _kind(path: Path) -> str:
 
 
 def expand(pattern: str) -> list[str]:
-    """What a brace pattern such as `{00..99}.tar` or `{a,b}` stands for; itself without braces."""
+    """The expansions of a brace pattern such as `{00..99}.tar` or `{a,b}`."""
     found = _BRACES.search(pattern)
     if not found:
         return [pattern]
@@ -121,10 +123,10 @@ def expand(pattern: str) -> list[str]:
 
 
 def positives(labels: Sequence[object], names: ClassNames, where: str) -> tuple[int, ...]:
-    """The classes that labels mean: names, or numbers from 0, which are places in the class file.
+    """The classes of labels: names, or numbers that count from 0 in the class file.
 
-    A name that is no class is remembered by `names`. Raises UserError, which begins with `where`,
-    for a number that is no class's, and for what is neither.
+    `names` remembers a name that is not a class. Raises UserError, which begins with `where`, for
+    a number without a class, and for anything that is neither.
     """
     found = set()
     for label in labels:

@@ -1,4 +1,4 @@
-"""COCO: the instances of a year, as JSON."""
+"""COCO: one year's instances, as JSON."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from cdul_steps.data.readers.record import ImageRecord, image_path
 from cdul_steps.errors import UserError, first_line, nearest
 
 Id = int | float | str
-"""As `as_id` compares it: some software writes text, or numbers with a point."""
+"""Compared by `as_id`: some software writes text, or numbers with a decimal point."""
 
 
 class Image(msgspec.Struct, gc=False):
@@ -46,9 +46,9 @@ def read_coco(
     root: the folder with `annotations` and a folder of images for each split.
     splits: the value names both: `annotations/instances_{value}.json` and `{value}/`.
 
-    The id is the image's number in the file, the order that of the file. A class is present where
-    any annotation of its category is, a crowd's too; categories that are no class are left out, and
-    told. A file without annotations leaves the truth unknown. Image files are not looked for.
+    The id is the image's number in the file, and the order is that of the file. A class is present
+    if its category has any annotation, including crowds; categories that are not classes are left
+    out and reported. Without annotations the truth is unknown. Image files are not checked.
 
     Raises UserError.
     """
@@ -58,7 +58,7 @@ def read_coco(
         path = root / "annotations" / f"instances_{own}.json"
         instances = _read(path)
         if not (root / own).is_dir():
-            raise UserError(f"{root / own}: no such folder; the images of {path} must be there")
+            raise UserError(f"{root / own}: no such folder; it must contain the images of {path}")
         positive = _truth(instances, names, path)
         for image in instances.images:
             file = image_path(root / own, image.file_name, path)
@@ -70,9 +70,9 @@ def read_coco(
 
 
 def links(instances: Instances[Some], path: Path) -> Iterator[tuple[str, str, Some]]:
-    """Each annotation with the ids of its image and of its category, as text.
+    """Each annotation with the ids of its image and its category, as text.
 
-    Raises UserError where the file does not list one of them.
+    Raises UserError if the file does not list one of them.
     """
     images = {as_id(image.id) for image in instances.images}
     categories = {as_id(category.id) for category in instances.categories}
@@ -81,13 +81,13 @@ def links(instances: Instances[Some], path: Path) -> Iterator[tuple[str, str, So
         if image not in images or category not in categories:
             what = f"category {category}" if image in images else f"image {image}"
             raise UserError(
-                f"{path}: an annotation is of the {what}, which the file does not list; correct it"
+                f"{path}: an annotation is for {what}, which the file does not list; correct it"
             )
         yield image, category, annotation
 
 
 def labels_of(instances: Instances, path: Path) -> dict[str, str]:
-    """The name of each category by its id; UserError where two have one id."""
+    """The name of each category by its id; UserError if two have the same id."""
     labels: dict[str, str] = {}
     for category in instances.categories:
         key = as_id(category.id)
@@ -102,22 +102,22 @@ def labels_of(instances: Instances, path: Path) -> dict[str, str]:
 
 def _read(path: Path) -> Instances[Annotation]:
     try:
-        # Decoded into these fields alone: polygons, nine tenths of the file, pass by.
+        # Only these fields are decoded: polygons, nine tenths of the file, are skipped.
         return read_json(path, Instances[Annotation])
     except FileNotFoundError as error:
         known = sorted(
             p.stem.removeprefix("instances_") for p in path.parent.glob("instances_*.json")
         )
         raise UserError(
-            f"{path}: no such file; 'root' must be the folder with 'annotations' in it, and the "
-            f"splits there are: {', '.join(known) or 'none'}"
+            f"{path}: no such file; 'root' must be the folder that contains 'annotations'; the "
+            f"available splits are: {', '.join(known) or 'none'}"
         ) from error
     except (OSError, ValueError, RecursionError) as error:  # ValueError: msgspec's, an empty file's
-        raise UserError(f"{path}: not a COCO file of instances: {first_line(error)}") from error
+        raise UserError(f"{path}: not a COCO instances file: {first_line(error)}") from error
 
 
 def _truth(instances: Instances, names: ClassNames, path: Path) -> dict[str, set[int]] | None:
-    """For each image id the indices of the classes present; None: nothing is known."""
+    """The indices of the classes present, by image id; None if nothing is known."""
     labels = labels_of(instances, path)
     annotated = [(image, category) for image, category, _ in links(instances, path)]
     index = _indices(labels, names, {category for _, category in annotated}, path)
@@ -138,8 +138,8 @@ def _indices(
 ) -> dict[str, int | None]:
     """The class of each category id.
 
-    Several categories may have the name of a class if one of them at most is annotated: exporters
-    add a root that has the name of its only child, and no annotation.
+    Several categories may have the name of a class if at most one of them is annotated: exporters
+    add a root category with the name of its only child and without annotations.
     """
     index: dict[str, int | None] = {}
     used: dict[int, str] = {}
@@ -151,7 +151,7 @@ def _indices(
         if other != key:
             raise UserError(
                 f"{path}: two categories have the same name, {labels[other]!r} (id {other}) and "
-                f"{label!r} (id {key}), and both have annotations; rename one, or join them"
+                f"{label!r} (id {key}), and both have annotations; rename one, or merge them"
             )
     for number, name in enumerate(names.names):
         if number not in index.values():

@@ -1,4 +1,4 @@
-"""A folder of images, with all its sub-folders."""
+"""A folder of images, including all sub-folders."""
 
 import os
 from collections import Counter
@@ -16,7 +16,7 @@ SERVICE_FOLDERS = (
     *("@eadir", "@recycle", "@recently-snapshot", "@sharebin", "@tmp", "#recycle", "#snapshot"),
     *("$recycle.bin", "recycler", "system volume information", "lost+found", "__macosx"),
 )
-"""Folders in which network disks and systems keep thumbnails, snapshots, and what was deleted."""
+"""Folders in which network disks and systems keep thumbnails, snapshots, and deleted files."""
 
 
 def read_folder(
@@ -26,16 +26,16 @@ def read_folder(
     tell: Tell = ignore,
     exclude: Sequence[str] = (),
 ) -> list[ImageRecord]:
-    """Read a folder of images, with all its sub-folders; the truth is unknown.
+    """Read a folder of images, including all sub-folders; the truth is unknown.
 
-    splits: the value is a sub-folder of `root`, "." for `root` itself. Where the folder of one
-    split lies inside that of another, its images belong to the inner split only.
+    splits: the value is a sub-folder of `root`, or "." for `root` itself. If the folder of one
+    split is inside that of another, its images belong only to the inner split.
 
-    Images are the files with one of IMAGE_SUFFIXES in any case, and files without any suffix that
-    begin as an image does; the id is the path relative to `root`, and the order is that of the
-    ids. Left out, and told, are names with a leading dot, SERVICE_FOLDERS, what a pattern of
-    `exclude` names (see `pattern_of`) and files with another suffix. Links are followed, but a
-    link to a folder that is read anyway is not.
+    Images are files with one of IMAGE_SUFFIXES in any case, and files without a suffix that start
+    like an image; the id is the path relative to `root`, and the order is that of the ids. Names
+    with a leading dot, SERVICE_FOLDERS, anything that matches a pattern of `exclude` (see
+    `pattern_of`) and files with other suffixes are left out and reported. Links are followed,
+    except to a folder that is read anyway.
 
     Raises UserError.
     """
@@ -63,7 +63,7 @@ def read_folder(
 
 
 class _Walk:
-    """Goes through folders and counts what it leaves out, by the reason and by name."""
+    """Walks through folders and counts what it leaves out, by reason and by name."""
 
     def __init__(self, root: Path, tops: list[Path], exclude: Sequence[str]) -> None:
         self.root, self.tops, self.exclude = root, tops, exclude
@@ -71,7 +71,7 @@ class _Walk:
         self.left_out: dict[str, Counter[str]] = {}
 
     def images(self, top: Path) -> list[str]:
-        """The ids of the images below a folder, which is one of the tops."""
+        """The ids of the images below `top`, one of the tops."""
         ids = []
         for folder, subfolders, files in os.walk(top, onerror=_folder_error, followlinks=True):
             here = Path(folder)

@@ -1,4 +1,4 @@
-"""NUS-WIDE: the official lists, and the two re-crawled sets that papers use instead."""
+"""NUS-WIDE: the official lists, and the two re-crawled versions that papers use instead."""
 
 import ast
 import re
@@ -34,20 +34,19 @@ _Rows = Iterator[tuple[str, tuple[int, ...]]]
 def read_nuswide(
     root: Path, splits: Mapping[str, str], classes: Sequence[str], tell: Tell = ignore
 ) -> list[ImageRecord]:
-    """Read NUS-WIDE in one of three forms.
+    """Read NUS-WIDE in one of three formats.
 
-    - Official: `root` is the folder, the value of a split `Train` or `Test`. Images are those of
-      `ImageList/{value}Imagelist.txt`, below `Flickr`; the truth is in
-      `Groundtruth/TrainTestLabels/Labels_{concept}_{value}.txt`, a 0 or 1 a line, in that order.
-    - Formatted (of "Multi-Label Learning from Single Positive Labels"): `root` is the folder, the
-      value such as `formatted_train`. `{value}_images.npy` has the paths below `Flickr`,
-      `{value}_labels.npy` a row an image and a column a concept, in the order of `Concepts81.txt`
-      (in `root` or in `ConceptsList`).
-    - Listed (of ASL): `root` is the file, `nus_wid_data.csv`, with the columns path (relative to
+    - Official: `root` is the folder; the value of a split is `Train` or `Test`. The images are
+      listed in `ImageList/{value}Imagelist.txt`, below `Flickr`; the truth is in
+      `Groundtruth/TrainTestLabels/Labels_{concept}_{value}.txt`, one 0 or 1 per line in that order.
+    - Formatted (by "Multi-Label Learning from Single Positive Labels"): `root` is the folder; the
+      value is, for example, `formatted_train`. `{value}_images.npy` has the paths below `Flickr`;
+      `{value}_labels.npy` has one row per image and one column per concept, in the order of
+      `Concepts81.txt` (in `root` or in `ConceptsList`).
+    - Listed (by ASL): `root` is the file `nus_wid_data.csv`, with the columns path (relative to
       the file's folder), label (a list such as "['clouds', 'sky']") and split, in this order.
 
-    The id is the path that the set itself uses, with forward slashes. Image files are not looked
-    for.
+    The id is the path that the data set uses, with forward slashes. Image files are not checked.
 
     Raises UserError.
     """
@@ -59,7 +58,7 @@ def read_nuswide(
         top = root / "Flickr"
         if not top.is_dir():
             raise UserError(
-                f"{top}: no such folder; 'root' must be the folder with Flickr in it, or the "
+                f"{top}: no such folder; 'root' must be the folder that contains Flickr, or the "
                 "file nus_wid_data.csv"
             )
         by_split = {
@@ -79,7 +78,7 @@ def _official(root: Path, own: str, names: ClassNames) -> _Rows:
     listing = root / "ImageList" / f"{own}Imagelist.txt"
     images = [_slashes(line) for line in _text(listing).splitlines() if line.strip()]
     if not images:
-        raise UserError(f"{listing}: lists no image; fetch it again")
+        raise UserError(f"{listing}: lists no image; download it again")
     labels = np.zeros((len(images), len(names.names)), bool)
     folder = root / "Groundtruth" / "TrainTestLabels"
     known = [
@@ -96,9 +95,9 @@ def _official(root: Path, own: str, names: ClassNames) -> _Rows:
         odd = [line for line, value in values.items() if value is None]
         if len(lines) != len(images) or odd:
             raise UserError(
-                f"{path}: expected a line of 0 or 1 for each of the {len(images)} images of "
+                f"{path}: expected one line with 0 or 1 for each of the {len(images)} images of "
                 f"{listing}, found {len(lines)} lines"
-                f"{f' and in one {odd[0][:40]!r}' if odd else ''}; fetch it again"
+                f"{f', one of them {odd[0][:40]!r}' if odd else ''}; download it again"
             )
         labels[:, column] = [values[line] for line in lines]
     return zip(images, _positive(labels), strict=True)
@@ -111,11 +110,11 @@ def _formatted(root: Path, own: str, names: ClassNames) -> _Rows:
         concepts = root / "ConceptsList" / "Concepts81.txt"
     known = _text(concepts).split()
     if len(set(known)) < len(known):
-        raise UserError(f"{concepts}: a concept is there twice; fetch it again")
+        raise UserError(f"{concepts}: a concept is listed twice; download it again")
     if (images.dtype.kind, images.ndim) != ("U", 1) or labels.shape != (len(images), len(known)):
         raise UserError(
             f"{root / own}_images.npy is {images.dtype} {images.shape} and {own}_labels.npy "
-            f"{labels.dtype} {labels.shape}; expected N paths, and N rows with a column for each "
+            f"{labels.dtype} {labels.shape}; expected N paths, and N rows with one column for each "
             f"of the {len(known)} names of {concepts}"
         )
     if labels.dtype.kind not in "buif" or not np.isin(labels, (0, 1)).all():
@@ -132,7 +131,7 @@ def _listed(
     root: Path, splits: Mapping[str, str], names: ClassNames, tell: Tell
 ) -> dict[str, list]:
     if not root.is_file():
-        raise UserError(f"{root}: no such file; docs/datasets.md says where it is from")
+        raise UserError(f"{root}: no such file; docs/datasets.md states where to get it")
     by_split: dict[str, list] = {split: [] for split in splits}
     asked, others = our_splits(splits), Counter[str]()
     labels, seen = set(), set()
@@ -157,14 +156,14 @@ def _listed(
             raise UserError(f"{root}: no split is called {own!r}{nearest(own, others)}")
         del others[own]
     tell_other_splits(root, others, tell)
-    # A small part of the set may show no image of a class, but then has no unknown label either.
+    # A small part of the data set may lack a class, but then it has no unknown label either.
     for index, name in enumerate(names.names):
         if labels and index not in seen:
             raise UserError(f"{root}: no image has the label {name!r}{nearest(name, labels)}")
     return by_split
 
 
-# Without the commas, as NumPy prints it, Python would join all names to one.
+# Without commas, as NumPy prints lists, Python would join all names into one.
 _ITEM = r"""u?(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 _LIST = re.compile(rf"\s*\[\s*(?:{_ITEM}(?:\s*,\s*{_ITEM})*\s*,?)?\s*\]\s*")
 
@@ -195,7 +194,7 @@ def _positive(labels: np.ndarray) -> Iterator[tuple[int, ...]]:
 
 
 def _slashes(path: str) -> str:
-    """The lists were written on Windows."""
+    """A path with forward slashes: the lists were written on Windows."""
     return path.strip().replace("\\", "/")
 
 
@@ -204,23 +203,23 @@ def _text(path: Path) -> str:
         return read_text(path)
     except (OSError, UnicodeError) as error:
         raise UserError(
-            f"{path}: cannot be read: {first_line(error)}; docs/datasets.md says where it is from"
+            f"{path}: cannot be read: {first_line(error)}; docs/datasets.md states where to get it"
         ) from error
 
 
 def _array(root: Path, name: str) -> np.ndarray:
     path = root / name
     try:
-        # Not np.load, which takes other files too, and has other advice for them.
+        # Not np.load, which also accepts other files and gives other advice for them.
         with path.open("rb") as file:
             return np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError as error:
         known = [own for own in OFFICIAL if (root / f"ImageList/{own}Imagelist.txt").is_file()]
         known += sorted(p.name.removesuffix("_images.npy") for p in root.glob("*_images.npy"))
         raise UserError(
-            f"{path}: no such file; the splits there are: {', '.join(known) or 'none'}"
+            f"{path}: no such file; the available splits are: {', '.join(known) or 'none'}"
         ) from error
     except Exception as error:  # a damaged header can raise anything, such as MemoryError
         raise UserError(
-            f"{path}: not a whole file of a NumPy array ({first_line(error)}); fetch it again"
+            f"{path}: not a complete NumPy array file ({first_line(error)}); download it again"
         ) from error

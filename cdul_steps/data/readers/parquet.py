@@ -1,4 +1,4 @@
-"""Parquet files that hold the images themselves, as Hugging Face's data sets do."""
+"""Parquet files that contain the images themselves, as Hugging Face's data sets do."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 IMAGE_NAMES = ("image", "images", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "bytes")
-"""Which of several columns of bytes holds the images."""
+"""Names that mark the images among several columns of bytes."""
 _LABELS = ("label", "labels")
 _Truth = tuple[int, ...] | None
 
@@ -31,17 +31,17 @@ def read_parquet(
     tell: Tell = ignore,
     exclude: Sequence[str] = (),
 ) -> list[ImageRecord]:
-    """Read Parquet files with an image in every row.
+    """Read Parquet files with one image per row.
 
-    root, splits, exclude: the files, as `archives_of` takes them; they end in `.parquet`.
+    root, splits, exclude: the files, as for `archives_of`; their names end in `.parquet`.
 
-    The images are in the one column of bytes, or of structs with a field `bytes`; of several, in
-    that with one of IMAGE_NAMES. Its id is the file's name below the top folder, a slash and the
-    number of its row from 0; the order is that of files and rows. The truth is in a 1/0 column for
-    each class, as `read_table` takes them, or else in a column `label` or `labels` of names or
-    numbers, or lists of them; see `positives`. Where a file says what its numbers stand for, as
-    Hugging Face's do, that counts; its number -1, like null, is no label, and the truth unknown.
-    Other columns are ignored, and told.
+    The images are in the only column of bytes, or of structs with a field `bytes`; if there are
+    several, in the one named by IMAGE_NAMES. The id is the file's name below the top folder, a
+    slash and the number of the row from 0; the order is that of files and rows. The truth is in one
+    1/0 column per class, as for `read_table`, or in a column `label` or `labels` of names or
+    numbers, or lists of them; see `positives`. If a file names its numbers, as Hugging Face's do,
+    these names are used; its number -1, like null, means that the truth is unknown. Other columns
+    are ignored and reported.
 
     Raises UserError.
     """
@@ -66,7 +66,7 @@ def read_parquet(
 
 
 def image_column(schema: "pa.Schema", path: Path) -> str:
-    """The name of the column of images. Raises UserError where it is none, or not clear."""
+    """The name of the image column. Raises UserError if there is none, or it is ambiguous."""
     found = [field.name for field in schema if _holds_bytes(field.type)]
     named = [name for name in found if name.casefold() in IMAGE_NAMES]
     chosen = found if len(found) == 1 else named
@@ -74,8 +74,8 @@ def image_column(schema: "pa.Schema", path: Path) -> str:
         return chosen[0]
     what = "several columns may be the images" if found else "no column of images"
     raise UserError(
-        f"{path}: {what}; of {', '.join(found or schema.names) or 'none'} one must hold bytes, or "
-        f"structs with a field 'bytes', and alone be called one of {', '.join(IMAGE_NAMES)}"
+        f"{path}: {what}; exactly one of {', '.join(found or schema.names) or 'none'} must contain "
+        f"bytes, or structs with a field 'bytes', and be called one of {', '.join(IMAGE_NAMES)}"
     )
 
 
@@ -97,7 +97,7 @@ def _is_bytes(kind: "pa.DataType") -> bool:
 def _truth(
     file: "pq.ParquetFile", images: str, names: ClassNames, columns: ClassNames, path: Path
 ) -> Iterable[_Truth]:
-    """The truth of each row; `names` remembers labels that are no class, `columns` columns."""
+    """The truth of each row; `names` and `columns` remember what is not a class."""
     if not names.names:
         return repeat(None, file.metadata.num_rows)
     others = [name for name in file.schema_arrow.names if name != images]
@@ -120,7 +120,7 @@ def _truth(
 def _rows(
     file: "pq.ParquetFile", columns: list[str], path: Path
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """For each row its place in words, and its cells of these columns."""
+    """For each row its location in words, and its cells in these columns."""
     batches = file.iter_batches(columns=columns, use_threads=False)
     for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
         yield f"{path}, row {number}", row
@@ -152,7 +152,7 @@ def _of_labels(
 
 
 def _own_names(schema: "pa.Schema", column: str) -> dict[int, str]:
-    """What the numbers of a column stand for, as Hugging Face says it; empty if it does not."""
+    """The names of a column's numbers in Hugging Face's metadata; empty if there are none."""
     try:
         feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
         while "names" not in feature:  # a list of them
@@ -170,6 +170,6 @@ def _errors(path: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(
-            f"{path}: cannot be read as Parquet: {first_line(error)}; fetch it again, or leave it "
-            "out by 'exclude'"
+            f"{path}: cannot be read as Parquet: {first_line(error)}; download it again, or leave "
+            "it out with 'exclude'"
         ) from error

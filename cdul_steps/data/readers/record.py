@@ -1,4 +1,4 @@
-"""What a reader says of one image."""
+"""The record of one image that a reader returns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
     *(".heic", ".heif", ".hif", ".avif", ".jxl"),
 )
-"""How the names of images end; JPEG XL's too where its plugin is not installed, so that no image
-comes or goes with the plugin."""
+"""Suffixes of image names, including JPEG XL's even if its plugin is not installed, so that the set
+of images does not depend on the plugin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +22,10 @@ class ImageRecord:
 
     image_id: unique in the data set.
     split: our name of the split, such as "train" or "test".
-    path: opens the image; the data set's root joined with the relative path, not resolved.
-    positive: indices of the classes that are present; None where the truth is not known.
-    difficult: indices of the classes of which only objects marked "difficult" are present;
-        they are not in `positive`.
+    path: where the image is; the data set's root joined with the relative path, not resolved.
+    positive: indices of the classes that are present; None if the truth is not known.
+    difficult: indices of the classes with only objects marked "difficult"; they are not in
+        `positive`.
     """
 
     image_id: str
@@ -38,18 +38,18 @@ class ImageRecord:
 def image_path(folder: Path, name: str, listing: Path, *, inside: bool = True) -> str:
     """The path of the image that a `listing` calls `name`, below `folder`.
 
-    Backslashes and the Unicode form are those of the disk. Raises UserError for a name that a
-    file cannot have and, where it must be `inside`, for one that leads out of `folder`.
+    Backslashes and the Unicode form are matched to the disk. Raises UserError for a name that a
+    file cannot have and, with `inside`, for one that leads out of `folder`.
     """
     plain = name.replace("\\", "/")
     if inside and (plain.startswith("/") or ".." in plain.split("/")):
-        raise UserError(f"{listing}: the image {plain!r} lies outside {folder}; correct the list")
+        raise UserError(f"{listing}: the image {plain!r} is outside {folder}; correct the list")
     check_utf8(name, listing)
     return on_disk(folder / slashes(name, folder)).as_posix()
 
 
 def check_utf8(name: str, listing: Path) -> None:
-    """Raise UserError for a name that tables could not hold, as JSON can spell it."""
+    """Raise UserError for a name, possible in JSON, that tables cannot store."""
     try:
         name.encode()
     except UnicodeEncodeError as error:
@@ -57,10 +57,11 @@ def check_utf8(name: str, listing: Path) -> None:
 
 
 def pattern_of(relative: str, patterns: Sequence[str]) -> str | None:
-    """The first of the patterns that excludes a path, or a folder that it is in; None: no one does.
+    """The first pattern that excludes a path, or a folder that contains it; None if none does.
 
-    `*` stands for any characters, also `/`, `?` for one. A pattern with a `/` is compared with the
-    path relative to the data set's root, any other with the name of the file and of each folder.
+    `*` matches any characters, including `/`; `?` matches one. A pattern with a `/` is compared
+    with the path relative to the data set's root, any other with the name of the file and of each
+    folder.
     """
     names = relative.split("/")
     paths = ["/".join(names[:end]) for end in range(1, len(names) + 1)]

@@ -1,4 +1,4 @@
-"""A CSV or Parquet table with a row an image."""
+"""A CSV or Parquet table with one row per image."""
 
 import csv
 from collections import Counter
@@ -25,18 +25,18 @@ _OWN = ("path", "image_id", "split")
 def read_table(
     root: Path, splits: Mapping[str, str], classes: Sequence[str], tell: Tell = ignore
 ) -> list[ImageRecord]:
-    """Read a CSV (with commas, UTF-8) or Parquet file with one row an image.
+    """Read a CSV (with commas, UTF-8) or Parquet file with one row per image.
 
     root: the file, `.csv` or `.parquet`. Its columns are
 
     - path: the image file, absolute or relative to the table's folder;
     - image_id (optional): by default the path, with forward slashes;
-    - split (optional): the data set's own name of the split; rows of splits that `splits` does not
-      ask for are left out, and told. Without it all rows belong to the one split asked for;
-    - one for each class: 1 or true, 0 or false, or blank in a whole row whose truth is unknown.
-      Without any of them all truth is unknown.
+    - split (optional): the data set's own name of the split; rows of splits that are not in
+      `splits` are left out and reported. Without it, all rows belong to the only split requested;
+    - one column per class: 1 or true, 0 or false, or blank in the whole row if its truth is
+      unknown. Without any class column, all truth is unknown.
 
-    Columns are matched by `same`; other columns are ignored, and told.
+    Columns are matched by `same`; other columns are ignored and reported.
 
     Raises UserError.
     """
@@ -45,7 +45,7 @@ def read_table(
     wanted = ClassNames((*_OWN, *classes))
     twice = [name for name, count in Counter(header).items() if count > 1]
     if shown := [name for name in twice if wanted.find(name, 0) is not None]:
-        raise UserError(f"{root}: column '{shown[0].strip()}' is there twice; remove one")
+        raise UserError(f"{root}: column '{shown[0].strip()}' occurs twice; remove one")
     chosen = wanted.choose(header, root)
     column = {name: chosen[i] for i, name in enumerate(wanted.names) if i in chosen}
     if "path" not in column:
@@ -94,7 +94,7 @@ def our_splits(splits: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def tell_other_splits(root: Path, rows: Counter[str], tell: Tell) -> None:
-    """Tell of rows of splits that nobody asked for."""
+    """Report rows of splits that were not requested."""
     if rows:
         number = rows.total()
         tell(f"{root}: left out {number} row{'s' * (number > 1)} of other splits: {listed(rows)}")
@@ -112,7 +112,7 @@ def table_header(root: Path) -> list[str]:
 
 
 def table_rows(root: Path, columns: list[str]) -> Iterator[tuple[str, dict[str, object]]]:
-    """For each row its place in words and the cells of at least these columns."""
+    """For each row its location in words and the cells of at least these columns."""
     with table_errors(root):
         if root.suffix.lower() == ".csv":
             with open_text(root, newline="") as file:
@@ -121,8 +121,8 @@ def table_rows(root: Path, columns: list[str]) -> Iterator[tuple[str, dict[str, 
                 for row in reader:
                     if len(row) not in (0, len(header)):
                         raise UserError(
-                            f"{root}, line {reader.line_num}: {len(row)} cells where the header "
-                            f"has {len(header)}; put text that has a comma in it in quotes"
+                            f"{root}, line {reader.line_num}: {len(row)} cells, but the header "
+                            f"has {len(header)}; put text that contains a comma in quotes"
                         )
                     if row:
                         yield f"line {reader.line_num}", dict(zip(header, row, strict=True))
@@ -152,9 +152,9 @@ def table_errors(root: Path) -> Iterator[None]:
 def truth_of_row(
     cells: Mapping[str, object], classes: Sequence[str], where: str
 ) -> tuple[int, ...] | None:
-    """The classes that 1/0 cells say are present, by their names; None where all are blank.
+    """The classes that 1/0 cells mark as present; None if all cells are blank.
 
-    Raises UserError, which begins with `where`, for another cell, and where some are blank.
+    Raises UserError, which begins with `where`, for any other cell, and if only some are blank.
     """
     labels = []
     for name in classes:
@@ -163,7 +163,7 @@ def truth_of_row(
         except (ValueError, KeyError) as error:
             text = _text(cells[name]).strip()
             raise UserError(
-                f"{where}: column '{name}' holds '{text}'; expected 1, 0 or blank"
+                f"{where}: column '{name}' contains '{text}'; expected 1, 0 or blank"
             ) from error
     blank = [name for name, label in zip(classes, labels, strict=True) if label is None]
     if len(blank) == len(classes):
@@ -177,5 +177,5 @@ def truth_of_row(
 
 
 def _text(cell: object) -> str:
-    """A cell as written; a number as `as_id` has it."""
+    """A cell as written; numbers as formatted by `as_id`."""
     return cell if isinstance(cell, str) else as_id(cell)

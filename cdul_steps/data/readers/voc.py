@@ -16,13 +16,13 @@ def read_voc(
 ) -> list[ImageRecord]:
     """Read a data set in the layout of PASCAL VOC.
 
-    root: the folder of one year, with `JPEGImages`, `ImageSets/Main` and perhaps `Annotations`.
+    root: the folder of one year, with `JPEGImages`, `ImageSets/Main` and optionally `Annotations`.
     splits: the value is the name of an image list, `ImageSets/Main/{value}.txt`.
 
     The truth comes from the lists `ImageSets/Main/{class}_{value}.txt` (1 present, 0 only difficult
-    objects, -1 absent) if there are any, else from `Annotations/{id}.xml`; of an image without
-    either it is unknown. Images are `JPEGImages/{id}.jpg`, or with another of IMAGE_SUFFIXES where
-    there is no such file.
+    objects, -1 absent) if there are any, or else from `Annotations/{id}.xml`; without either it is
+    unknown. Images are `JPEGImages/{id}.jpg`, or another of IMAGE_SUFFIXES if there is no such
+    file.
 
     Raises UserError.
     """
@@ -32,8 +32,8 @@ def read_voc(
     for folder in (root / "JPEGImages", lists):
         if not folder.is_dir():
             raise UserError(
-                f"{folder} is not a folder; 'root' must be the folder of one VOC year, with "
-                "JPEGImages and ImageSets/Main in it, such as VOCdevkit/VOC2007"
+                f"{folder} is not a folder; 'root' must be the folder of one VOC year that "
+                "contains JPEGImages and ImageSets/Main, such as VOCdevkit/VOC2007"
             )
     names, files = ClassNames(classes), _image_files(root / "JPEGImages")
     records = []
@@ -44,7 +44,7 @@ def read_voc(
             if fields[0] in ids:
                 raise UserError(
                     f"{lists / own}.txt, line {number}: image id '{fields[0]}' is used twice, "
-                    f"first in line {ids[fields[0]]}; remove one"
+                    f"first on line {ids[fields[0]]}; remove one"
                 )
             ids[fields[0]] = number
         truth = _truth_of_lists(lists, own, ids, names)
@@ -62,7 +62,7 @@ def read_voc(
 
 
 def _image_files(folder: Path) -> dict[str, str]:
-    """File names by image id; of several of an id that whose suffix IMAGE_SUFFIXES has first."""
+    """File names by image id; if an id has several files, IMAGE_SUFFIXES sets the priority."""
     found: dict[str, tuple[int, str]] = {}
     for name in sorted(path.name for path in folder.iterdir()):
         stem, dot, suffix = name.rpartition(".")
@@ -80,17 +80,17 @@ def _composed(name: str) -> str:
 def _check_name(name: str, what: str) -> None:
     """Raise UserError for a name that would lead to files outside the data set's own folders."""
     if "/" in name:
-        raise UserError(f"{what} '{name}' must not hold '/': in VOC's layout it names a file")
+        raise UserError(f"{what} '{name}' must not contain '/': in VOC's layout it names a file")
 
 
 def _read_list(path: Path, columns: int) -> list[tuple[int, list[str]]]:
-    """The lines of a VOC list that are not blank: number, and fields."""
+    """The non-blank lines of a VOC list: number and fields."""
     try:
         lines = read_text(path).splitlines()
     except FileNotFoundError as error:
         known = sorted(p.stem for p in path.parent.glob("*.txt") if "_" not in p.stem)
         raise UserError(
-            f"{path}: no such image list; the splits there are: {', '.join(known) or 'none'}"
+            f"{path}: no such image list; the available splits are: {', '.join(known) or 'none'}"
         ) from error
     except (OSError, UnicodeError) as error:
         raise UserError(f"{path}: cannot be read: {first_line(error)}") from error
@@ -107,7 +107,7 @@ def _read_list(path: Path, columns: int) -> list[tuple[int, list[str]]]:
 def _truth_of_lists(
     lists: Path, own: str, ids: Mapping[str, int], names: ClassNames
 ) -> dict[str, tuple[list[int], list[int]]] | None:
-    """For each id the classes present and those with difficult objects only; None: no lists."""
+    """For each id the classes present, and those with only difficult objects; None: no lists."""
     known = [
         path.name.removesuffix(f"_{own}.txt")
         for path in sorted(lists.glob(f"*_{glob.escape(own)}.txt"))
@@ -119,7 +119,7 @@ def _truth_of_lists(
     if len(chosen) < len(paths):
         missing = next(path for i, path in enumerate(paths) if i not in chosen)
         raise UserError(
-            f"{missing}: no such class list, while other classes have one; "
+            f"{missing}: no such class list, although other classes have one; "
             "add it, or check the spelling of the class"
         )
     truth: dict[str, tuple[list[int], list[int]]] = {image_id: ([], []) for image_id in ids}
@@ -150,7 +150,7 @@ def _truth_of_lists(
 
 
 def _value(text: str) -> float | None:
-    """A number of a list; not true and false, which could be 0 or -1."""
+    """A number in a list; true and false are not accepted, as they could mean 0 or -1."""
     try:
         return float(text)
     except ValueError:
@@ -171,8 +171,8 @@ def _truth_of_annotation(
         ) from error
     if top.tag != "annotation":
         raise UserError(
-            f"{path}: is no annotation but a file of <{top.tag}>; fetch it again, or remove it if "
-            "the truth is unknown"
+            f"{path}: is not an annotation but a file of <{top.tag}>; download it again, or remove "
+            "it if the truth is unknown"
         )
     easy: set[int] = set()
     difficult: set[int] = set()

@@ -1,4 +1,4 @@
-"""WebDataset: tar files in which what belongs together has one name but for the suffix."""
+"""WebDataset: tar files in which related members share a name and differ in the suffix."""
 
 import os
 from collections import Counter
@@ -15,10 +15,10 @@ from cdul_steps.data.tar import FILE, Member, members
 from cdul_steps.errors import UserError, first_line
 
 MAX_LABEL = 1 << 20
-"""Bytes at most of a member with labels."""
+"""Largest size, in bytes, of a member with labels."""
 _LABELS = (".cls", ".json")
 _SHOWN = 40
-"""Characters at most of a suffix that is told."""
+"""Largest length, in characters, of a suffix in a message."""
 
 
 def read_webdataset(
@@ -28,15 +28,15 @@ def read_webdataset(
     tell: Tell = ignore,
     exclude: Sequence[str] = (),
 ) -> list[ImageRecord]:
-    """Read uncompressed tar files in WebDataset's form, as img2dataset writes them.
+    """Read uncompressed tar files in WebDataset's format, as img2dataset writes them.
 
-    root, splits, exclude: the archives, as `archives_of` takes them; files end in `.tar`.
+    root, splits, exclude: the archives, as for `archives_of`; their names end in `.tar`.
 
-    A member's key is its name up to the first dot of its last part, and its suffix the rest; an
+    A member's key is its name up to the first dot of its last part, and its suffix is the rest; an
     image has one of IMAGE_SUFFIXES. Its id is the archive's name below the top folder, a slash and
     its key; the order is that of archives and members. The truth is the list `labels` in the
-    `.json` of the key, or else the one label in its `.cls`; see `positives`. Without either, or
-    without classes, it is unknown. Other members are left out, and told.
+    key's `.json`, or else the single label in its `.cls`; see `positives`. Without either, or
+    without classes, it is unknown. Other members are left out and reported.
 
     Raises UserError.
     """
@@ -49,7 +49,7 @@ def read_webdataset(
         except OSError as error:
             raise UserError(f"{path}: cannot be read: {first_line(error)}") from error
     if number := left_out.total():
-        what = f"member{'s' * (number > 1)} that are no images"
+        what = f"member{'s' * (number > 1)} that are not images"
         tell(f"{root}: left out {number} {what}: {listed(left_out)}")
     names.tell(root, tell)
     return records
@@ -58,7 +58,7 @@ def read_webdataset(
 def _read(
     file: BinaryIO, path: Path, name: str, split: str, names: ClassNames, left_out: Counter[str]
 ) -> list[ImageRecord]:
-    """The images of one archive; what is left out is counted by its kind or suffix."""
+    """The images of one archive; other members are counted by kind or suffix."""
     images: list[tuple[str, Member]] = []
     truth: dict[tuple[str, str], tuple[int, ...]] = {}
     for member in members(file, path):
@@ -78,7 +78,7 @@ def _read(
             left_out[f"{suffix} without labels"] += 1
         elif (key, suffix) in truth:
             raise UserError(
-                f"{path}: has two members {text!r}; their labels may differ, remove one"
+                f"{path}: has two members {text!r}, whose labels may differ; remove one"
             )
         else:
             truth[key, suffix] = positives(labels, names, f"{path}, {text!r}")
@@ -97,7 +97,7 @@ def _read(
 
 
 def _labels(file: BinaryIO, member: Member, suffix: str, where: str) -> list[Any] | None:
-    """The labels in a member; None where it has none.
+    """The labels in a member; None if it has none.
 
     Raises UserError, which begins with `where`, for one that cannot be read.
     """
@@ -113,5 +113,5 @@ def _labels(file: BinaryIO, member: Member, suffix: str, where: str) -> list[Any
         raise UserError(f"{where}: cannot be read: {first_line(error)}; correct it") from error
     labels = content.get("labels") if isinstance(content, dict) else None
     if not isinstance(labels, list | None):
-        raise UserError(f"{where}: 'labels' is no list of class names; correct it")
+        raise UserError(f"{where}: 'labels' is not a list of class names; correct it")
     return labels
