@@ -147,8 +147,9 @@ class Dataset(Section):
         None,
         description="Folder of the data set (for `table` the file, for `nuswide` the folder or "
         "`nus_wid_data.csv`, for `webdataset` and `parquet` also a pattern of files, as in "
-        "`shards/{00000..00099}.tar` or `data/*.parquet`), relative to the working directory. Not "
-        "for `demo`, whose images are generated below the results.",
+        "`shards/{00000..00099}.tar` or `data/*.parquet`, for `folder` also a URL as in "
+        "`s3://bucket/photos`), relative to the working directory. Not for `demo`, whose images "
+        "are generated below the results.",
     )
     classes: OwnPlace = Field(
         description="File with the class names in order: a YAML list (entries are names, or "
