@@ -17,7 +17,7 @@ NEUTRAL = {f"{PACKAGE.name}.{name}" for name in ("config", "errors", "progress",
 SAME_RESULTS = {
     # encode_shard: the same bytes for the same pixels, and for JPEGs without a colour profile;
     # crops are what they were; a bias of logits is only told; archives and URLs are new.
-    "1774caa52b1fc003": "79d221a7dc04ce0c",
+    "3532893ebc919805": "79d221a7dc04ce0c",
 }
 """Digests of code whose results are those of an earlier release, to the digest of then: what users
 have encoded is not encoded again. Whoever changes such code decides whether that is still so."""

@@ -11,12 +11,16 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from datetime import datetime
+from functools import cache
 from hashlib import blake2b
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from cdul_steps.errors import UserError, first_line
 from cdul_steps.limits import MAX_BYTES
+
+if TYPE_CHECKING:
+    from urllib.request import OpenerDirector
 
 T = TypeVar("T")
 Found = tuple[int | None, int, bytes]
@@ -167,25 +171,35 @@ def _tried(url: str, ask: Callable[[], T]) -> T:
     raise UnreachableError(problem)
 
 
-def _fetch_web(url: str, whole: bool) -> Found:
-    import urllib.error
+@cache
+def _opener() -> "OpenerDirector":
+    """What opens web addresses, and none of ftp: and file:, where a server could send us."""
+    import ssl
     import urllib.request as web
-    from http.client import InvalidURL
 
-    # Without those for ftp: and file:, where a server could send us.
     opener = web.OpenerDirector()
+    # Made once, since reading the certificates takes longer than many an image.
+    opener.add_handler(web.HTTPSHandler(context=ssl.create_default_context()))
     for handler in (
-        *(web.ProxyHandler, web.HTTPHandler, web.HTTPSHandler, web.UnknownHandler),
+        *(web.ProxyHandler, web.HTTPHandler, web.UnknownHandler),
         *(web.HTTPRedirectHandler, web.HTTPDefaultErrorHandler, web.HTTPErrorProcessor),
     ):
         opener.add_handler(handler())
+    return opener
+
+
+def _fetch_web(url: str, whole: bool) -> Found:
+    import urllib.error
+    from http.client import InvalidURL
+    from urllib.request import Request
+
     headers = {"User-Agent": "cdul-steps"}  # some sites refuse that of Python
     if not whole:
         headers["Range"] = f"bytes=0-{HEAD - 1}"
-    asked = web.Request(quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers=headers)
+    asked = Request(quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers=headers)
     deadline = time.monotonic() + WHOLE
     try:
-        with closing(opener.open(asked, timeout=TIMEOUT)) as answer:
+        with closing(_opener().open(asked, timeout=TIMEOUT)) as answer:
             size, modified = _size(answer), _when(answer.headers)
             if size is not None and size > MAX_BYTES:
                 return size, modified, b""
