@@ -232,7 +232,7 @@ def snakefile() -> None:
 @app.command()
 def manifest(
     reader: Annotated[Reader, Option(help="Layout of the data set (docs/datasets.md).")],
-    root: Annotated[Path, Option(help="Folder, file or pattern (docs/datasets.md).")],
+    root: Annotated[str, Option(help="Folder, file, pattern or URL (docs/datasets.md).")],
     classes: Classes,
     output: Output,
     split: Annotated[

@@ -33,7 +33,7 @@ from typing import BinaryIO
 from PIL import Image, ImageFile, UnidentifiedImageError, _imaging
 from PIL.JpegImagePlugin import JpegImageFile
 
-from cdul_steps.data import formats, sources
+from cdul_steps.data import formats, remote, sources
 from cdul_steps.data.colour import to_rgb
 from cdul_steps.limits import MAX_BYTES, MAX_PIXELS, MAX_SCANS
 
@@ -67,6 +67,7 @@ class ImageStatus(StrEnum):
     NOT_AN_IMAGE = "not_an_image"
     TRUNCATED = "truncated"  # starts like an image, but is empty, truncated, damaged or unsupported
     TOO_LARGE = "too_large"
+    UNREACHABLE = "unreachable"  # a URL that cannot be fetched
 
 
 class ImageError(Exception):
@@ -84,7 +85,7 @@ class ImageError(Exception):
 def decode(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode an image to a loaded, upright 8-bit RGB image, as the module docstring describes.
 
-    path: path of a file, or place in an archive as written by `cdul_steps.data.sources`.
+    path: path of a file, place in an archive as written by `cdul_steps.data.sources`, or a URL.
     max_pixels: images whose header states a larger width times height are rejected; values above
     MAX_PIXELS have no effect.
 
@@ -112,7 +113,7 @@ def read_size(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> tup
 
     Raises ImageError as `decode` does, for errors that the header shows.
     """
-    with _opened(path, max_pixels) as (image, _):
+    with _opened(path, max_pixels, whole=False) as (image, _):
         return _orientation_and_size(image)[1]
 
 
@@ -129,7 +130,7 @@ def begins_as_image(path: Path) -> bool:
 
 @contextmanager
 def _opened(
-    path: str | PathLike[str], max_pixels: int
+    path: str | PathLike[str], max_pixels: int, *, whole: bool = True
 ) -> Iterator[tuple[ImageFile.ImageFile, BinaryIO]]:
     """Open an image; turn any error here or in the `with` block into an ImageError.
 
@@ -137,7 +138,7 @@ def _opened(
     """
     head = b""
     try:
-        size, open_file = sources.locate(path)
+        size, open_file = sources.locate(path, whole=whole)
         if size == 0:
             raise ImageError(ImageStatus.TRUNCATED, "the file is empty")
         if size > MAX_BYTES:
@@ -161,6 +162,8 @@ def _opened(
     except (FileNotFoundError, NotADirectoryError) as error:
         detail = "no such file" if error.errno else str(error)
         raise ImageError(ImageStatus.MISSING, detail) from error
+    except remote.UnreachableError as error:
+        raise ImageError(ImageStatus.UNREACHABLE, _one_line(error)) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(ImageStatus.TOO_LARGE, _one_line(error)) from error
     except MemoryError as error:

@@ -10,7 +10,10 @@ from cdul_steps.data.tables import read_table
 from cdul_steps.errors import UserError
 
 # Failures caused by the file. Failures of the model or the image's shape would recur.
-RETRIED = ("missing", "unreadable", "truncated", "not_an_image", "too_large", "changed")
+RETRIED = (
+    *("missing", "unreadable", "truncated", "not_an_image", "too_large", "changed"),
+    "unreachable",
+)
 
 
 def outcome_table(images: pa.Table, outcome: Sequence[tuple[str, str, float]]) -> pa.Table:

@@ -1,10 +1,11 @@
-"""The location of an image: a file of its own, part of a tar, or a cell of a Parquet file.
+"""The location of an image: a file, part of a tar, a cell of a Parquet file, or a URL.
 
 The text in the manifest's column `path` states which:
 
 - `ARCHIVE.tar#OFFSET+LENGTH`: LENGTH bytes of an uncompressed tar, from byte OFFSET on;
 - `FILE.parquet#COLUMN:ROWGROUP:ROW`: a cell of a column of bytes, or of structs with a field
   `bytes`; the row is counted within its row group; both count from 0;
+- `https://...`, `s3://...` and others of `cdul_steps.data.remote`: a URL;
 - anything else is the path of a file.
 
 Only this text determines what is read from an archive: member names are never used as paths.
@@ -22,6 +23,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from cdul_steps.data import remote
 from cdul_steps.errors import first_line
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ def in_parquet(file: str, column: str, group: int, row: int) -> str:
 def file_of(place: str | PathLike[str]) -> Path:
     """The file that holds an image: its own, or the archive."""
     text = str(place)
-    found = _TAR.fullmatch(text) or _PARQUET.fullmatch(text)
+    found = not remote.is_url(text) and (_TAR.fullmatch(text) or _PARQUET.fullmatch(text))
     return Path(found[1] if found else text)
 
 
@@ -56,7 +58,12 @@ def is_in_archive(place: str | PathLike[str]) -> bool:
 
 
 def state(place: str | PathLike[str]) -> tuple[int, int] | None:
-    """Size and modification time (ns) of the file that holds an image; None if it is missing."""
+    """Size and modification time (ns) of the file that holds an image; None if it is missing.
+
+    For a URL, as `remote.state` returns them.
+    """
+    if remote.is_url(text := str(place)):
+        return remote.state(text)
     try:
         found = file_of(place).stat()
     except (OSError, ValueError):  # ValueError: a name with a null byte
@@ -64,13 +71,18 @@ def state(place: str | PathLike[str]) -> tuple[int, int] | None:
     return found.st_size, found.st_mtime_ns
 
 
-def locate(place: str | PathLike[str]) -> tuple[int, Callable[[], BinaryIO]]:
+def locate(place: str | PathLike[str], *, whole: bool = True) -> tuple[int, Callable[[], BinaryIO]]:
     """The size of an image in bytes, and a function that opens it as a file.
 
+    whole: whether all of a remote image is fetched now, or only once more than its head is read.
+
     Raises OSError with an `errno` if it cannot be read, and FileNotFoundError if it is missing;
-    without an `errno`, the message names what is missing.
+    without an `errno`, the message names what is missing. Raises `remote.UnreachableError`, also
+    while reading, if it cannot be fetched.
     """
     text = str(place)
+    if remote.is_url(text):
+        return _fetched(text, whole)
     file = file_of(text)
     found = file.stat()
     if not stat.S_ISREG(found.st_mode):  # opening a pipe would block forever
@@ -79,19 +91,32 @@ def locate(place: str | PathLike[str]) -> tuple[int, Callable[[], BinaryIO]]:
         start, length = int(in_archive[2]), int(in_archive[3])
         if start + length > found.st_size:
             raise OSError(errno.EIO, f"{file} ends before it; it was truncated or changed")
-        return length, lambda: io.BufferedReader(_Part(file.open("rb", 0), start, length))
+        return length, lambda: io.BufferedReader(_InTar(file.open("rb", 0), start, length))
     if in_table := _PARQUET.fullmatch(text):
         data = _cell(file, found, in_table[2], int(in_table[3]), int(in_table[4]))
         return len(data), lambda: io.BytesIO(data)
     return found.st_size, lambda: file.open("rb")
 
 
-class _Part(io.RawIOBase):
-    """Part of a file, as a file. It has no `fileno`, which would give access to the whole file."""
+def _fetched(url: str, whole: bool) -> tuple[int, Callable[[], BinaryIO]]:
+    """The size of a remote image in bytes, and a function that opens it; see `locate`."""
+    size, _, data = remote.fetch(url, whole=whole)
+    if size is None and not whole:
+        size, _, data = remote.fetch(url, whole=True)
+    length = len(data) if size is None else size
+    if whole or length <= len(data):
+        return length, lambda: io.BytesIO(data)
+    return length, lambda: io.BufferedReader(_Begun(url, data, length))
 
-    def __init__(self, file: io.FileIO, start: int, length: int) -> None:
-        self._file, self._start, self._length = file, start, length
-        self._place = 0
+
+class _Part(io.RawIOBase):
+    """Bytes that are read by their place. It has no `fileno`, which would open all of a file."""
+
+    def __init__(self, length: int) -> None:
+        self._length, self._place = length, 0
+
+    def _at(self, place: int, size: int) -> bytes:
+        raise NotImplementedError
 
     def readable(self) -> bool:
         return True
@@ -108,7 +133,7 @@ class _Part(io.RawIOBase):
 
     def _read(self, size: int) -> bytes:
         size = max(0, min(size, self._length - self._place))
-        data = os.pread(self._file.fileno(), size, self._start + min(self._place, self._length))
+        data = self._at(min(self._place, self._length), size)
         self._place += len(data)
         return data
 
@@ -120,9 +145,36 @@ class _Part(io.RawIOBase):
     def readall(self) -> bytes:
         return self._read(self._length)
 
+
+class _InTar(_Part):
+    """Bytes of a file as a file of their own."""
+
+    def __init__(self, file: io.FileIO, start: int, length: int) -> None:
+        super().__init__(length)
+        self._file, self._start = file, start
+
+    def _at(self, place: int, size: int) -> bytes:
+        return os.pread(self._file.fileno(), size, self._start + place)
+
     def close(self) -> None:
         super().close()
         self._file.close()
+
+
+class _Begun(_Part):
+    """A remote image of which the first bytes are there; all are fetched if others are read."""
+
+    def __init__(self, url: str, data: bytes, length: int) -> None:
+        super().__init__(length)
+        self._url, self._data = url, data
+
+    def _at(self, place: int, size: int) -> bytes:
+        if size and place >= len(self._data):
+            self._data = remote.fetch(self._url, whole=True)[2]
+        return self._data[place : place + size]
+
+    def readall(self) -> bytes:
+        return b"".join(iter(lambda: self._read(self._length), b""))
 
 
 _reading = Lock()

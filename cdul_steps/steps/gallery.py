@@ -14,6 +14,7 @@ from cdul_steps.data.corrections import NAMES, corrected_entries
 from cdul_steps.data.files import check_replaceable, replacing
 from cdul_steps.data.labels import labels_like
 from cdul_steps.data.manifest import read_shard, read_split, read_truth
+from cdul_steps.data.remote import is_url, is_web
 from cdul_steps.data.sources import is_in_archive
 from cdul_steps.data.stores import context_of, open_similarity, read_blocks
 from cdul_steps.data.tables import read_facts, read_scores
@@ -247,8 +248,10 @@ def _measures(scores: np.ndarray, kinds: list[str]) -> dict[str, np.ndarray]:
 
 
 def _link(path: str, output: Path) -> str | None:
-    """URL of an image's file, relative to the page; None for an image in an archive."""
-    if is_in_archive(path):
+    """URL of an image's file, relative to the page; None for one that a browser cannot open."""
+    if is_web(path):
+        return path
+    if is_in_archive(path) or is_url(path):
         return None
     return quote(os.path.relpath(Path(path).resolve(), output.resolve()))
 

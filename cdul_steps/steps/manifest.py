@@ -16,6 +16,7 @@ from cdul_steps.data.images import ImageError, read_size
 from cdul_steps.data.manifest import IMAGE_COLUMNS, IMAGES_KIND, SHARD_KIND, shard_table
 from cdul_steps.data.readers import check_files, check_headers, read_dataset
 from cdul_steps.data.readers.record import ImageRecord
+from cdul_steps.data.remote import is_url, list_folders
 from cdul_steps.data.sources import state
 from cdul_steps.data.tables import describe, read_facts, read_table, to_bytes, write_table
 from cdul_steps.errors import UserError
@@ -56,7 +57,7 @@ def make_manifest(*, dataset: Dataset, output: Path) -> None:
     or if more than `max_failed_share` of a split's files are missing or not images by their
     headers.
     """
-    root, names = Path(dataset.root or ""), load_classes(Path(dataset.classes)).names
+    root, names = dataset.root or "", load_classes(Path(dataset.classes)).names
     splits, shard_size, max_pixels = dataset.splits, dataset.shard_size, dataset.max_pixels
     told: list[str] = []
     records = read_dataset(
@@ -73,7 +74,7 @@ def make_manifest(*, dataset: Dataset, output: Path) -> None:
     _note_unknown(records, names)
     layout = {
         "reader": dataset.reader,
-        "root": str(root),
+        "root": str(root if is_url(root) else Path(root)),
         "splits": splits,
         "grid": [list(one) for one in dataset.grid],
         "overlap": dataset.overlap,
@@ -90,8 +91,10 @@ def make_manifest(*, dataset: Dataset, output: Path) -> None:
             [r.image_id for r in members], known_rows, used.get(split, 0)
         )
         table, failed = _image_table(members, rows, shard_size, earlier.get(split, {}), max_pixels)
-        absent = table.filter((pc.field("bytes") == 0) & (pc.field("modified") == 0))["path"]
-        if problem := check_files(split, len(table), absent.to_pylist(), dataset.max_failed_share):
+        unknown = table.filter((pc.field("bytes") == 0) & (pc.field("modified") == 0))["path"]
+        # A server may say neither size nor time; what it does not have is among the failed.
+        absent = [path for path in unknown.to_pylist() if not is_url(path)]
+        if problem := check_files(split, len(table), absent, dataset.max_failed_share):
             note(f"manifest: {problem}; they get the status missing")
         if problem := check_headers(split, len(table), failed, dataset.max_failed_share):
             note(f"manifest: {problem}")
@@ -142,6 +145,7 @@ def _image_table(
     max_pixels: int,
 ) -> tuple[pa.Table, dict[str, str]]:
     """The rows of a split, and the errors of images that cannot be read, by their paths."""
+    list_folders(record.path for record in members if is_url(record.path))
     with ThreadPoolExecutor() as pool, Progress("manifest", len(members), "images") as progress:
 
         def measure(record: ImageRecord) -> tuple[int, int, int, int, str]:

@@ -27,6 +27,7 @@ from cdul_steps.data.foreign import Tell, ignore
 from cdul_steps.data.images import ImageError, read_size
 from cdul_steps.data.labels import choose_bias
 from cdul_steps.data.readers import check_counts, check_files, check_headers, read_dataset
+from cdul_steps.data.remote import is_url
 from cdul_steps.data.sources import file_of
 from cdul_steps.demo.scenes import write_scenes
 from cdul_steps.errors import UserError, first_line
@@ -46,6 +47,8 @@ from cdul_steps.training.labels import new_labels
 DISTRIBUTION = "cdul-steps"
 SAMPLE = 500
 """Maximum number of images that a measurement decodes, or whose headers are read in each split."""
+REMOTE_SAMPLE = 20
+"""The same where images are fetched."""
 GIGABYTE = 1e9
 
 
@@ -88,7 +91,8 @@ def read_config(files: Sequence[Path]) -> Config:
 def examine(configfiles: Sequence[Path], *, seconds: float) -> Iterator[Finding]:
     """Check what a run with this config needs; yields each finding as soon as it is known.
 
-    Each measurement of speed takes about `seconds`. Nothing is written and nothing is downloaded.
+    Each measurement of speed takes about `seconds`. Nothing is written, and nothing
+    is downloaded but a few images where they are on remote storage.
     """
 
     def check(name: str, function: Callable[..., Result], *arguments: Any) -> Finding:
@@ -213,7 +217,7 @@ def _names(dataset: Dataset) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def _paths(dataset: Dataset, tell: Tell = ignore) -> dict[str, list[str]]:
     """The paths of each split's images; `tell` receives lines about what was left out."""
     names, _ = _names(dataset)
-    root = Path(dataset.root or "")
+    root = dataset.root or ""
     records = read_dataset(
         dataset.reader,
         root,
@@ -238,7 +242,8 @@ def _data(dataset: Dataset) -> Result:
     else:
         for split, paths in _paths(dataset, told.append).items():
             images[split] = len(paths)
-            absent = [path for path in paths if not file_of(path).is_file()]
+            local = [path for path in paths if not is_url(path)]
+            absent = [path for path in local if not file_of(path).is_file()]
             check_files(split, len(paths), absent, dataset.max_failed_share)
             if problem := _headers(split, paths, dataset):
                 told.append(problem)
@@ -261,8 +266,9 @@ def _headers(split: str, paths: list[str], dataset: Dataset) -> str:
 
 
 def _spread(paths: list[str]) -> list[str]:
-    """At most SAMPLE of the paths, spread evenly."""
-    chosen = np.unique(np.linspace(0, len(paths) - 1, min(SAMPLE, len(paths))).astype(int))
+    """At most SAMPLE of the paths, spread evenly; REMOTE_SAMPLE where there are URLs."""
+    limit = REMOTE_SAMPLE if any(map(is_url, paths)) else SAMPLE
+    chosen = np.unique(np.linspace(0, len(paths) - 1, min(limit, len(paths))).astype(int))
     return [paths[i] for i in chosen]
 
 

@@ -22,6 +22,7 @@ from cdul_steps.data.corrections import (
 from cdul_steps.data.files import replacing, write_text
 from cdul_steps.data.foreign import ClassNames, as_id, as_number, listed, read_json, same_image
 from cdul_steps.data.readers.coco import Annotation, Instances, labels_of, links
+from cdul_steps.data.remote import is_url
 from cdul_steps.data.sources import is_in_archive
 from cdul_steps.data.tables import (
     describe,
@@ -100,10 +101,11 @@ def export_review(
     table, classes, scores = read_scores(labels)
     if "path" not in table.column_names:
         raise UserError(f"{labels}: no column 'path', so the tool would not find the images")
-    if format_ != "csv" and any(map(is_in_archive, table["path"].to_pylist())):
+    paths = table["path"].to_pylist()
+    if format_ != "csv" and any(is_in_archive(path) or is_url(path) for path in paths):
         raise UserError(
-            f"{labels}: its images are in archives, which {format_} cannot open; export csv, or "
-            "use 'cdul check'"
+            f"{labels}: its images are in archives or on remote storage, which {format_} does not "
+            "open; export csv, or use 'cdul check'"
         )
     corrected = corrected_entries(table, classes)
     # An entry that a person has checked is fully decided.

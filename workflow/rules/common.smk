@@ -307,7 +307,7 @@ def dataset_content(wildcards):
     dataset = CONFIG.datasets[wildcards.dataset]
     if dataset.reader == "demo":
         return "scenes"
-    root, names = Path(dataset.root), load_classes(Path(dataset.classes)).names
+    root, names = dataset.root, load_classes(Path(dataset.classes)).names
     records = read_dataset(
         dataset.reader,
         root,

@@ -8,13 +8,14 @@ from pathlib import Path
 from cdul_steps.data.files import check_names
 from cdul_steps.data.foreign import Tell, ignore, listed
 from cdul_steps.data.readers.coco import read_coco
-from cdul_steps.data.readers.folder import read_folder
+from cdul_steps.data.readers.folder import read_folder, read_remote_folder
 from cdul_steps.data.readers.nuswide import read_nuswide
 from cdul_steps.data.readers.parquet import read_parquet
 from cdul_steps.data.readers.record import ImageRecord, check_utf8, pattern_of
 from cdul_steps.data.readers.table import read_table
 from cdul_steps.data.readers.voc import read_voc
 from cdul_steps.data.readers.webdataset import read_webdataset
+from cdul_steps.data.remote import check_packages, is_url, is_web, list_folders
 from cdul_steps.data.sources import is_in_archive, state
 from cdul_steps.errors import UserError
 
@@ -33,7 +34,7 @@ _LEAVE_OUT = ("folder", "webdataset", "parquet")
 
 def read_dataset(
     reader: str,
-    root: Path,
+    root: Path | str,
     splits: Mapping[str, str],
     classes: Sequence[str],
     *,
@@ -43,19 +44,30 @@ def read_dataset(
 ) -> list[ImageRecord]:
     """Read a data set with a reader of READERS.
 
+    root: the path of a folder or file, as text or not; or a URL, as text.
     splits: our names of the splits and, for each, the data set's own.
     labelled_only: leave out images that are not known to show any class.
     exclude: patterns of files and folders to leave out; see `pattern_of`.
     tell: takes one line for each kind of thing that was left out or read differently than written.
 
-    Raises UserError if the data set is not as its reader expects it, a split has no images, or
-    two images have the same id.
+    Raises UserError if the data set is not as its reader expects it, a split has no images, two
+    images have the same id, or a package that a URL needs is missing.
     """
     check_names([str(root)])
     told: list[str] = []
     patterns = (exclude,) if reader in _LEAVE_OUT else ()
-    records = READERS[reader](root, splits, classes, told.append, *patterns)
-    if reader != "folder":
+    if isinstance(root, Path) or not is_url(root):
+        root = Path(root)
+        records = READERS[reader](root, splits, classes, told.append, *patterns)
+        check_packages((r.path for r in records if is_url(r.path)), f"{root}: the column 'path'")
+    elif reader == "folder":
+        records = read_remote_folder(root, splits, told.append, exclude)
+    else:
+        raise UserError(
+            f"{root}: the reader '{reader}' reads no 'root' that is a URL; copy the files, or give "
+            "a table of your own with URLs in its column 'path'"
+        )
+    if isinstance(root, Path) and reader != "folder":
         records = _without(records, root, exclude, told.append)
     if labelled_only:
         found = len(records)
@@ -91,7 +103,8 @@ def _without(
 ) -> list[ImageRecord]:
     """The records that no pattern excludes; patterns match the path relative to the data set.
 
-    In an archive they match the id, which is the archive's path and the name in it.
+    In an archive they match the id, which is the archive's path and the name in it; of a remote
+    image, the URL.
     """
     if not exclude:
         return records
@@ -99,9 +112,13 @@ def _without(
     left_out: Counter[str] = Counter()
     kept = []
     for record in records:
-        path = Path(record.path)
-        relative = path.relative_to(top) if path.is_relative_to(top) else path
-        name = record.image_id if is_in_archive(record.path) else relative.as_posix()
+        if is_url(record.path):
+            name = record.path
+        elif is_in_archive(record.path):
+            name = record.image_id
+        else:
+            path = Path(record.path)
+            name = (path.relative_to(top) if path.is_relative_to(top) else path).as_posix()
         if pattern := pattern_of(name, exclude):
             left_out[pattern] += 1
         else:
@@ -114,7 +131,9 @@ def _without(
     return kept
 
 
-def check_counts(records: Iterable[ImageRecord], expected: Mapping[str, int], root: Path) -> None:
+def check_counts(
+    records: Iterable[ImageRecord], expected: Mapping[str, int], root: Path | str
+) -> None:
     """Raise UserError if a split does not have the `expected` number of images."""
     counts = Counter(record.split for record in records)
     off = [
@@ -172,9 +191,12 @@ def check_headers(
 def fingerprint(records: Iterable[ImageRecord]) -> str:
     """32 hex digits that change with any field of any record, their order, and the size or
     modification time of any file or archive with an image. An inaccessible file counts as missing.
+    Web servers are not asked, since each image would take a request.
     """
-    digest = blake2b(digest_size=16)
+    records, digest = list(records), blake2b(digest_size=16)
+    list_folders(record.path for record in records if is_url(record.path))
     for record in records:
         fields = (record.image_id, record.split, record.path, record.positive, record.difficult)
-        digest.update(repr((fields, state(record.path))).encode())
+        found = None if is_web(record.path) else state(record.path)
+        digest.update(repr((fields, found)).encode())
     return digest.hexdigest()

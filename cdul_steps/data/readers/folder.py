@@ -3,13 +3,14 @@
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
 from cdul_steps.data.files import check_names
 from cdul_steps.data.foreign import Tell, ignore, listed
 from cdul_steps.data.images import begins_as_image
 from cdul_steps.data.readers.record import IMAGE_SUFFIXES, ImageRecord, pattern_of
+from cdul_steps.data.remote import list_files
 from cdul_steps.errors import UserError
 
 SERVICE_FOLDERS = (
@@ -55,20 +56,100 @@ def read_folder(
         ids = sorted(walk.images(top))
         check_names(ids, root)
         records += [ImageRecord(i, split, (root / i).as_posix(), None) for i in ids]
-    for why, names in walk.left_out.items():
-        number = names.total()
-        what = why.format(s="s" * (number > 1))
-        tell(f"{root}: left out {number} {what}: {listed(names)}")
+    walk.tell(root, tell)
     return records
 
 
-class _Walk:
+def read_remote_folder(
+    root: str, splits: Mapping[str, str], tell: Tell = ignore, exclude: Sequence[str] = ()
+) -> list[ImageRecord]:
+    """Read the images below a URL as `read_folder` reads a folder.
+
+    Files without a suffix are left out, since their first bytes would have to be fetched. Raises
+    UserError.
+    """
+    tops = {}
+    for split, own in splits.items():
+        parts = PurePosixPath(own).parts
+        if own.startswith("/") or ".." in parts:
+            raise UserError(
+                f"split '{split}': '{own}' is not inside {root}; give a folder below 'root', or "
+                "'.' for 'root' itself"
+            )
+        tops[split] = "".join(f"{part}/" for part in parts)
+    rules = _Rules(exclude)
+    ids: dict[str, list[str]] = {split: [] for split in splits}
+    entered: dict[str, bool] = {}
+    for name in list_files(root):
+        inside = [split for split, top in tops.items() if name.startswith(top)]
+        if not inside:
+            continue
+        split = max(inside, key=lambda split: len(tops[split]))
+        *parents, last = name.removeprefix(tops[split]).split("/")
+        for end in range(1, len(parents) + 1):
+            folder = tops[split] + "/".join(parents[:end])
+            if folder not in entered:
+                entered[folder] = rules.enters(parents[end - 1], folder)
+            if not entered[folder]:
+                break
+        else:
+            if rules.takes(last, name):
+                ids[split].append(name)
+    check_names(name for names in ids.values() for name in names)
+    rules.tell(root, tell)
+    top = root.rstrip("/")
+    return [
+        ImageRecord(name, split, f"{top}/{name}", None)
+        for split, names in ids.items()
+        for name in names
+    ]
+
+
+class _Rules:
+    """Decides which files are images and which folders to enter; counts the others by reason."""
+
+    def __init__(self, exclude: Sequence[str]) -> None:
+        self.exclude = exclude
+        self.left_out: dict[str, Counter[str]] = {}
+
+    def leave(self, why: str, name: str) -> bool:
+        self.left_out.setdefault(why, Counter())[name] += 1
+        return False
+
+    def enters(self, name: str, relative: str) -> bool:
+        if name.startswith("."):
+            return self.leave("hidden folder{s}", name)
+        if name.casefold() in SERVICE_FOLDERS:
+            return self.leave("folder{s} of the system", name)
+        if pattern := pattern_of(relative, self.exclude):
+            return self.leave("folder{s} by 'exclude'", pattern)
+        return True
+
+    def takes(self, name: str, relative: str, file: Path | None = None) -> bool:
+        """Whether a file is an image; one without a suffix is opened as `file`."""
+        if name.startswith("."):
+            return self.leave("hidden file{s}", name)
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix not in IMAGE_SUFFIXES and (suffix or not (file and begins_as_image(file))):
+            return self.leave("file{s} without the name of an image", suffix or "no suffix")
+        if pattern := pattern_of(relative, self.exclude):
+            return self.leave("image{s} by 'exclude'", pattern)
+        return True
+
+    def tell(self, root: Path | str, tell: Tell) -> None:
+        for why, names in self.left_out.items():
+            number = names.total()
+            what = why.format(s="s" * (number > 1))
+            tell(f"{root}: left out {number} {what}: {listed(names)}")
+
+
+class _Walk(_Rules):
     """Walks through folders and counts what it leaves out, by reason and by name."""
 
     def __init__(self, root: Path, tops: list[Path], exclude: Sequence[str]) -> None:
-        self.root, self.tops, self.exclude = root, tops, exclude
+        super().__init__(exclude)
+        self.root, self.tops = root, tops
         self.entered = {top.resolve() for top in tops}
-        self.left_out: dict[str, Counter[str]] = {}
 
     def images(self, top: Path) -> list[str]:
         """The ids of the images below `top`, one of the tops."""
@@ -82,35 +163,20 @@ class _Walk:
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
 
-    def _leave(self, why: str, name: str) -> bool:
-        self.left_out.setdefault(why, Counter())[name] += 1
-        return False
-
     def _is_entered(self, folder: Path) -> bool:
         if folder in self.tops:
             return False
-        if folder.name.startswith("."):
-            return self._leave("hidden folder{s}", folder.name)
-        if folder.name.casefold() in SERVICE_FOLDERS:
-            return self._leave("folder{s} of the system", folder.name)
-        if self.exclude and (pattern := pattern_of(self._relative(folder), self.exclude)):
-            return self._leave("folder{s} by 'exclude'", pattern)
+        if not self.enters(folder.name, self._relative(folder)):
+            return False
         if folder.is_symlink():
             target = folder.resolve()
             if any(target.is_relative_to(e) or e.is_relative_to(target) for e in self.entered):
-                return self._leave("link{s} back into the data set", folder.name)
+                return self.leave("link{s} back into the data set", folder.name)
             self.entered.add(target)
         return True
 
     def _is_image(self, file: Path) -> bool:
-        if file.name.startswith("."):
-            return self._leave("hidden file{s}", file.name)
-        suffix = file.suffix.lower()
-        if suffix not in IMAGE_SUFFIXES and (suffix or not begins_as_image(file)):
-            return self._leave("file{s} without the name of an image", suffix or "no suffix")
-        if pattern := pattern_of(self._relative(file), self.exclude):
-            return self._leave("image{s} by 'exclude'", pattern)
-        return True
+        return self.takes(file.name, self._relative(file), file)
 
 
 def _folder_error(error: OSError) -> NoReturn:

@@ -48,7 +48,7 @@ def image_path(folder: Path, name: str, listing: Path, *, inside: bool = True) -
     return on_disk(folder / slashes(name, folder)).as_posix()
 
 
-def check_utf8(name: str, listing: Path) -> None:
+def check_utf8(name: str, listing: Path | str) -> None:
     """Raise UserError for a name, possible in JSON, that tables cannot store."""
     try:
         name.encode()

@@ -17,6 +17,7 @@ from cdul_steps.data.foreign import (
     open_text,
 )
 from cdul_steps.data.readers.record import ImageRecord, image_path
+from cdul_steps.data.remote import check_protocol, is_url
 from cdul_steps.errors import UserError, first_line
 
 _OWN = ("path", "image_id", "split")
@@ -29,7 +30,8 @@ def read_table(
 
     root: the file, `.csv` or `.parquet`. Its columns are
 
-    - path: the image file, absolute or relative to the table's folder;
+    - path: the image file, absolute or relative to the table's folder; or a URL of
+      `cdul_steps.data.remote`;
     - image_id (optional): by default the path, with forward slashes;
     - split (optional): the data set's own name of the split; rows of splits that are not in
       `splits` are left out and reported. Without it, all rows belong to the only split requested;
@@ -78,7 +80,8 @@ def read_table(
             if not text.strip():
                 raise UserError(f"{root}, {place}: the column '{name}' is blank; fill it in")
         positive = None if missing else truth_of_row(cells, classes, f"{root}, {place}")
-        file = image_path(root.parent, path, root, inside=False)
+        check_protocol(path, f"{root}, {place}: the column 'path'")
+        file = path if is_url(path) else image_path(root.parent, path, root, inside=False)
         for split in ours:
             by_split[split].append(ImageRecord(image_id, split, file, positive))
     tell_other_splits(root, others, tell)
