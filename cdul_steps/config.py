@@ -149,9 +149,9 @@ class Dataset(Section):
         None,
         description="Folder of the data set, relative to the working directory (for `table`: the "
         "file; for `nuswide`: the folder or `nus_wid_data.csv`; for `webdataset` and `parquet`: "
-        "also a file pattern such as `shards/{00000..00099}.tar` or `data/*.parquet`; for `folder`: "
-        "also a URL such as `s3://bucket/photos`). Not for `demo`, whose images are generated in "
-        "the results folder.",
+        "also a file pattern such as `shards/{00000..00099}.tar` or `data/*.parquet`; for "
+        "`folder`: also a URL such as `s3://bucket/photos`). Not for `demo`, whose images are "
+        "generated in the results folder.",
     )
     classes: OwnPlace = Field(
         description="File with the class names in order: a YAML list (entries are names, or "
