@@ -183,7 +183,7 @@ def test_results_dated_in_the_future_are_kept_and_told(hostile):
     refused = project.snakemake(target, "--forcerun", "label", check=False)
     assert refused.returncode == 1 and "dated in the future" in refused.stdout
     assert (project.folder / target).stat().st_mtime >= int(ahead)
-    command = re.search("'(find .*)', else", refused.stdout)[1]
+    command = re.search("'(find .*)', or else", refused.stdout)[1]
     subprocess.run(shlex.split(command), check=True, cwd=project.folder)
     assert project.plan(target) == {} and digests(project.results) == before
 

@@ -49,7 +49,7 @@ def test_report(demo):
     demo.snakemake("report", "--report", own.name)
     assert not [s for s in loaded(own) if s.startswith(("http:", "https:", "//"))]
     assert own.stat().st_size > (folder / "report.html").stat().st_size
-    assert "Where the classifier sees its three most probable labels" in own.read_text()
+    assert "The image regions behind the classifier" in own.read_text()
 
 
 def test_snakemakes_own_report_holds_results(demo):
