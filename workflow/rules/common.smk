@@ -635,6 +635,12 @@ def applied_parts(wildcards):
         raise UserError(
             "config: nothing to apply: name a classifier and a data set under 'apply'"
         )
+    # Those below the results may be made by this run.
+    for name, applied in CONFIG.apply.items():
+        folder = Path(applied.model)
+        made_here = Path(RESULTS).resolve() in folder.resolve().parents
+        if not (made_here or folder.is_dir()):
+            raise UserError(f"config: apply.{name}.model: {folder}: no such folder")
     return [
         path
         for name, applied in CONFIG.apply.items()
@@ -649,15 +655,9 @@ def applied_parts(wildcards):
     ]
 
 
-@one_line
 def applied_model(wildcards):
     """The files of a classifier to apply."""
     folder = Path(CONFIG.apply[wildcards.classifier].model)
-    below_results = Path(RESULTS).resolve() in folder.resolve().parents
-    if not (below_results or folder.is_dir()):
-        raise UserError(
-            f"config: apply.{wildcards.classifier}.model: {folder}: no such folder"
-        )
     return [str(folder / Path(file).name) for file in (WEIGHTS, CARD)]
 
 
