@@ -71,7 +71,7 @@ def test_every_output_is_known():
     """A command with a new output gets into one of the two walks below."""
     assert {" ".join(w) for w, _ in FILES} == {
         *("manifest", "encode", "encode-text", "label", "quality", "sweep", "predict", "evaluate"),
-        *("model-card", "review import", "features"),
+        *("model-card", "review import", "features", "join-labels", "box-images", "boxes"),
     }
     assert {" ".join(w) for w, _ in FOLDERS} == {
         *("encode", "store", "similarity", "train", "ablation", "export", "gallery", "report"),
