@@ -121,7 +121,7 @@ def test_every_problem_has_its_line(repository, tmp_path, monkeypatch):
         "data nowhere": ["no such folder"],
         "data empty": ["no images"],
         "data one": ["one.txt: has one class, 'dog'"],
-        "data half": ["1 of 2 image files are not there", "gone.jpg", "max_failed_share (0.05)"],
+        "data half": ["1 of 2 image files are missing", "gone.jpg", "max_failed_share (0.05)"],
         "encoder absent": [
             "laion",
             "is not in the cache",
@@ -176,7 +176,7 @@ def test_how_the_models_were_trained_and_what_labels_need(small, tmp_path):
     variants = {"by": {"scores": "sigmoid"}, "same": {"standardise": True}}
     wrong = {
         ("tiny-clip", "by"): "labels by: the model has no logit_bias",
-        ("siglip", "same"): "labels same: 'standardise' takes away each class's mean",
+        ("siglip", "same"): "labels same: 'standardise' removes each class's mean",
     }
     for name, kind in (("tiny-clip", "softmax"), ("siglip", "sigmoid")):
         for labels in variants:

@@ -271,7 +271,7 @@ def test_predict_goes_on_with_smaller_batches(shard, classifier, tmp_path, monke
     found = pq.read_table(tmp_path / "scores.parquet").to_pandas()
     np.testing.assert_allclose(found[PREDICTED], expected[PREDICTED], atol=1e-6)
     assert [n for n in SmallMemory.sizes if n > 2] == [4]
-    assert "going on with batches of 2" in capsys.readouterr().err
+    assert "continuing in batches of 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

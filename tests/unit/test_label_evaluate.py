@@ -876,7 +876,7 @@ def test_a_sigmoid_needs_a_bias_and_the_class_means(small):
     assert "sim.zarr: the model has no logit_bias, which 'scores: sigmoid'" in message
     add_bias(small)
     message = message_of(lambda: label(small, standardise=True))
-    assert "sim.zarr: 'standardise' takes away each class's mean" in message
+    assert "sim.zarr: 'standardise' removes each class's mean" in message
     assert "'scores: softmax'" in message
 
 
