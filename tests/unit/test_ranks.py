@@ -209,5 +209,5 @@ def test_devices_without_a_gpu():
     assert several_devices("auto", 3) == ["cpu"]
     with pytest.raises(UserError, match="3 GPUs are requested, but there are 0"):
         several_devices("cuda", 3)
-    with pytest.raises(UserError, match="device 'cuda:0' is one"):
+    with pytest.raises(UserError, match="device 'cuda:0' is a single device"):
         several_devices("cuda:0", 2)

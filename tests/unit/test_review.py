@@ -335,8 +335,8 @@ def test_a_label_of_fiftyone_that_is_none(labels, given):
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        (lambda c: c["annotations"][0].update(category_id=77), "of the category 77, which the"),
-        (lambda c: c["annotations"][0].update(image_id=99), "of the image 99, which the"),
+        (lambda c: c["annotations"][0].update(category_id=77), "for category 77, which the"),
+        (lambda c: c["annotations"][0].update(image_id=99), "for image 99, which the"),
         (lambda c: c["categories"][0].update(id=2), "two categories have the same id 2"),
         (lambda c: c["images"][0].update(id=2), "two images have the id 2"),
         (lambda c: c.pop("images"), "`images`"),

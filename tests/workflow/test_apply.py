@@ -7,20 +7,25 @@ import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
-from copies import SMALL_TRAINING, Project, copy_project
+import torch
+from copies import ROOT, SMALL_TRAINING, Project, copy_project
 from jobs import find_job, leftovers
 
-MODEL = "results/demo/tiny-clip/final/small/model"
+from cdul_steps.config import Network
+from cdul_steps.data.classes import load_classes
+from cdul_steps.models.classifier import network_and_card, save_classifier
+
+MADE = "results/demo/tiny-clip/final/small/model"
 PARTS = "results/album/applied/small/train"
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Project:
-    """A small cut of the demo, and an album of some of its images and a damaged one."""
+    """An album of some scenes and a damaged one, and an untrained classifier for them."""
     project = copy_project(tmp_path_factory.mktemp("apply") / "project")
     project.config = {
         "datasets": {
-            "demo": {"shard_size": 40, "scenes": {"train": 60, "test": 1}},
+            "demo": {"shard_size": 40, "scenes": {"train": 20, "test": 1}},
             "album": {
                 "reader": "folder",
                 "root": "album",
@@ -32,8 +37,15 @@ def project(tmp_path_factory) -> Project:
         },
         "run": {"labels": ["final"], "trainings": ["small"]},
         "trainings": {"small": SMALL_TRAINING},
-        "apply": {"small": {"model": MODEL, "dataset": "album"}},
+        "apply": {"small": {"model": "model", "dataset": "album"}},
     }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network, card = network_and_card(
+            Network(model="test_resnet", image_size=64),
+            list(load_classes(ROOT / "config/classes/demo.yaml").names),
+        )
+    save_classifier(network, card, project.folder / "model")
     project.snakemake("results/demo/scenes/scenes.csv")
     (project.folder / "album").mkdir()
     scenes = sorted((project.results / "demo/scenes").rglob("*.jpg"))
@@ -56,7 +68,9 @@ def test_the_parts_are_one_table(project, cdul):
     assert len(list((project.folder / PARTS).iterdir())) == 3 and len(table) == 20
     assert sorted(pc.unique(table["status"]).to_pylist()) == ["ok", "truncated"]
     output = project.folder / "predictions.parquet"
-    cdul("predict", project.folder / "album", "--model", project.folder / MODEL, "--output", output)
+    cdul(
+        "predict", project.folder / "album", "--model", project.folder / "model", "--output", output
+    )
     expected = pq.read_table(output)
     names = [name for name in expected.column_names if name not in ("image_id", "path")]
     assert table.drop_columns(["image_id", "path"]).column_names == names
@@ -91,6 +105,11 @@ def test_a_new_image_scores_its_shard_alone(project):
         assert len(parts(project).to_table()) == 21
     finally:
         (project.folder / "album/new.jpg").unlink()
+
+
+def test_a_model_of_the_run_is_made_first(project):
+    jobs = project.set("apply.small.model", MADE).plan("apply")
+    assert jobs["train"] == 1 and jobs["apply_shard"] == 3
 
 
 def test_status_knows_the_parts(project, cdul):

@@ -12,6 +12,7 @@ from cdul_steps.data.tables import read_scores
 
 BOXED = "results/demo~tiny-clip~seen"
 SECOND = "results/demo/tiny-clip/second/pseudo_labels.parquet"
+QUALITY = "results/demo/tiny-clip/second/quality.json"
 AFTER = {"similarity": 1, "label": 1, "join_labels": 1}
 
 
@@ -29,7 +30,7 @@ def project(tmp_path_factory) -> Project:
         },
         "boxes": {"seen": {"labels": "final", "training": "small", "classes": 2}},
     }
-    project.snakemake()
+    project.snakemake(SECOND, QUALITY)
     return project
 
 
@@ -37,8 +38,8 @@ def test_what_a_run_leaves_behind(project):
     tables = sorted((project.folder / BOXED / "manifest/train").glob("*.parquet"))
     assert [len(pq.read_table(table)) for table in tables] == [60, 60, 30]
     assert len(pq.read_table(project.folder / SECOND)) == 50
-    metrics = project.results / "demo/tiny-clip/second/small/metrics.json"
-    assert metrics.is_file() and project.plan() == {}
+    assert list(json.loads((project.folder / QUALITY).read_text())["splits"]) == ["train"]
+    assert project.plan(SECOND, QUALITY) == {}
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_a_killed_stage_goes_on_where_it_was(project):
     project.snakemake(*shards)
     assert [(project.folder / shard).read_bytes() for shard in shards] == before
     assert (project.folder / shards[0]).stat().st_mtime_ns == kept
-    assert not leftovers(project) and project.plan() == {}
+    assert not leftovers(project) and project.plan(SECOND, QUALITY) == {}
 
 
 def test_refined_labels_can_be_learnt_from_again(project):
@@ -81,7 +82,7 @@ def test_refined_labels_can_be_learnt_from_again(project):
 
 
 def test_report_and_gallery_show_second_views(project, cdul, tmp_path):
-    folder = project.results / "demo/tiny-clip/second/small"
+    folder = project.results / "demo/tiny-clip/second"
     assert cdul("report", folder, "--output", tmp_path / "report").returncode == 0
     assert "the mean of" in (tmp_path / "report/report.html").read_text()
     views = project.folder / BOXED / "tiny-clip/best"
