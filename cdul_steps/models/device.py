@@ -147,6 +147,15 @@ def claim(names: Sequence[str], folder: Path, count: int = 1) -> list[int]:
     return []
 
 
+def stop_without(parent: int, worker: int) -> None:
+    """For `worker_init_fn`: end a decoding process whose `parent` was killed while it started.
+
+    Torch's own watchdog starts later, and would take the process that adopted it for its parent.
+    """
+    if os.getppid() != parent:
+        os._exit(1)
+
+
 class InBatches:
     """Calls a function in batches; after running out of GPU memory, in smaller ones from then on.
 

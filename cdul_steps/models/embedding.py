@@ -1,6 +1,8 @@
 """Embed the images of a shard: decode them, cut them into views, and encode these in batches."""
 
+import os
 import time
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, default_convert
 
 from cdul_steps.data.images import ImageError, decode
 from cdul_steps.method.similarity import unit
-from cdul_steps.models.device import InBatches
+from cdul_steps.models.device import InBatches, stop_without
 from cdul_steps.models.encoder import ImageEncoder, Preprocess
 from cdul_steps.models.engine import Encoder
 from cdul_steps.progress import Progress
@@ -130,6 +132,7 @@ def encode_images(
         collate_fn=default_convert,
         num_workers=workers,
         prefetch_factor=8 if workers else None,
+        worker_init_fn=partial(stop_without, os.getpid()),
     )
     outcome: list[Outcome] = [("", "", 0.0)] * len(images)
     waiting: dict[int, np.ndarray] = {}

@@ -1,6 +1,8 @@
 """Batches of training images: decoded and augmented by worker processes, epoch after epoch."""
 
+import os
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cdul_steps.config import Training
 from cdul_steps.data.images import ImageError, decode
+from cdul_steps.models.device import stop_without
 
 
 class TrainImages(Dataset):
@@ -81,6 +84,7 @@ class Loader:
             batch_sampler=self._plan,
             num_workers=workers,
             collate_fn=_collate,
+            worker_init_fn=partial(stop_without, os.getpid()),
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
             # Its own, so that dropout does not depend on the number of workers or on resuming.

@@ -1,12 +1,13 @@
 """One GPU, one job: choosing among things that other processes may have taken."""
 
 import multiprocessing
+import os
 
 import pytest
 import torch
 
 from cdul_steps.errors import UserError
-from cdul_steps.models.device import Machine, choose_device, claim
+from cdul_steps.models.device import Machine, choose_device, claim, stop_without
 
 GPUS = ["GPU-a", "GPU-b", "GPU-c"]
 FORK = multiprocessing.get_context("fork")
@@ -100,3 +101,13 @@ def test_a_decoding_process_takes_its_thread_from_torch(threads, workers, expect
         assert (torch.get_num_threads(), found) == expected
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("parent", ["alive", "gone"])
+def test_a_worker_without_its_parent_ends(parent):
+    process = FORK.Process(
+        target=stop_without, args=(os.getpid() if parent == "alive" else 1 << 22, 0)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == (parent == "gone")
