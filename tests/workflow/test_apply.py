@@ -97,6 +97,11 @@ def test_a_killed_run_goes_on_where_it_was(project):
     assert (project.folder / files[0]).stat().st_mtime_ns == kept and not leftovers(project)
 
 
+def test_a_model_of_the_run_is_made_first(project):
+    jobs = project.set("apply.small.model", MADE).plan("apply")
+    assert jobs["train"] == 1 and jobs["apply_shard"] == 3
+
+
 def test_a_new_image_scores_its_shard_alone(project):
     shutil.copy(next((project.folder / "album").iterdir()), project.folder / "album/new.jpg")
     try:
@@ -105,11 +110,6 @@ def test_a_new_image_scores_its_shard_alone(project):
         assert len(parts(project).to_table()) == 21
     finally:
         (project.folder / "album/new.jpg").unlink()
-
-
-def test_a_model_of_the_run_is_made_first(project):
-    jobs = project.set("apply.small.model", MADE).plan("apply")
-    assert jobs["train"] == 1 and jobs["apply_shard"] == 3
 
 
 def test_status_knows_the_parts(project, cdul):
