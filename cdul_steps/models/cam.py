@@ -27,7 +27,11 @@ def has_map(network: nn.Module, images: Tensor) -> bool:
     would misread.
     """
     with torch.no_grad():
-        shape: tuple[int, ...] = getattr(network.forward_features(images), "shape", ())
+        return _is_map(network, network.forward_features(images))
+
+
+def _is_map(network: nn.Module, features: object) -> bool:
+    shape: tuple[int, ...] = getattr(features, "shape", ())
     return len(shape) == 4 and shape[1] == network.num_features and min(shape[2:]) > 1
 
 
@@ -51,10 +55,10 @@ def class_maps(network: nn.Module, image: Tensor, classes: Sequence[int]) -> np.
     (K, H, W) in 0..1, each map divided by its maximum (all 0 without evidence for the class).
     Raises ValueError for a network without a feature map.
     """
-    if not has_map(network, image):
-        raise ValueError("the network has no feature map")
     with torch.no_grad():
         features = network.forward_features(image)
+    if not _is_map(network, features):
+        raise ValueError("the network has no feature map")
     maps = activation_maps(network, features, torch.tensor([list(classes)])).clamp(min=0)
     maps = interpolate(maps, image.shape[2:], mode="bilinear")[0].float()
     return (maps / maps.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)).cpu().numpy()

@@ -76,7 +76,7 @@ def make_boxes(
             "convolutional network"
         )
     count = min(settings.classes, len(card.classes))
-    encoder = TimmEncoder(network, card, target, partial(_find, network, settings))
+    encoder = TimmEncoder(network, card, target, partial(_find, network, settings, count))
     encode = InBatches(encoder, machine.batch_size or TOGETHER, "boxes")
     found, outcome, seconds = encode_shard_images(
         (facts, images, boxes[:, :1]),
@@ -118,16 +118,15 @@ def make_boxes(
     )
 
 
-def _find(network: torch.nn.Module, settings: BoxShape, images: Tensor) -> Tensor:
-    """From the network's input (B, 3, H, W) to the boxes of its best classes, float32 (B, K * 5).
+def _find(network: torch.nn.Module, settings: BoxShape, count: int, images: Tensor) -> Tensor:
+    """From the network's input (B, 3, H, W) to the boxes of its best `count` classes.
 
-    Each box is the index of its class and `x0, y0, x1, y1` as shares of the image.
+    Returns float32 (B, count * 5). Each box is the index of its class and `x0, y0, x1, y1` as shares of the image.
     """
     # Maps need gradients, which inference mode does not compute.
     with torch.inference_mode(mode=False), torch.no_grad():
         features = network.forward_features(images.clone())
-        scores = network.forward_head(features)
-        best = scores.topk(min(settings.classes, scores.shape[1]), dim=1).indices
+        best = network.forward_head(features).topk(count, dim=1).indices
         maps = activation_maps(network, features, best)
         boxes = map_boxes(maps, settings.threshold, settings.margin)
     return torch.cat([best[:, :, None].float(), boxes], dim=2).flatten(1)
