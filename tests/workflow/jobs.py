@@ -43,3 +43,21 @@ def same(project: Project, other: Project, *patterns: str) -> bool:
 
 def leftovers(project: Project) -> list:
     return [p for p in project.results.rglob(".*") if p.name != ".snakemake_timestamp"]
+
+
+def kill_and_resume(project: Project, stage: str, files: list[str], *targets: str) -> None:
+    """Lose all but the first of a stage's files, kill a job that remakes them, and run again.
+
+    The run must fail, and the next one must restore the files and leave the first alone.
+    """
+    paths = [project.folder / file for file in files]
+    before = [path.read_bytes() for path in paths]
+    kept = paths[0].stat().st_mtime_ns
+    for path in paths[1:]:
+        path.unlink()
+    run = project.start(*targets)
+    find_job(run, stage).kill()
+    assert run.communicate() and run.returncode == 1
+    project.snakemake(*targets)
+    assert [path.read_bytes() for path in paths] == before
+    assert paths[0].stat().st_mtime_ns == kept and not leftovers(project)

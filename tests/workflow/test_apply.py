@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from copies import ROOT, SMALL_TRAINING, Project, copy_project
-from jobs import find_job, leftovers
+from jobs import kill_and_resume
 
 from cdul_steps.config import Network
 from cdul_steps.data.classes import load_classes
@@ -85,16 +85,7 @@ def test_the_parts_are_one_table(project, cdul):
 
 def test_a_killed_run_goes_on_where_it_was(project):
     files = [f"{PARTS}/{shard}.parquet" for shard in range(3)]
-    before = [(project.folder / file).read_bytes() for file in files]
-    kept = (project.folder / files[0]).stat().st_mtime_ns
-    for file in files[1:]:
-        (project.folder / file).unlink()
-    run = project.start("apply")
-    find_job(run, "predict").kill()
-    assert run.communicate() and run.returncode == 1
-    project.snakemake("apply")
-    assert [(project.folder / file).read_bytes() for file in files] == before
-    assert (project.folder / files[0]).stat().st_mtime_ns == kept and not leftovers(project)
+    kill_and_resume(project, "predict", files, "apply")
 
 
 def test_a_model_of_the_run_is_made_first(project):

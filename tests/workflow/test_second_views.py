@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from copies import SMALL_TRAINING, Project, copy_project
-from jobs import find_job, leftovers
+from jobs import kill_and_resume
 
 from cdul_steps.data.tables import read_scores
 
@@ -58,17 +58,8 @@ def test_what_is_made_again(project, path, value, jobs):
 
 def test_a_killed_stage_goes_on_where_it_was(project):
     shards = [f"{BOXED}/manifest/train/{shard}.parquet" for shard in range(3)]
-    before = [(project.folder / shard).read_bytes() for shard in shards]
-    kept = (project.folder / shards[0]).stat().st_mtime_ns
-    for shard in shards[1:]:
-        (project.folder / shard).unlink()
-    run = project.start(*shards)
-    find_job(run, "boxes").kill()
-    assert run.communicate() and run.returncode == 1
-    project.snakemake(*shards)
-    assert [(project.folder / shard).read_bytes() for shard in shards] == before
-    assert (project.folder / shards[0]).stat().st_mtime_ns == kept
-    assert not leftovers(project) and project.plan(SECOND, QUALITY) == {}
+    kill_and_resume(project, "boxes", shards, *shards)
+    assert project.plan(SECOND, QUALITY) == {}
 
 
 def test_refined_labels_can_be_learnt_from_again(project):
