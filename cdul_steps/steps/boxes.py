@@ -121,7 +121,8 @@ def make_boxes(
 def _find(network: torch.nn.Module, settings: BoxShape, count: int, images: Tensor) -> Tensor:
     """From the network's input (B, 3, H, W) to the boxes of its best `count` classes.
 
-    Returns float32 (B, count * 5). Each box is the index of its class and `x0, y0, x1, y1` as shares of the image.
+    Returns float32 (B, count * 5). Each box is the index of its class and `x0, y0, x1, y1` as
+    shares of the image.
     """
     # Maps need gradients, which inference mode does not compute.
     with torch.inference_mode(mode=False), torch.no_grad():
