@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from inspect import cleandoc
 from itertools import combinations, product, starmap
 from pathlib import Path
@@ -789,6 +789,8 @@ def load(values: dict[str, Any], *, check_run: bool = True) -> Config:
             _check_join(config, name)
     for name in config.boxes:
         _check_boxes(config, name)
+    for name in config.labels:
+        _check_circles(config, name)
     for name, applied in config.apply.items():
         _check_named(config, f"apply.{name}.dataset", "datasets", applied.dataset)
     for made in config.made if check_run else ():
@@ -798,8 +800,7 @@ def load(values: dict[str, Any], *, check_run: bool = True) -> Config:
                 f"config: labels.{made.labels}.grid is {list(grid)}, and "
                 f"datasets.{made.dataset}.grid has only {', '.join(str(list(g)) for g in grids)}"
             )
-        for part in config.labels[made.labels].join:
-            encoder = part.encoder or made.encoder
+        for part, encoder in _parts(config, made.labels, made.encoder):
             if part.boxes is not None and config.encoders[encoder].views == "dense":
                 raise UserError(
                     f"config: labels.{made.labels}.join: encoders.{encoder} has dense views, which "
@@ -876,11 +877,15 @@ def _check_join(config: Config, name: str) -> None:
                 "set's own views"
             )
         of = config.labels[part.labels]
-        if of.join or of.corrections:
-            problem = "are themselves joined" if of.join else "have 'corrections'"
+        if of.corrections:
             raise UserError(
-                f"config: {where} names {part.labels!r}, which {problem}; "
-                + ("name their parts" if of.join else f"give them to labels.{name}")
+                f"config: {where} names {part.labels!r}, which have 'corrections'; give them to "
+                f"labels.{name}"
+            )
+        if part.boxes is not None and of.join:
+            raise UserError(
+                f"config: {where} names {part.labels!r}, which are themselves joined; boxes have "
+                "labels of their own scores only"
             )
         if part.boxes is not None and of.grid:
             raise UserError(
@@ -888,24 +893,34 @@ def _check_join(config: Config, name: str) -> None:
             )
 
 
-def _check_boxes(config: Config, name: str, behind: tuple[str, ...] = ()) -> None:
-    """Raise UserError for boxes that need missing sections, or labels that they make themselves."""
+def _parts(config: Config, labels: str, encoder: str) -> Iterator[tuple[Part, str]]:
+    """All tables that labels are joined from, also by way of others, each with its encoder."""
+    for part in config.labels[labels].join:
+        teacher = part.encoder or encoder
+        yield part, teacher
+        yield from _parts(config, part.labels, teacher)
+
+
+def _check_boxes(config: Config, name: str) -> None:
+    """Raise UserError for boxes that need missing sections."""
     boxes, where = config.boxes[name], f"boxes.{name}"
-    if name in behind:
-        raise UserError(
-            f"config: {where}: its classifier learns from labels that these boxes make: "
-            + " needs ".join((*behind, name))
-        )
     for kind, named in (
         ("labels", boxes.labels),
         ("trainings", boxes.training),
         ("encoders", boxes.encoder),
     ):
         _check_named(config, where, kind, named)
-    for part in config.labels[boxes.labels].join:
+
+
+def _check_circles(config: Config, name: str, before: tuple[str, ...] = ()) -> None:
+    """Raise UserError for labels that need themselves, directly or for the boxes they name."""
+    if name in before:
+        needs = " need ".join((*before[before.index(name) :], name))
+        raise UserError(f"config: labels.{name} need themselves: {needs}")
+    for part in config.labels[name].join:
+        _check_circles(config, part.labels, (*before, name))
         if part.boxes is not None:
-            _check_named(config, f"labels.{boxes.labels}.join", "boxes", part.boxes)
-            _check_boxes(config, part.boxes, (*behind, name))
+            _check_circles(config, config.boxes[part.boxes].labels, (*before, name))
 
 
 def clashes(overlays: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:

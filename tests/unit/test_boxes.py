@@ -279,7 +279,8 @@ def test_second_views_have_a_folder_of_their_own():
         ("labels.second.join.0.labels", "frist", "did you mean 'first'?"),
         ("labels.second.join.1.boxes", "sene", "names 'sene', which is not under 'boxes'"),
         ("labels.second.join.0.encoder", "clip", "names 'clip', which is not under 'encoders'"),
-        ("labels.second.join.0.labels", "second", "which are themselves joined"),
+        ("labels.second.join.0.labels", "second", "need themselves: second need second"),
+        ("labels.second.join.1.labels", "second", "which are themselves joined"),
         ("labels.second.zeta", 0.1, "labels.second: 'zeta' has no effect with 'join'"),
         ("labels.best.grid", [3, 3], "labels.best.grid: the boxes that labels.second.join names"),
         (
@@ -290,7 +291,7 @@ def test_second_views_have_a_folder_of_their_own():
         (
             "boxes.seen.labels",
             "second",
-            "labels that these boxes make: seen needs seen",
+            "labels.second need themselves: second need second",
         ),
         (
             "boxes.seen.training",
