@@ -56,8 +56,8 @@ def read_store(path: Path, images: Path, split: str, convention: str) -> tuple:
     return cosines[usable], *(t[usable] for t in tables), temperature(scale)
 
 
-def final(s: np.ndarray, zeta: float = ZETA, lam: float = 0.0) -> np.ndarray:
-    return CONSTRUCTIONS["final"](s, zeta, lam)
+def final(s: np.ndarray, zeta: float = ZETA, lambda_: float = 0.0) -> np.ndarray:
+    return CONSTRUCTIONS["final"](s, zeta, lambda_)
 
 
 def centred(p: np.ndarray) -> np.ndarray:
@@ -116,9 +116,9 @@ def variants(positives: float) -> dict[str, Callable[[np.ndarray, float], np.nda
         name.replace("_", " "): lambda p, tau, n=name: CONSTRUCTIONS[n](scores(p, tau), ZETA, 0.0)
         for name in ("global", "local_mean", "local_max")
     }
-    for zeta, lam in ((0, 0), (0.05, 0), (0.1, 0), (0.3, 0), (0.5, 0), (0.05, -1), (0.05, 1)):
-        name = f"final, zeta {zeta:g}" + (f", lambda {lam:g}" if lam else "")
-        found[name] = lambda p, tau, z=zeta, m=lam: final(scores(p, tau), z, m)
+    for zeta, lambda_ in ((0, 0), (0.05, 0), (0.1, 0), (0.3, 0), (0.5, 0), (0.05, -1), (0.05, 1)):
+        name = f"final, zeta {zeta:g}" + (f", lambda {lambda_:g}" if lambda_ else "")
+        found[name] = lambda p, tau, z=zeta, m=lambda_: final(scores(p, tau), z, m)
     changed = {
         "standardised": standard,
         "centred only": centred,

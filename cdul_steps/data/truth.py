@@ -111,7 +111,7 @@ def measure(
         }
     values = [c["AP"] for c in per_class.values() if c["AP"] is not None]
     at_threshold = metrics.precision_recall_f1(present, counted, scores >= THRESHOLD)
-    at_top_k = metrics.precision_recall_f1(present, counted, metrics.top_k(scores, TOP_K))
+    at_top_k = metrics.precision_recall_f1(present, counted, metrics.is_top_k(scores, TOP_K))
     return {
         "mAP": float(np.mean(values)) if values else None,
         "at_threshold": _percent(at_threshold),

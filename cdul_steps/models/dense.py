@@ -25,7 +25,7 @@ from cdul_steps.models.timm_encoder import TOGETHER
 
 SCALE = 2
 """Width and height of the input, as multiples of the tower's own."""
-SAME = 1e-3
+EQUAL_WITHIN = 1e-3
 """Largest difference between unit vectors' entries for pooling to count as a mean of the cells."""
 
 Dense = Callable[[Any, Tensor, Tensor], Tensor]
@@ -92,7 +92,7 @@ class _DenseTower(torch.nn.Module):
             self.register_buffer("cells", cells.to(weight))
             embedded = functional.normalize(self.encode_image(noise)[:, 0].float(), dim=-1)
             own = functional.normalize(visual(noise).float(), dim=-1)
-        if (embedded - own).abs().max() > SAME:
+        if (embedded - own).abs().max() > EQUAL_WITHIN:
             raise UserError(
                 "encoder: views: dense is for towers that pool with a mean or with attention; this "
                 f"{type(visual).__name__} does not: use views: crops"

@@ -116,8 +116,8 @@ def evaluate_labels(
         return result
     if facts.recipe is None:
         raise UserError(f"{labels}: does not record how its labels were made; use 'cdul label'")
-    _, scoring, zeta, lam = facts.recipe
-    result |= {"tau": scoring.tau, "zeta": zeta, "lambda": lam}
+    _, scoring, zeta, lambda_ = facts.recipe
+    result |= {"tau": scoring.tau, "zeta": zeta, "lambda": lambda_}
     if scoring.logit_bias is not None:
         result["logit_bias"] = scoring.logit_bias
     for split, store in similarity.items():
@@ -133,7 +133,7 @@ def evaluate_labels(
             *(store, array, images, rows, list(CONSTRUCTIONS), facts.grid),
             scoring=scoring,
             zeta=zeta,
-            lam=lam,
+            lambda_=lambda_,
         )
         usable = seen_whole(found)
         if facts.changed:

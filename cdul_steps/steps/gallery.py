@@ -23,7 +23,7 @@ from cdul_steps.data.truth import thresholds_of
 from cdul_steps.errors import UserError
 from cdul_steps.method.context import largest_context
 from cdul_steps.progress import Progress, note
-from cdul_steps.report.runs import Run
+from cdul_steps.report.runs import RunFolder
 from cdul_steps.report.words import labels_in_words
 from cdul_steps.results import PREDICTIONS, PSEUDO_LABELS, SHARD, Place
 from cdul_steps.results import REFINED as REFINED_LABELS
@@ -57,7 +57,7 @@ def make_gallery(*, folder: Path, split: str, output: Path) -> None:
             f"{folder}: no pseudo_labels.parquet here or in the folder above; "
             "give results/DATASET/ENCODER/LABELS/TRAINING"
         )
-    run = Run(labels, None if folder == labels else folder)
+    run = RunFolder(labels, None if folder == labels else folder)
     columns = ["image_id", "path", "width", "height", "shard", "row"]
     table = read_split(run.images, split, columns)
     classes, kinds = _read_kinds(run, table, split)
@@ -123,7 +123,9 @@ def make_gallery(*, folder: Path, split: str, output: Path) -> None:
     note(f"gallery: {len(images)} images; open {output / 'index.html'}")
 
 
-def _read_kinds(run: Run, table: pa.Table, split: str) -> tuple[list[str], dict[str, np.ndarray]]:
+def _read_kinds(
+    run: RunFolder, table: pa.Table, split: str
+) -> tuple[list[str], dict[str, np.ndarray]]:
     """The classes, and each kind of score by name: float32 (images, C), NaN where missing."""
     files = {CLIP: run.place.path(PSEUDO_LABELS)}
     if run.training:
@@ -152,7 +154,9 @@ def _read_kinds(run: Run, table: pa.Table, split: str) -> tuple[list[str], dict[
     return classes, {kind: values for kind, (_, values) in found.items()}
 
 
-def _labels_again(run: Run, table: pa.Table, split: str) -> tuple[list[str], np.ndarray] | None:
+def _labels_again(
+    run: RunFolder, table: pa.Table, split: str
+) -> tuple[list[str], np.ndarray] | None:
     """CLIP's labels for a split without any, made in the same way as the pseudo-labels."""
     facts, similarity = run.label_facts, run.similarity(split)
     if facts.recipe is None:
@@ -162,7 +166,7 @@ def _labels_again(run: Run, table: pa.Table, split: str) -> tuple[list[str], np.
     return classes, labels_like(facts, similarity, array, run.images, table["row"].to_numpy())
 
 
-def _corrections(run: Run) -> list[list[str]]:
+def _corrections(run: RunFolder) -> list[list[str]]:
     """What people have corrected: `[image_id, class, value]`, as a corrections file spells them."""
     table, classes, labels = read_scores(run.place.path(PSEUDO_LABELS))
     ids = table["image_id"].to_pylist()
@@ -181,7 +185,7 @@ def _match(file: Path, image_ids: list[str]) -> tuple[list[str], np.ndarray]:
     return classes, np.concatenate([values, absent])[rows]
 
 
-def _thresholds(run: Run, split: str, kind: str, classes: list[str]) -> np.ndarray:
+def _thresholds(run: RunFolder, split: str, kind: str, classes: list[str]) -> np.ndarray:
     """The threshold of each class, float64 (C,)."""
     predictions = run.place.path(PREDICTIONS, split=split) if kind == CLASSIFIER else None
     return thresholds_of(read_facts(predictions) if predictions else {}, classes)
@@ -203,7 +207,7 @@ class _Views(NamedTuple):
     context_scores: np.ndarray
 
 
-def _read_views(run: Run, classes: list[str], table: pa.Table, split: str) -> _Views:
+def _read_views(run: RunFolder, classes: list[str], table: pa.Table, split: str) -> _Views:
     """CLIP's scores of the images of `table`, with the scoring of the labels."""
     similarity = run.similarity(split)
     array, names, scoring = run.open_similarity(split)

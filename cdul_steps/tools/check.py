@@ -37,7 +37,7 @@ from cdul_steps.method.checking import (
     LEVEL,
     STEPS,
     Cells,
-    Choice,
+    ChosenThreshold,
     cells_of_class,
     draw_positives,
     find_threshold,
@@ -560,7 +560,7 @@ def choose(found: Answers, precision: float | None) -> dict[str, Any] | None:
 
 def _own_choice(
     found: Answers, column: int, precision: float | None, random: np.random.Generator
-) -> Choice | None:
+) -> ChosenThreshold | None:
     """A class's threshold from its own answers; None if there are too few."""
     own = found.columns == column
     if own.sum() < FEW or found.yes[own].sum() < FEW_YES:

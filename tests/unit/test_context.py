@@ -30,7 +30,7 @@ weights = st.floats(0.5, 20)
 
 def labels_of(p, classes, weight, name="final", statistics=None):
     scoring = Scoring(TAU, context_weight=weight)
-    settings = {"scoring": scoring, "zeta": 0.3, "lam": 0.0, "statistics": statistics}
+    settings = {"scoring": scoring, "zeta": 0.3, "lambda_": 0.0, "statistics": statistics}
     return build_labels([(0, p)], (len(p), classes), [name], **settings)[name]
 
 

@@ -24,7 +24,7 @@ from cdul_steps.method.loss_functions import (
     weak_assume_negative,
 )
 from cdul_steps.method.losses import LOSSES, LossName
-from cdul_steps.method.single_positive import harden, smooth
+from cdul_steps.method.single_positive import observed_positives, smooth
 
 ALL_LOSSES = sorted(BY_NAME)
 
@@ -123,7 +123,7 @@ def test_loss_equals_the_formula_and_is_never_negative(name, example):
 def test_role_equals_the_formula(example, seed):
     logits, labels = example
     latents = example_latents(logits, seed)
-    observed = harden(labels, "top1", 0.5)
+    observed = observed_positives(labels, "top1", 0.5)
     bce = BY_LOOPS["bce"]
     network = epr_rows(rows_of(logits, observed))
     estimates = epr_rows(rows_of(latents, observed))
@@ -145,7 +145,7 @@ def test_gradient_of_role():
     """To either side it is that of its own half, the other one being held fixed."""
     logits, _ = example()
     latents, labels = example(seed=1)
-    observed = harden(labels, "top1", 0.5)
+    observed = observed_positives(labels, "top1", 0.5)
 
     def half(a, b):
         cross = binary_cross_entropy(a, torch.sigmoid(b))
@@ -230,7 +230,7 @@ def test_gradient_of_kl_is_the_difference_of_logits(example):
 @given(example=pairs())
 def test_label_smoothing_of_0_is_assume_negative(example):
     logits, labels = example
-    observed = harden(labels, "top1", 0.5)
+    observed = observed_positives(labels, "top1", 0.5)
     smoothed = binary_cross_entropy(logits, smooth(observed, 0, 0))
     torch.testing.assert_close(smoothed, binary_cross_entropy(logits, observed))
 
@@ -239,7 +239,7 @@ def test_label_smoothing_of_0_is_assume_negative(example):
 def test_label_smoothing_mixes_both_losses_of_a_label(example):
     """As the authors' `loss_an_ls` has it."""
     logits, labels = example
-    observed = harden(labels, "threshold", 0.5)
+    observed = observed_positives(labels, "threshold", 0.5)
     p = torch.sigmoid(logits)
     present, absent = -p.log(), -(1 - p).log()
     of_positives = 0.9 * present + 0.1 * absent

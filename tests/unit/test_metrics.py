@@ -7,9 +7,9 @@ from sklearn.metrics import average_precision_score
 from cdul_steps.method.metrics import (
     average_precision,
     average_precision_voc07,
+    is_top_k,
     mean_average_precision,
     precision_recall_f1,
-    top_k,
     truth_table,
 )
 
@@ -149,7 +149,7 @@ def test_class_means_leave_out_classes_without_positives():
 def test_top_k_equals_the_formula(rows, classes, k, random):
     scores = np.array([[random.randint(0, 3) for _ in range(classes)] for _ in range(rows)])
     scores = scores.reshape(rows, classes) / 3
-    chosen = top_k(scores, k)
+    chosen = is_top_k(scores, k)
     assert chosen.shape == (rows, classes)
     for row, picked in zip(scores.tolist(), chosen.tolist(), strict=True):
         best = sorted(range(classes), key=lambda c: (-row[c], c))[:k]

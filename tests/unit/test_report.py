@@ -29,7 +29,7 @@ from cdul_steps.data.labels import LabelFacts
 from cdul_steps.data.tables import KEY, read_facts, read_scores
 from cdul_steps.report import figures
 from cdul_steps.report.captions import CAPTIONS, TITLES
-from cdul_steps.report.page import Section, Table, render
+from cdul_steps.report.page import PageSection, Table, render
 from cdul_steps.report.runs import find_runs
 from cdul_steps.report.sections import score_panels
 from cdul_steps.report.words import labels_in_words
@@ -202,7 +202,7 @@ def is_self_contained(root: ElementTree.Element) -> bool:
 
 def test_the_page_escapes_all_text():
     bad = '<script>alert("1")</script>&\''
-    section = Section(bad, facts=[(bad, bad)], notes=[bad], parts=[Table(bad, [bad], [[bad]])])
+    section = PageSection(bad, facts=[(bad, bad)], notes=[bad], parts=[Table(bad, [bad], [[bad]])])
     page = render([section], title=bad, written=bad, version=bad, git=bad)
     root = parse(page)
     assert is_self_contained(root)
@@ -213,7 +213,9 @@ def test_the_page_escapes_all_text():
 
 def test_tables_show_dashes_and_two_decimals():
     table = Table("", ["a", "b", "c"], [["x", 1, 2.345], ["y", None, None]])
-    root = parse(render([Section("s", parts=[table])], title="", written="", version="", git=None))
+    root = parse(
+        render([PageSection("s", parts=[table])], title="", written="", version="", git=None)
+    )
     assert [e.text for e in elements(root, "td")] == ["x", "1", "2.35", "y", "-", "-"]
     assert table.numbers == {1, 2}
 

@@ -90,7 +90,7 @@ def test_the_check_itself_finds(source):
 
 # Numbers, and words of which the config allows only some.
 BARE = {
-    *("precision", "max_pixels", "tau", "zeta", "lam", "difficult", "ap", "construction", "reader"),
+    *("precision", "max_pixels", "tau", "zeta", "difficult", "ap", "construction", "reader"),
     *("grid", "shard_size", "seed", "train", "test", "size", "max_failed_share", "batch_size"),
     *("workers", "threads", "split", "overlap", "gpu", "engine", "aliases", "labelled_only"),
     "devices",
