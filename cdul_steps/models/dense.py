@@ -20,7 +20,7 @@ from torch.nn import functional
 from cdul_steps.config import Encoder
 from cdul_steps.errors import UserError
 from cdul_steps.method.snippets import Grid, view_cells
-from cdul_steps.models.encoder import ImageEncoder, Preprocess
+from cdul_steps.models.encoder import ImageEncoder, Preprocess, load_clip
 from cdul_steps.models.timm_encoder import TOGETHER
 
 SCALE = 2
@@ -46,6 +46,23 @@ def new_encoder(
     if settings.views == "dense":
         return DenseEncoder(network, settings.precision, device, grids, overlap)
     return ImageEncoder(network, settings.precision, device)
+
+
+def load_tower(
+    settings: Encoder, device: torch.device, grids: Sequence[Grid], overlap: float
+) -> tuple[torch.nn.Module, ImageEncoder]:
+    """An encoder's CLIP, and its image tower.
+
+    Raises UserError as `load_clip` and `new_encoder` do.
+    """
+    network = load_clip(
+        settings.model,
+        settings.pretrained,
+        precision=settings.precision,
+        resize_mode=settings.resize_mode,
+        device=device,
+    )
+    return network, new_encoder(network, settings, device, grids, overlap)
 
 
 def passes(settings: Encoder, views: int) -> tuple[int, int]:

@@ -199,7 +199,7 @@ def test_a_missing_data_file_is_told(driver, check, tmp_path):
     driver.get("about:blank")
     copy = tmp_path / "check"
     copy.mkdir()
-    for name in ("index.html", "check.js", "check.css", "icon.svg"):
+    for name in ("index.html", "check.js", "check.css", "shared.js", "shared.css", "icon.svg"):
         (copy / name).write_bytes((check / name).read_bytes())
     driver.get((copy / "index.html").as_uri())
     wait_until(driver, lambda d: question(d) != "Loading")

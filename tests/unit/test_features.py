@@ -21,6 +21,7 @@ from training_runs import make_data as made_data
 from cdul_steps.config import read_network, read_training
 from cdul_steps.data.stores import new_store, open_store
 from cdul_steps.data.tables import describe, read_facts, read_scores, score_table, write_table
+from cdul_steps.data.truth import measure_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.calibration import match_labels
 from cdul_steps.method.gradient_alignment import halfway, to_label, to_latent
@@ -28,7 +29,6 @@ from cdul_steps.models.classifier import load_classifier, new_classifier
 from cdul_steps.models.device import Machine
 from cdul_steps.models.timm_encoder import pooled_features
 from cdul_steps.steps import train as steps_train
-from cdul_steps.steps.evaluate import evaluate_scores
 from cdul_steps.steps.features import make_features, write_feature_store
 from cdul_steps.steps.predict import SplitImages, predict_images
 from cdul_steps.steps.train import Inputs, train_classifier
@@ -213,13 +213,7 @@ def test_only_the_last_layer_learns_and_the_model_is_an_ordinary_one(data, tmp_p
     history = pq.read_table(output / "history.parquet").to_pandas()
     assert history.epoch.tolist() == list(range(1, 13))
     predict(data, output / "model", "test", tmp_path / "test.parquet")
-    measured = evaluate_scores(
-        scores=tmp_path / "test.parquet",
-        images=data / "images.parquet",
-        difficult="ignore",
-        ap="all",
-        output=None,
-    )
+    measured = measure_table(tmp_path / "test.parquet", data / "images.parquet", "ignore", "all")
     assert measured["mAP"] == pytest.approx(history.test_mAP.iloc[-1])
     predict(data, output / "model", "train", tmp_path / "train.parquet")
     probabilities = read_scores(tmp_path / "train.parquet")[2]

@@ -19,7 +19,7 @@ from cdul_steps.data.corrections import UNKNOWN, apply_corrections, read_correct
 from cdul_steps.data.foreign import as_id, as_number, same, same_image, unseen
 from cdul_steps.data.readers import READERS, read_dataset
 from cdul_steps.data.tables import describe, score_table, write_table
-from cdul_steps.steps.evaluate import evaluate_scores
+from cdul_steps.data.truth import measure_table
 from cdul_steps.tools.review import export_review, import_review
 from cdul_steps.tools.show import show_table
 
@@ -89,7 +89,7 @@ def test_corrections_scores_and_show_find_the_class_too(spelt, tmp_path):
     scores = score_table(ids, ids, names, np.array([[1, 0, 0], [0, 1, 0]]))
     write_table(scores, tmp_path / "scores.parquet")
     tables = {"scores": tmp_path / "scores.parquet", "images": tmp_path / "images.parquet"}
-    assert evaluate_scores(**tables, difficult="ignore", ap="all", output=None)["mAP"] == 100
+    assert measure_table(**tables, difficult="ignore", ap="all")["mAP"] == 100
 
     write_table(describe(scores, "scores"), tmp_path / "scores.parquet")
     show = {"top": 1, "as_json": True, "of_class": "dog"}

@@ -19,6 +19,7 @@ from cdul_steps.config import Labels
 from cdul_steps.data.labels import LabelFacts, labels_like
 from cdul_steps.data.stores import open_store
 from cdul_steps.data.tables import describe, read_facts, read_scores, write_table
+from cdul_steps.data.truth import measure_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.aggregation import CONSTRUCTIONS as BUILT
 from cdul_steps.steps.evaluate import conclusion, evaluate_labels, evaluate_scores
@@ -107,12 +108,8 @@ def test_published_vectors_give_the_expected_map(case, published, tmp_path):
         output=tmp_path / "labels.parquet",
     )
     for convention, expected in case["mAP"].items():
-        result = evaluate_scores(
-            scores=tmp_path / "labels.parquet",
-            images=published / "images.parquet",
-            difficult=convention,
-            ap="all",
-            output=None,
+        result = measure_table(
+            tmp_path / "labels.parquet", published / "images.parquet", convention, "all"
         )
         assert result["images"] == 2859
         assert result["mAP"] == pytest.approx(expected, abs=0.01), convention

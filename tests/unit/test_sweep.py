@@ -8,8 +8,9 @@ import zarr
 
 from cdul_steps.config import Labels, Sweep
 from cdul_steps.data.tables import describe, read_facts, write_table
+from cdul_steps.data.truth import measure_table
 from cdul_steps.errors import UserError
-from cdul_steps.steps.evaluate import evaluate_labels, evaluate_scores
+from cdul_steps.steps.evaluate import evaluate_labels
 from cdul_steps.steps.label import make_labels
 from cdul_steps.steps.sweep import draw, sweep_labels
 
@@ -100,9 +101,7 @@ def test_rows_of_the_train_split_are_what_label_and_evaluate_give(difficult, fol
     for row in sweep(folder, difficult=difficult):
         if row["split"] == "train":
             labels = labels_of(row, folder)
-            result = evaluate_scores(
-                scores=labels, images=images, difficult=difficult, ap="all", output=None
-            )
+            result = measure_table(labels, images, difficult, "all")
             assert row["mAP"] == pytest.approx(result["mAP"], rel=1e-9)
             table = pq.read_table(labels)
             known = [i for i, name in enumerate(table["image_id"]) if name.as_py() != "train5"]
