@@ -83,7 +83,7 @@ def test_label_settings_rerun_labels_only(demo, key, value):
 def test_label_variants_share_one_encoding(demo):
     variants = {
         "hard": {"harden": {"threshold": 0.5}},
-        "raised": {"tau": 0.2, "positives": 2.8, "standardise": True},
+        "rescaled": {"tau": 0.2, "positives": 2.8, "standardise": True},
         "cells": {"grid": [3, 3], "construction": "local_mean"},
     }
     project = demo.set("run.labels", list(variants)).set("labels", variants)
