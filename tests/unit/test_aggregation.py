@@ -104,7 +104,7 @@ def test_the_global_view_is_not_a_snippet():
 @given(cosines, st.randoms())
 def test_permuting_classes_permutes_labels(p, random):
     order = random.sample(range(p.shape[2]), p.shape[2])
-    # Above one, so that rounding cannot carry a score over zeta.
+    # Above 1, so that rounding cannot lift a score above zeta.
     for zeta in (0.0, ABOVE_ONE):
         permuted = labels_of(p[..., order], zeta=zeta)
         np.testing.assert_allclose(permuted, labels_of(p, zeta=zeta)[:, order], atol=1e-6)
@@ -208,7 +208,7 @@ def test_finish_rescales_and_then_hardens(labels, bias, hard):
     np.testing.assert_array_equal(untouched, labels)
 
 
-# By a sigmoid
+# Sigmoid
 
 
 def sigmoid_by_hand(p, tau, bias):

@@ -1,4 +1,4 @@
-"""Second views: boxes around what a classifier sees, and labels that are joined."""
+"""Second views: boxes around what a classifier sees, and joined labels."""
 
 import json
 from pathlib import Path
@@ -92,7 +92,7 @@ def boxes(data: Path, model: Path, output: Path, classes: int = 2) -> Path:
 
 
 def test_boxes_are_those_of_the_class_activation_maps(data, tmp_path):
-    """Zhou et al., 2016: the features weighted by the head, where it follows their mean."""
+    """Zhou et al., 2016: the features weighted by the head, for a head that follows their mean."""
     network, model = classifier(tmp_path / "model")
     output = boxes(data, model, tmp_path / "0.parquet")
     facts, images, found = read_shard(output)

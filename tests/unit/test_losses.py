@@ -1,4 +1,4 @@
-"""Every loss against a reading of its equation by loops, and what it promises."""
+"""Every loss against a plain loop over its equation, and its properties."""
 
 import math
 from functools import partial
@@ -57,7 +57,7 @@ def categorical_kl(logits, labels):
 
 
 def by_class(term):
-    """A loss from its term of one class, given the network's probability and the label."""
+    """A loss from the term of one class, a function of probability and label."""
     return lambda rows: [
         sum(term(sigmoid(x), y) for x, y in zip(*row, strict=True)) for row in rows
     ]
@@ -101,7 +101,7 @@ def test_every_loss_is_known_by_one_name_everywhere():
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_names_the_settings_that_its_function_takes(name):
-    """Of a training; those of `role` are of its labels."""
+    """The loss settings of a training; those of `role` belong to its labels."""
     training, taken = Training(), set()
     for key in set(LOSSES[name].settings) - {"role"}:
         value = getattr(training, key)
@@ -142,7 +142,7 @@ def test_gradient(name):
 
 
 def test_gradient_of_role():
-    """To either side it is that of its own half, the other one being held fixed."""
+    """For each side it is the gradient of its own half, with the other side fixed."""
     logits, _ = example()
     latents, labels = example(seed=1)
     observed = observed_positives(labels, "top1", 0.5)
@@ -237,7 +237,7 @@ def test_label_smoothing_of_0_is_assume_negative(example):
 
 @given(example=pairs())
 def test_label_smoothing_mixes_both_losses_of_a_label(example):
-    """As the authors' `loss_an_ls` has it."""
+    """As in the authors' `loss_an_ls`."""
     logits, labels = example
     observed = observed_positives(labels, "threshold", 0.5)
     p = torch.sigmoid(logits)
@@ -259,7 +259,7 @@ def test_wan_of_two_classes_is_bce_and_of_one_is_finite():
 
 def test_epr_says_nothing_of_what_is_not_observed_but_the_count():
     observed = torch.zeros(2, 3)
-    # Two classes an image on the average, whichever they are.
+    # Two classes per image on average, whichever they are.
     logits = torch.tensor([[20.0, 20.0, 20.0], [20.0, -20.0, -20.0]])
     assert expected_positive(logits, observed, expected_positives=2).abs().max() < 1e-6
     assert expected_positive(logits, observed, expected_positives=1).min() > 0.3

@@ -16,7 +16,7 @@ from cdul_steps.method.metrics import (
 
 @st.composite
 def ranked(draw):
-    """Truth with a positive, and scores of few values, so that ties are common."""
+    """Truth with a positive, and scores with few distinct values, so that ties are common."""
     size = draw(st.integers(1, 40))
     truth = draw(st.lists(st.booleans(), min_size=size, max_size=size).filter(any))
     scores = draw(st.lists(st.integers(0, 12), min_size=size, max_size=size))
@@ -25,14 +25,14 @@ def ranked(draw):
 
 @st.composite
 def tables(draw):
-    """Truth, what counts, predictions: three bool tables of one shape."""
+    """Truth, counted entries, predictions: three bool tables of one shape."""
     rows, classes = draw(st.integers(0, 6)), draw(st.integers(1, 4))
     bits = draw(st.lists(st.booleans(), min_size=3 * rows * classes, max_size=3 * rows * classes))
     return tuple(np.array(bits, bool).reshape(3, rows, classes))
 
 
 def curve(truth, scores):
-    """Hits and predictions at each distinct score, from the highest down."""
+    """Hits and predictions at each distinct score, in decreasing order."""
     for threshold in sorted(set(scores.tolist()), reverse=True):
         said = scores >= threshold
         yield int((said & truth).sum()), int(said.sum())
@@ -75,7 +75,7 @@ def test_voc07_by_hand():
     truth = np.array([False, True, False, True])
     scores = np.array([0.9, 0.8, 0.7, 0.6])
     assert average_precision(truth, scores) == pytest.approx(0.5)
-    # The best precision at any recall is 1/2: a wrong first place is not forgiven at recall 0.
+    # The best precision at any recall is 1/2: a wrong first place counts even at recall 0.
     assert average_precision_voc07(truth, scores) == pytest.approx(0.5)
     assert average_precision_voc07(truth, -scores) == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
 

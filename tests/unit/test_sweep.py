@@ -21,7 +21,7 @@ SETTINGS = Sweep(tau=[0.5, 2], zeta=[0, 0.4, 1], lambda_=[-1, 0, 0.5])
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two splits, rows out of order, some difficult, some without truth or cosines."""
+    """Two splits with rows out of order, some difficult, some without truth or cosines."""
     random = np.random.default_rng(0)
     tables = []
     for split, size in SIZES.items():
@@ -78,7 +78,7 @@ def test_a_row_a_split_and_setting(folder):
 
 
 def labels_of(row: dict, folder: Path) -> Path:
-    """The train split's labels with the settings of a row."""
+    """The labels of the train split with the settings of a row."""
     make_labels(
         similarity=folder / "train.zarr",
         images=folder / "images.parquet",
