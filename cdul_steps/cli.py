@@ -605,7 +605,7 @@ def box_images(
     """Write the images.parquet of second views; `boxes` makes the views shard by shard."""
     from cdul_steps.steps.boxes import write_box_images
 
-    write_box_images(images=images, classes=classes, output=output)
+    write_box_images(images=images, class_count=classes, output=output)
 
 
 @app.command()

@@ -67,8 +67,8 @@ def _several(value: Any) -> Any:
 
 LOCAL = "local-dir:"
 """Prefix of an encoder name that is a folder."""
-Place = Annotated[str, BeforeValidator(_expand)]
-OwnPlace = Annotated[Place, AfterValidator(_own)]
+ExpandedPath = Annotated[str, BeforeValidator(_expand)]
+ShippedPath = Annotated[ExpandedPath, AfterValidator(_own)]
 Positive = Annotated[float, Field(gt=0)]
 Side = Annotated[int, Field(ge=1, le=8)]
 Grid = tuple[Side, Side]
@@ -145,7 +145,7 @@ class Dataset(Section):
         "`webdataset`: tar files with images. `parquet`: Parquet files with images. "
         "docs/datasets.md describes the layouts."
     )
-    root: Place | None = Field(
+    root: ExpandedPath | None = Field(
         None,
         description="Folder of the data set, relative to the working directory (for `table`: the "
         "file; for `nuswide`: the folder or `nus_wid_data.csv`; for `webdataset` and `parquet`: "
@@ -153,11 +153,11 @@ class Dataset(Section):
         "`folder`: also a URL such as `s3://bucket/photos`). Not for `demo`, whose images are "
         "generated in the results folder.",
     )
-    classes: OwnPlace = Field(
+    classes: ShippedPath = Field(
         description="File with the class names in order: a YAML list (entries are names, or "
         "`{name: ..., aliases: [...]}`), or a text file with one name per line."
     )
-    context: OwnPlace | None = Field(
+    context: ShippedPath | None = Field(
         None,
         description="File with context names: what else the images may show, in the same format as "
         "`classes`. They compete with the classes but get no labels, so that an image may show "
@@ -239,11 +239,11 @@ class Dataset(Section):
 class Encoder(Section):
     """The CLIP model that scores views against class names."""
 
-    model: OwnPlace = Field(
+    model: ShippedPath = Field(
         description="open_clip's model name (`RN50x64`), or `local-dir:FOLDER` with "
         "`open_clip_config.json` and the weights."
     )
-    pretrained: Place | None = Field(
+    pretrained: ExpandedPath | None = Field(
         None,
         description="open_clip's tag (`openai`), downloaded once and cached, or a checkpoint file. "
         "Not for `local-dir:`.",
@@ -371,7 +371,7 @@ class Labels(Section):
         "refined ones. Apart from `join`, only `positives`, `harden` and `corrections` apply.",
     )
     harden: Harden = Field(Harden(), description="Hard labels.")
-    corrections: Place | None = Field(
+    corrections: ExpandedPath | None = Field(
         None,
         description="CSV of corrections made by hand (`image_id`, `class`, `value`: 1, 0 or "
         "unknown); see docs/review.md. Training never changes these entries.",
@@ -466,7 +466,7 @@ class Network(Section):
 
     model: str = Field("resnet101", description="Any timm model name.")
     model_args: dict[str, Any] = Field({}, description="Other arguments of timm.create_model.")
-    weights: Place | None = Field(
+    weights: ExpandedPath | None = Field(
         None,
         description="Initial weights: `timm` for the model's ImageNet weights from timm's hub, a "
         "safetensors or PyTorch file, or nothing for random initialisation.",
@@ -565,7 +565,7 @@ class Training(Network):
 class Apply(Section):
     """A trained classifier and the data set that `snakemake apply` scores with it."""
 
-    model: Place = Field(
+    model: ExpandedPath = Field(
         description="Model folder of the classifier, such as "
         "`results/photos/vit-b-32/final/photos/model`; if this run makes it, that happens first."
     )
@@ -616,7 +616,7 @@ class Ablation(Section):
     training: str = Field(
         "aligned", description="Name under `trainings` of the training that the variants modify."
     )
-    table: OwnPlace = Field(
+    table: ShippedPath = Field(
         "config/ablation.tsv",
         validate_default=True,
         description="Table of the variants, one per row: CSV, or TSV by its suffix; "
@@ -669,7 +669,7 @@ class Config(Section):
     """Configuration of the CDUL workflow."""
 
     # Braces mark wildcards in Snakemake's file names.
-    results: Annotated[Place, Field(pattern=r"^[^{}]+$")] = Field(
+    results: Annotated[ExpandedPath, Field(pattern=r"^[^{}]+$")] = Field(
         "results", description="Folder for all results."
     )
     run: Annotated[list[Run], BeforeValidator(_runs, json_schema_input_type=Run | list[Run])] = (
@@ -687,7 +687,7 @@ class Config(Section):
     sweep: Sweep = Field(Sweep(), description="Comparison of label settings.")
     ablation: Ablation = Field(Ablation(), description="Comparison of training variants.")
     runtime: Runtime = Field(Runtime(), description="Speed.")
-    container: Annotated[Place, Field(min_length=1)] = Field(
+    container: Annotated[ExpandedPath, Field(min_length=1)] = Field(
         "cdul.sif",
         description="For `--sdm apptainer` only: the container image that jobs run in, a file or "
         "an address such as `docker://...`. It must contain this package; see docs/deployment.md.",

@@ -56,8 +56,8 @@ def read_store(path: Path, images: Path, split: str, convention: str) -> tuple:
     return cosines[usable], *(t[usable] for t in tables), temperature(scale)
 
 
-def final(s: np.ndarray, zeta: float = ZETA, lam: float = 0.0) -> np.ndarray:
-    return CONSTRUCTIONS["final"](s, zeta, lam)
+def final(s: np.ndarray, zeta: float = ZETA, lambda_: float = 0.0) -> np.ndarray:
+    return CONSTRUCTIONS["final"](s, zeta, lambda_)
 
 
 def centred(p: np.ndarray) -> np.ndarray:
@@ -116,34 +116,35 @@ def variants(positives: float) -> dict[str, Callable[[np.ndarray, float], np.nda
         name.replace("_", " "): lambda p, tau, n=name: CONSTRUCTIONS[n](scores(p, tau), ZETA, 0.0)
         for name in ("global", "local_mean", "local_max")
     }
-    for zeta, lam in ((0, 0), (0.05, 0), (0.1, 0), (0.3, 0), (0.5, 0), (0.05, -1), (0.05, 1)):
-        name = f"final, zeta {zeta:g}" + (f", lambda {lam:g}" if lam else "")
-        found[name] = lambda p, tau, z=zeta, m=lam: final(scores(p, tau), z, m)
+    for zeta, lambda_ in ((0, 0), (0.05, 0), (0.1, 0), (0.3, 0), (0.5, 0), (0.05, -1), (0.05, 1)):
+        name = f"final, zeta {zeta:g}" + (f", lambda {lambda_:g}" if lambda_ else "")
+        found[name] = lambda p, tau, z=zeta, m=lambda_: final(scores(p, tau), z, m)
     changed = {
         "standardised": standard,
         "centred only": centred,
-        "standardised in the image, then over images": lambda p: standard(standard_in_image(p)),
+        "standardised within the image, then over images": lambda p: standard(standard_in_image(p)),
     }
     for name, change in changed.items():
         found[f"final, {name}"] = lambda p, tau, f=change: final(scores(f(p), tau))
     joined = {
         "one bias for all views": lambda s: biased_views(s, positives),
-        "a bias for global, one for aggregate": lambda s: biased_kinds(s, positives),
+        "separate biases for global and aggregate": lambda s: biased_kinds(s, positives),
         "mean of logits": mean_of_logits,
-        "min-max a class": min_max,
-        "mean of ranks a class": ranks,
+        "min-max per class": min_max,
+        "mean of ranks per class": ranks,
     }
     for name, join in joined.items():
         found[f"final, {name}"] = lambda p, tau, f=join: f(scores(p, tau))
-        if name in ("a bias for global, one for aggregate", "mean of logits"):
+        if name in ("separate biases for global and aggregate", "mean of logits"):
             found[f"final, standardised, {name}"] = lambda p, tau, f=join: f(
                 scores(standard(p), tau)
             )
     # Without a softmax, the temperature does not matter.
-    found["global + best snippet, cosines less the view's mean"] = lambda p, tau: sum(
+    found["global + best snippet, cosines minus the view's mean"] = lambda p, tau: sum(
         parts(p - p.mean(axis=2, keepdims=True))
     )
-    found["global + best snippet, standardised in the image, then over images"] = lambda p, tau: (
+    within = "global + best snippet, standardised within the image, then over images"
+    found[within] = lambda p, tau: (
         standard(standard_in_image(p))[:, 0] + standard(standard_in_image(p))[:, 1:].max(axis=1)
     )
     return found
@@ -153,9 +154,9 @@ def strength(labels: np.ndarray, truth: np.ndarray, counted: np.ndarray) -> dict
     """How close labels are to the truth as targets, regardless of their order."""
     f1 = precision_recall_f1(truth, counted, labels >= 0.5)
     return {
-        "sum": float(labels.sum(axis=1).mean()),
-        "of a positive": float(labels[truth & counted].mean()),
-        "of a negative": float(labels[~truth & counted].mean()),
+        "sum per image": float(labels.sum(axis=1).mean()),
+        "mean label, positives": float(labels[truth & counted].mean()),
+        "mean label, negatives": float(labels[~truth & counted].mean()),
         "CF1": 100 * f1["CF1"],
         "OF1": 100 * f1["OF1"],
         "mAP": mean_average_precision(truth, counted, labels),
@@ -192,13 +193,13 @@ def main() -> None:
     targets = {}
     for multiple in MULTIPLES:
         labels = final(scores(cosines, multiple * tau))
-        targets[f"x{multiple:g}"] = strength(labels, truth, counted)
-        for name, slope in (("", 1.0), (", sharpened", multiple)):
+        targets[f"x{multiple:g}, unchanged"] = strength(labels, truth, counted)
+        for name, slope in (("bias only", 1.0), ("`positives`", multiple)):
             bias = find_bias(labels, options.positives, slope)
-            targets[f"x{multiple:g}, positives {options.positives:g}{name}"] = strength(
+            targets[f"x{multiple:g}, {name}"] = strength(
                 rescale(labels, bias, slope), truth, counted
             )
-    keys = list(targets["x1"])
+    keys = list(targets["x1, unchanged"])
     print(f"\n| final, zeta {ZETA:g} |", *(f" {key} |" for key in keys), sep="", file=sys.stderr)
     print("|---|", *("---|" for _ in keys), sep="", file=sys.stderr)
     for name, row in targets.items():

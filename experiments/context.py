@@ -135,7 +135,7 @@ def labels_of(
         ["final"],
         scoring=Scoring(multiple * images.tau, context_weight=weight),
         zeta=zeta,
-        lam=0.0,
+        lambda_=0.0,
         statistics=class_statistics([cosines]) if settings.get("standardise") else None,
     )["final"]
     if positives := settings.get("positives"):

@@ -2,10 +2,10 @@
 
     python experiments/targets.py --encoder results/demo/tiny-clip --training fixed
 
-What limits a classifier: the ranking of its labels, or their values? "true values" keeps the
-ranking of the final labels and replaces each by the share of positives among similar labels
-(isotonic regression on the truth, so not usable for real training); "truth" is the truth itself. A
-table in Markdown goes to stderr.
+What limits a classifier: the ranking of its labels, or their values? "values from the truth"
+keeps the ranking of the final labels and replaces each by the share of positives among similar
+labels (isotonic regression on the truth, so not usable for real training); "the truth" is the truth
+itself. A table in Markdown goes to stderr.
 """
 
 import argparse
@@ -37,11 +37,11 @@ def make_tables(encoder: Path, images: Path, positives: float, folder: Path) -> 
     plain = {"tau": tau}
     variants = {
         "final": plain,
-        "final, raised": {**plain, "positives": positives},
+        "final, rescaled": {**plain, "positives": positives},
         "final, lambda 1": {**plain, "lambda": 1.0},
-        "final, lambda 1, raised": {**plain, "lambda": 1.0, "positives": positives},
+        "final, lambda 1, rescaled": {**plain, "lambda": 1.0, "positives": positives},
         "final, warm": {**plain, "tau": 3 * tau, "zeta": 0.05},
-        "final, warm, raised": {"tau": 3 * tau, "zeta": 0.05, "positives": positives},
+        "final, warm, rescaled": {"tau": 3 * tau, "zeta": 0.05, "positives": positives},
     }
     tables = {name: folder / f"{i}.parquet" for i, name in enumerate(variants)}
     for name, settings in variants.items():
@@ -61,7 +61,7 @@ def make_tables(encoder: Path, images: Path, positives: float, folder: Path) -> 
         # Preserve the ranking: equal values keep a trace of their order.
         values = IsotonicRegression(out_of_bounds="clip").fit_transform(mine, present)
         calibrated[truth.places, c] = (values + 1e-5 * mine).clip(0, 1)
-    for name, values in (("final, true values", calibrated), ("truth", true)):
+    for name, values in (("final, values from the truth", calibrated), ("the truth", true)):
         tables[name] = folder / f"{len(tables)}.parquet"
         scored = score_table(table["image_id"], table["path"], classes, values)
         write_table(describe(scored, "scores", classes=classes), tables[name])
@@ -101,15 +101,14 @@ def main() -> None:
         values = read_scores(labels)[2]
         found[name] = {
             "labels": runs[0]["label_mAP"],
-            "sum of an image": float(values.sum(axis=1).mean()),
+            "sum per image": float(values.sum(axis=1).mean()),
             "classifier": [run["test_mAP"] for run in runs],
         }
-    print(
-        "| labels | mAP | sum of an image | classifier, test |\n|---|---|---|---|", file=sys.stderr
-    )
+    print("| labels | label mAP | sum per image | classifier, test |", file=sys.stderr)
+    print("|---|---|---|---|", file=sys.stderr)
     for name, row in found.items():
         mean = np.mean(row["classifier"])
-        cells = [name, f"{row['labels']:.2f}", f"{row['sum of an image']:.2f}", f"{mean:.2f}"]
+        cells = [name, f"{row['labels']:.2f}", f"{row['sum per image']:.2f}", f"{mean:.2f}"]
         print(f"| {' | '.join(cells)} |", file=sys.stderr)
     software = versions("torch", "timm", "scikit-learn")
     print(json.dumps({"seeds": options.seeds, "targets": found, "software": software}, indent=2))

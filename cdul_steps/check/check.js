@@ -4,8 +4,6 @@ const LATER = 10; // number of questions before a surprising answer is checked a
 const NORMAL = 1.645; // normal quantile for a 90 % interval
 const VALUES = { y: "1", n: "0", u: "unknown" };
 
-const find = (id) => document.getElementById(id);
-
 let index; // data/index.js
 let looks = []; // one entry per look, in order: [question, "y", "n" or "u"]
 let kept = true; // whether the browser stores the answers
@@ -119,16 +117,9 @@ function back() {
   show();
 }
 
-const quoted = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
-
 function download() {
   const rows = [...said()].map(([question, answers]) => [...keyOf(question), VALUES[settled(answers)]]);
-  const lines = [["image_id", "class", "value"], ...rows].map((row) => row.map(quoted).join(","));
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([`${lines.join("\r\n")}\r\n`], { type: "text/csv" }));
-  link.download = "answers.csv";
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+  saveCsv("answers.csv", rows);
 }
 
 function start() {

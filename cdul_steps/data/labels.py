@@ -14,7 +14,7 @@ from cdul_steps.config import Labels
 from cdul_steps.data.stores import context_of, read_blocks
 from cdul_steps.data.tables import describe, read_facts, write_table
 from cdul_steps.errors import UserError
-from cdul_steps.method.aggregation import build_labels, finish
+from cdul_steps.method.aggregation import build_labels, rescale_and_harden
 from cdul_steps.method.calibration import ClassStatistics, class_statistics
 from cdul_steps.method.choices import WEIGHT, Construction
 from cdul_steps.method.scoring import Scoring
@@ -22,13 +22,13 @@ from cdul_steps.method.snippets import Grid, as_grids, grid_views
 from cdul_steps.progress import Progress
 
 
-class Recipe(NamedTuple):
+class LabelRecipe(NamedTuple):
     """How labels are made from cosines, before any further processing."""
 
     construction: Construction
     scoring: Scoring
     zeta: float
-    lam: float
+    lambda_: float
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ class LabelFacts:
         return Scoring(self.tau, self.logit_bias, self.context_weight)
 
     @property
-    def recipe(self) -> Recipe | None:
+    def recipe(self) -> LabelRecipe | None:
         """How to make such labels again; None if the table does not record everything."""
         if not self.whole or None in (self.construction, self.tau, self.zeta, self.lambda_):
             return None
-        return Recipe(self.construction, self.scoring, self.zeta, self.lambda_)  # type: ignore[arg-type]
+        return LabelRecipe(self.construction, self.scoring, self.zeta, self.lambda_)  # type: ignore[arg-type]
 
     @property
     def changed(self) -> bool:
@@ -113,7 +113,7 @@ class LabelFacts:
             raise UserError(
                 f"{source}: its value of {place!r} for the labels is not valid: {first['msg']}"
             ) from error
-        return replace(found, whole=all(key in facts for key in RECIPE))
+        return replace(found, whole=all(key in facts for key in RECIPE_KEYS))
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -134,7 +134,7 @@ class LabelFacts:
         write_table(describe(table, "scores", **values), path)
 
 
-RECIPE = (
+RECIPE_KEYS = (
     *("construction", "tau", "zeta", "lambda", "grid", "statistics"),
     *("bias", "slope", "threshold", "top_k"),
 )
@@ -217,8 +217,8 @@ def build_rows(
 ) -> dict[str, np.ndarray]:
     """Labels (len(rows), C) of some rows of a store by each construction; see `build_labels`."""
     blocks = read_views(similarity, array, views_of(images, grid)) if len(rows) else ()
-    classes = array.shape[2] - len(context_of(array))
-    shape = (array.shape[0] if len(rows) else 0, classes)
+    class_count = array.shape[2] - len(context_of(array))
+    shape = (array.shape[0] if len(rows) else 0, class_count)
     built = build_labels(blocks, shape, constructions, **settings)
     return {name: values[rows] for name, values in built.items()}
 
@@ -239,7 +239,7 @@ def labels_like(
     recipe = facts.recipe
     if recipe is None:
         raise UserError("the labels do not record how they were made; use 'cdul label'")
-    construction, scoring, zeta, lam = recipe
+    construction, scoring, zeta, lambda_ = recipe
     labels = build_rows(
         similarity,
         array,
@@ -249,10 +249,10 @@ def labels_like(
         facts.grid,
         scoring=scoring,
         zeta=zeta,
-        lam=lam,
+        lambda_=lambda_,
         statistics=facts.class_statistics,
     )[construction]
-    finish(
+    rescale_and_harden(
         labels,
         bias=facts.bias,
         slope=facts.slope,

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from cdul_steps.data.foreign import same_image
 from cdul_steps.data.manifest import read_truth
+from cdul_steps.data.tables import read_scores, read_table
 from cdul_steps.errors import UserError
 from cdul_steps.method import metrics
 from cdul_steps.method.choices import AveragePrecision, Difficult
@@ -111,7 +113,7 @@ def measure(
         }
     values = [c["AP"] for c in per_class.values() if c["AP"] is not None]
     at_threshold = metrics.precision_recall_f1(present, counted, scores >= THRESHOLD)
-    at_top_k = metrics.precision_recall_f1(present, counted, metrics.top_k(scores, TOP_K))
+    at_top_k = metrics.precision_recall_f1(present, counted, metrics.is_top_k(scores, TOP_K))
     return {
         "mAP": float(np.mean(values)) if values else None,
         "at_threshold": _percent(at_threshold),
@@ -120,6 +122,37 @@ def measure(
         "positives": int((present & counted).sum()),
         "classes_without_positives": [n for n, c in per_class.items() if not c["positives"]],
         "per_class": per_class,
+    }
+
+
+def measure_table(
+    scores: Path, images: Path, difficult: Difficult, ap: AveragePrecision
+) -> dict[str, Any]:
+    """All measures of a table of scores, as by `measure`.
+
+    Images are matched by `image_id`; those without scores or known truth are left out and counted
+    in `left_out`. Raises UserError if classes differ, an image occurs twice, or no image is in
+    `images`.
+    """
+    table, classes, values = read_scores(scores)
+    image_ids = table["image_id"].to_pylist()
+    if len(set(image_ids)) != len(image_ids):
+        raise UserError(f"{scores}: image_id occurs in more than one row")
+    truth = Truth.of(images, image_ids, classes, difficult)
+    known = read_table(images, ["image_id"])["image_id"].to_pylist()
+    found = int((match_images(image_ids, known) >= 0).sum())
+    if image_ids and not found:
+        raise UserError(
+            f"{scores}: none of its {len(image_ids)} images is in {images}: an image_id here is "
+            f"{image_ids[0]!r}, and there {(known or ['none'])[0]!r}; give the table of the "
+            "same data set"
+        )
+    return measure(values, truth, classes, ap) | {
+        "left_out": {
+            "without_scores": pq.read_metadata(scores).num_rows - len(image_ids),
+            "not_in_images": len(image_ids) - found,
+            "truth_unknown": found - len(truth.places),
+        }
     }
 
 

@@ -50,7 +50,6 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
-const find = (id) => document.getElementById(id);
 const form = find("choice");
 const controls = form.elements;
 const list = find("images");
@@ -196,16 +195,8 @@ function countCorrections() {
     `Download corrections (${count})` + (kept ? "" : "; this browser cannot store them");
 }
 
-const quoted = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
-
-function download() {
-  const rows = corrected().map(([key, value]) => [...JSON.parse(key), value]);
-  const lines = [["image_id", "class", "value"], ...rows].map((row) => row.map(quoted).join(","));
-  const link = element("a", { download: "corrections.csv" });
-  link.href = URL.createObjectURL(new Blob([`${lines.join("\r\n")}\r\n`], { type: "text/csv" }));
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
-}
+const download = () =>
+  saveCsv("corrections.csv", corrected().map(([key, value]) => [...JSON.parse(key), value]));
 
 /** A choice of the right answer for a class of an image. */
 function correction(image, c) {

@@ -6,7 +6,7 @@ import numpy as np
 
 from cdul_steps.method.calibration import ClassStatistics, pieces, rescale, standardise
 from cdul_steps.method.choices import Construction
-from cdul_steps.method.metrics import top_k as top_k_of
+from cdul_steps.method.metrics import is_top_k
 from cdul_steps.method.scoring import Scoring
 
 
@@ -32,25 +32,25 @@ def aggregate(local: np.ndarray, zeta: float) -> np.ndarray:
     return np.where(alpha >= np.float32(zeta), alpha, beta)
 
 
-def combine(global_: np.ndarray, aggregated: np.ndarray, lam: float = 0.0) -> np.ndarray:
-    """Combine global and aggregated scores, both (N, C): `y0 = (g + a + lam * |g - a|) / 2`.
+def combine(global_: np.ndarray, aggregated: np.ndarray, lambda_: float = 0.0) -> np.ndarray:
+    """Combine global and aggregated scores, both (N, C): `y0 = (g + a + lambda_ * |g - a|) / 2`.
 
-    `lam` 0 is the mean (CDUL, section 3.1), 1 the larger and -1 the smaller (CDUL's supplement).
+    `lambda_` 0 is the mean (CDUL, section 3.1), 1 the larger, -1 the smaller (CDUL's supplement).
     """
     half = np.float32(0.5)
     mean = half * (global_ + aggregated)
-    if lam == 0:
+    if lambda_ == 0:
         return mean
-    return mean + half * np.float32(lam) * np.abs(global_ - aggregated)
+    return mean + half * np.float32(lambda_) * np.abs(global_ - aggregated)
 
 
 CONSTRUCTIONS: dict[Construction, Callable[[np.ndarray, float, float], np.ndarray]] = {
-    "global": lambda scores, zeta, lam: global_scores(scores),
-    "local_mean": lambda scores, zeta, lam: local_scores(scores).mean(axis=1),
-    "local_max": lambda scores, zeta, lam: local_scores(scores).max(axis=1),
-    "aggregate": lambda scores, zeta, lam: aggregate(local_scores(scores), zeta),
-    "final": lambda scores, zeta, lam: combine(
-        global_scores(scores), aggregate(local_scores(scores), zeta), lam
+    "global": lambda scores, zeta, lambda_: global_scores(scores),
+    "local_mean": lambda scores, zeta, lambda_: local_scores(scores).mean(axis=1),
+    "local_max": lambda scores, zeta, lambda_: local_scores(scores).max(axis=1),
+    "aggregate": lambda scores, zeta, lambda_: aggregate(local_scores(scores), zeta),
+    "final": lambda scores, zeta, lambda_: combine(
+        global_scores(scores), aggregate(local_scores(scores), zeta), lambda_
     ),
 }
 """Label constructions by name: scores (N, 1+S, C), zeta and lambda to labels (N, C) in 0..1."""
@@ -63,7 +63,7 @@ def build_labels(
     *,
     scoring: Scoring,
     zeta: float,
-    lam: float,
+    lambda_: float,
     statistics: ClassStatistics | None = None,
 ) -> dict[str, np.ndarray]:
     """Labels by each of the named constructions, float32 of `shape` (N, C), stored by column.
@@ -72,16 +72,16 @@ def build_labels(
     memory. The M columns after the classes are context, which gets no labels. With `statistics` the
     cosines are standardised first. Images with NaN cosines get NaN labels.
     """
-    classes = shape[1]
+    class_count = shape[1]
     labels: dict[str, np.ndarray] = {
         name: np.full(shape[::-1], np.nan, np.float32).T for name in constructions
     }
     for first, cosines in blocks:
         for piece in pieces(cosines):
             comparable = standardise(piece, statistics) if statistics else piece
-            scores = scoring(comparable, classes)[..., :classes]
+            scores = scoring(comparable, class_count)[..., :class_count]
             for name in constructions:
-                made = CONSTRUCTIONS[name](scores, zeta, lam)
+                made = CONSTRUCTIONS[name](scores, zeta, lambda_)
                 labels[name][first : first + len(scores)] = made
             first += len(scores)
     return labels
@@ -100,11 +100,11 @@ def harden(
 ) -> np.ndarray:
     """Hard labels, 0 or 1, float32 (N, C): 1 if a label (N, C) is at least `threshold`, or one of
     the `top_k` largest of its image (ties go to the first class)."""
-    hard = labels >= np.float32(threshold) if top_k is None else top_k_of(labels, top_k)
+    hard = labels >= np.float32(threshold) if top_k is None else is_top_k(labels, top_k)
     return hard.astype(np.float32)
 
 
-def finish(
+def rescale_and_harden(
     labels: np.ndarray,
     *,
     bias: float | None = None,

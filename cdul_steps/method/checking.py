@@ -257,21 +257,21 @@ def measure(cells: Cells, positives: np.ndarray, threshold: np.ndarray) -> Measu
     return Measures(*shares, _average_precisions(cells, positives, len(threshold)))
 
 
-def _by_class(cells: Cells, values: np.ndarray, classes: int) -> np.ndarray:
+def _by_class(cells: Cells, values: np.ndarray, class_count: int) -> np.ndarray:
     """Sums of values (J, n) over the cells of each class; the last row is the total: (C + 1, n)."""
-    total = np.zeros((classes + 1, values.shape[1]))
+    total = np.zeros((class_count + 1, values.shape[1]))
     np.add.at(total, cells.column, values)
     total[-1] = values.sum(axis=0)
     return total
 
 
-def _average_precisions(cells: Cells, positives: np.ndarray, classes: int) -> np.ndarray:
+def _average_precisions(cells: Cells, positives: np.ndarray, class_count: int) -> np.ndarray:
     """Average precision of each class, with their mean in the last row: float64 (C + 1, draws).
 
     Positives are spread evenly in a cell, so their mean precision is about that of the middle one.
     Entries with the same score are predicted together.
     """
-    found = np.full((classes + 1, positives.shape[1]), np.nan)
+    found = np.full((class_count + 1, positives.shape[1]), np.nan)
     for column in np.unique(cells.column):
         here = cells.column == column
         inside, count = positives[here], cells.entries[here, None]
@@ -318,7 +318,7 @@ def interval(draws: np.ndarray) -> Interval | None:
     return Interval(*np.quantile(some, [tail, 0.5, 1 - tail]).tolist())
 
 
-class Choice(NamedTuple):
+class ChosenThreshold(NamedTuple):
     """A threshold with its precision and recall."""
 
     threshold: float
@@ -328,7 +328,7 @@ class Choice(NamedTuple):
 
 def find_threshold(
     cells: Cells, positives: np.ndarray, precision: float | None, steps: np.ndarray
-) -> Choice | None:
+) -> ChosenThreshold | None:
     """The lowest of the thresholds `steps` (n,) whose median precision is at least `precision`.
 
     Without a `precision`, the threshold with the best F1. `positives` are draws (J, draws); no cell
@@ -355,4 +355,4 @@ def find_threshold(
     of_precision, of_recall = interval(right[best]), interval(found[best])
     if of_precision is None or of_recall is None:
         return None
-    return Choice(float(steps[best]), of_precision, of_recall)
+    return ChosenThreshold(float(steps[best]), of_precision, of_recall)

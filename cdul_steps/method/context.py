@@ -51,13 +51,15 @@ def _singular(word: str) -> str:
     return word
 
 
-def centred_cosine(context: np.ndarray, classes: np.ndarray, centre: np.ndarray) -> np.ndarray:
+def centred_cosine(
+    context: np.ndarray, class_vectors: np.ndarray, centre: np.ndarray
+) -> np.ndarray:
     """Cosines of context (M, D) and class (C, D) embeddings around a `centre` (D,): (M, C).
 
     Prompts share most of their vector, which comes from the template; the rest shows how close two
     names are, on a scale that depends little on the model and the template.
     """
-    return unit(context - centre) @ unit(classes - centre).T
+    return unit(context - centre) @ unit(class_vectors - centre).T
 
 
 class Near(NamedTuple):
@@ -106,12 +108,13 @@ class Largest(NamedTuple):
     scores: np.ndarray
 
 
-def largest_context(scores: np.ndarray, classes: int, count: int) -> Largest:
-    """The context's part of scores (N, C+M), whose first columns are `classes`; `count` names.
+def largest_context(scores: np.ndarray, class_count: int, count: int) -> Largest:
+    """The context's part of scores (N, C+M): its whole share, and its `count` largest names.
 
-    Without context the share is 0 and there are no names.
+    The first `class_count` columns are the classes. Without context the share is 0 and there are no
+    names.
     """
-    context = scores[:, classes:]
+    context = scores[:, class_count:]
     order = np.argsort(-context, axis=1, kind="stable")[:, :count]
     values = np.take_along_axis(context, order, axis=1)
-    return Largest(context.sum(axis=1), order + classes, values)
+    return Largest(context.sum(axis=1), order + class_count, values)

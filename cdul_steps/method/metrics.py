@@ -9,7 +9,7 @@ from cdul_steps.method.choices import Difficult
 
 
 def truth_table(
-    positive: list, difficult: list, classes: int, convention: Difficult
+    positive: list, difficult: list, class_count: int, convention: Difficult
 ) -> tuple[np.ndarray, np.ndarray]:
     """Turn lists of class indices, one list per image, into tables (N, C) of bool.
 
@@ -18,9 +18,9 @@ def truth_table(
     truth. Raises IndexError for an index outside the class table.
     """
     for index in chain(*positive, *difficult):
-        if not 0 <= index < classes:
-            raise IndexError(f"class index {index} is not in 0..{classes - 1}")
-    truth = np.zeros((len(positive), classes), dtype=bool)
+        if not 0 <= index < class_count:
+            raise IndexError(f"class index {index} is not in 0..{class_count - 1}")
+    truth = np.zeros((len(positive), class_count), dtype=bool)
     counted = np.ones_like(truth)
     for row, present in enumerate(positive):
         truth[row, list(present)] = True
@@ -108,7 +108,7 @@ def precision_recall_f1(
     }
 
 
-def top_k(scores: np.ndarray, k: int) -> np.ndarray:
+def is_top_k(scores: np.ndarray, k: int) -> np.ndarray:
     """Bool (N, C): the `k` classes with the highest scores of each image; ties go to the first."""
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     chosen = np.zeros(scores.shape, dtype=bool)

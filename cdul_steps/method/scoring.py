@@ -18,12 +18,12 @@ class Scoring(NamedTuple):
     logit_bias: float | None = None
     context_weight: float = WEIGHT
 
-    def __call__(self, cosines: np.ndarray, classes: int) -> np.ndarray:
-        """Scores of cosines (..., C+M), whose first `classes` columns (C) are the classes.
+    def __call__(self, cosines: np.ndarray, class_count: int) -> np.ndarray:
+        """Scores of cosines (..., C+M), whose first `class_count` columns (C) are the classes.
 
         Returns float32: (..., C+M) for the softmax, (..., C) for the sigmoid.
         """
         if self.logit_bias is not None:
-            return sigmoid_scores(cosines[..., :classes], self.tau, self.logit_bias)
-        bias = context_bias(cosines.shape[-1] - classes, self.context_weight)
-        return scores(cosines, self.tau, classes, bias)
+            return sigmoid_scores(cosines[..., :class_count], self.tau, self.logit_bias)
+        bias = context_bias(cosines.shape[-1] - class_count, self.context_weight)
+        return scores(cosines, self.tau, class_count, bias)

@@ -18,12 +18,12 @@ def class_embedding(prompts: np.ndarray) -> np.ndarray:
     return unit(unit(prompts).mean(axis=0))
 
 
-def cosine(images: np.ndarray, classes: np.ndarray) -> np.ndarray:
+def cosine(view_vectors: np.ndarray, class_vectors: np.ndarray) -> np.ndarray:
     """Cosine `p[i,v,c]` of the view embeddings (..., D) and the class embeddings (C, D).
 
     Returns float32 (..., C). Both sides are normalised here, so half-precision input is fine.
     """
-    return unit(images) @ unit(classes).T
+    return unit(view_vectors) @ unit(class_vectors).T
 
 
 def temperature(logit_scale: float) -> float:
@@ -36,16 +36,16 @@ def temperature(logit_scale: float) -> float:
 
 
 def scores(
-    cosines: np.ndarray, tau: float, classes: int | None = None, bias: float = 0.0
+    cosines: np.ndarray, tau: float, class_count: int | None = None, bias: float = 0.0
 ) -> np.ndarray:
     """`S[i,v,:] = softmax_c(p[i,v,:] / tau + b_c)` (CDUL, section 3.1), float32, shape unchanged.
 
-    `b_c` is 0 for the first `classes` columns (by default all), and `bias` for the context after
-    them (see `context_bias`).
+    `b_c` is 0 for the first `class_count` columns (by default all), and `bias` for the context
+    after them (see `context_bias`).
     """
     logits = np.asarray(cosines, dtype=np.float32) / np.float32(tau)
-    if classes is not None and bias:
-        logits[..., classes:] += np.float32(bias)
+    if class_count is not None and bias:
+        logits[..., class_count:] += np.float32(bias)
     logits -= logits.max(axis=-1, keepdims=True)
     np.exp(logits, out=logits)
     logits /= logits.sum(axis=-1, keepdims=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 from cdul_steps.method.choices import Positives
 
 
-def harden(labels: Tensor, positives: Positives, threshold: float) -> Tensor:
+def observed_positives(labels: Tensor, positives: Positives, threshold: float) -> Tensor:
     """Labels (N, C) in 0..1 as observed positives: 1, and 0 where nothing is observed.
 
     "top1" observes the best class of each image (the first if tied; none if all labels are 0), as

@@ -20,12 +20,12 @@ from torch.nn import functional
 from cdul_steps.config import Encoder
 from cdul_steps.errors import UserError
 from cdul_steps.method.snippets import Grid, view_cells
-from cdul_steps.models.encoder import ImageEncoder, Preprocess
+from cdul_steps.models.encoder import ImageEncoder, Preprocess, load_clip
 from cdul_steps.models.timm_encoder import TOGETHER
 
 SCALE = 2
 """Width and height of the input, as multiples of the tower's own."""
-SAME = 1e-3
+EQUAL_WITHIN = 1e-3
 """Largest difference between unit vectors' entries for pooling to count as a mean of the cells."""
 
 Dense = Callable[[Any, Tensor, Tensor], Tensor]
@@ -46,6 +46,23 @@ def new_encoder(
     if settings.views == "dense":
         return DenseEncoder(network, settings.precision, device, grids, overlap)
     return ImageEncoder(network, settings.precision, device)
+
+
+def load_tower(
+    settings: Encoder, device: torch.device, grids: Sequence[Grid], overlap: float
+) -> tuple[torch.nn.Module, ImageEncoder]:
+    """An encoder's CLIP, and its image tower.
+
+    Raises UserError as `load_clip` and `new_encoder` do.
+    """
+    network = load_clip(
+        settings.model,
+        settings.pretrained,
+        precision=settings.precision,
+        resize_mode=settings.resize_mode,
+        device=device,
+    )
+    return network, new_encoder(network, settings, device, grids, overlap)
 
 
 def passes(settings: Encoder, views: int) -> tuple[int, int]:
@@ -92,7 +109,7 @@ class _DenseTower(torch.nn.Module):
             self.register_buffer("cells", cells.to(weight))
             embedded = functional.normalize(self.encode_image(noise)[:, 0].float(), dim=-1)
             own = functional.normalize(visual(noise).float(), dim=-1)
-        if (embedded - own).abs().max() > SAME:
+        if (embedded - own).abs().max() > EQUAL_WITHIN:
             raise UserError(
                 "encoder: views: dense is for towers that pool with a mean or with attention; this "
                 f"{type(visual).__name__} does not: use views: crops"

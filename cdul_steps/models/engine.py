@@ -21,11 +21,11 @@ from cdul_steps.progress import note
 
 GPU_BATCH = 256
 """Views per forward pass that fill a GPU."""
-WORTHWHILE = 20.0
+MEASURED_WORK = 20.0
 """Seconds of work below which measuring engines takes longer than it saves."""
-MARGIN = 1.05
+FASTER = 1.05
 """How much faster another engine or batch size must be; less is within measurement noise."""
-SAME = 0.9999
+EQUAL_COSINE = 0.9999
 """Lowest cosine between two engines' vectors of a view for them to count as equal."""
 
 Encoder = Callable[[Tensor], np.ndarray]
@@ -100,7 +100,7 @@ def _seconds(encode: Encoder, views: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenEngine:
     """How the tower runs: its engine, the encoder itself, and views per forward pass."""
 
     engine: str
@@ -110,7 +110,7 @@ class Choice:
 
 def choose_engine(
     encoder: ImageEncoder, engine: Engine, batch_size: int, *, views: int, work: float
-) -> Choice:
+) -> ChosenEngine:
     """Choose how to run the image tower.
 
     A GPU uses torch and large batches. On a CPU, where each worker has one thread and handles all
@@ -122,7 +122,7 @@ def choose_engine(
     if encoder.device.type != "cpu":
         if engine == "onnx":
             raise UserError(f"engine 'onnx' is for a CPU, not for {encoder.device}; use 'auto'")
-        return Choice("torch", encoder, batch_size or GPU_BATCH)
+        return ChosenEngine("torch", encoder, batch_size or GPU_BATCH)
     sizes = [batch_size] if batch_size else sorted({1, -(-views // 2), views})
     middle = sizes[len(sizes) // 2]
     shape = (sizes[-1], 3, *encoder.preprocess.size)
@@ -132,10 +132,10 @@ def choose_engine(
     try:
         name, tower = ("onnx", _onnx(encoder, probe)) if engine == "onnx" else ("torch", encoder)
         if engine != "auto" and batch_size:
-            return Choice(name, tower, batch_size)
+            return ChosenEngine(name, tower, batch_size)
         seconds = _seconds(tower, probe[:middle])
-        if seconds * work < WORTHWHILE:
-            return Choice(name, tower, middle)
+        if seconds * work < MEASURED_WORK:
+            return ChosenEngine(name, tower, middle)
         onnx = _working_onnx(encoder, probe) if engine == "auto" else None
         if onnx:
             its = _seconds(onnx, probe[:middle])
@@ -143,9 +143,9 @@ def choose_engine(
                 f"encode: in batches of {middle} views, torch embeds {1 / seconds:.1f} and onnx "
                 f"{1 / its:.1f} views/s per thread"
             )
-            if seconds > MARGIN * its:
+            if seconds > FASTER * its:
                 name, tower, seconds = "onnx", onnx, its
-        return Choice(name, tower, _best_size(tower, name, sizes, probe, {middle: seconds}))
+        return ChosenEngine(name, tower, _best_size(tower, name, sizes, probe, {middle: seconds}))
     finally:
         torch.set_num_threads(threads)
 
@@ -162,7 +162,7 @@ def _best_size(
         if size not in seconds:
             seconds[size] = _seconds(tower, probe[:size])
         if size != best:
-            if seconds[best] <= MARGIN * seconds[size]:
+            if seconds[best] <= FASTER * seconds[size]:
                 break
             best = size
     rates = ", ".join(f"{1 / seconds[size]:.1f} in batches of {size}" for size in sorted(seconds))
@@ -178,7 +178,7 @@ def _onnx(encoder: ImageEncoder, probe: Tensor) -> OnnxEncoder:
         cosine = (unit(encoder(some)) * unit(onnx(some))).sum(axis=-1).min()
     except Exception as error:
         raise UserError(f"engine 'onnx' cannot run this model: {first_line(error)}") from error
-    if not cosine >= SAME:
+    if not cosine >= EQUAL_COSINE:
         raise UserError(f"engine 'onnx': its vectors differ from torch's, cosine {cosine:.5f}")
     return onnx
 

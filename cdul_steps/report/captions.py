@@ -14,10 +14,10 @@ CAPTIONS = {
     "made from both, on which the classifier is trained. The scores of one view, at the "
     "temperature of the labels, sum to 1 over the classes (and context names, if there are any), "
     "so most of them are near 0; note the logarithmic axis. Labels with the setting 'positives' "
-    "are raised to sum to it. If the ground truth is known, the left panel shows the classes that "
-    "are in the image and the right panel those that are not: good scores are high in the left "
-    "panel and low in the right panel. Dotted line, if classes are not standardised: zeta. From "
-    "zeta on, the best snippet score of a class counts; below it, the worst.",
+    "are rescaled to sum to it. If the ground truth is known, the left panel shows the classes "
+    "that are in the image and the right panel those that are not: good scores are high in the "
+    "left panel and low in the right panel. Dotted line, if classes are not standardised: zeta. "
+    "From zeta on, the best snippet score of a class counts; below it, the worst.",
     "average_precision": "One pair of bars per class, sorted by the classifier's value. The bars "
     "show how well the images with the class are ranked before those without it, by CLIP's "
     "labels, made like the pseudo-labels, and by the classifier trained on them, on the same "

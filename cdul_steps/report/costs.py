@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from cdul_steps.data.tables import read_facts
 from cdul_steps.report.page import Table
-from cdul_steps.report.runs import Run, once
+from cdul_steps.report.runs import RunFolder, unique_levels
 from cdul_steps.results import BENCHMARKS, FEATURE_TABLE, PSEUDO_LABELS
 
 STAGES = {
@@ -37,9 +37,9 @@ CAPTION = (
 )
 
 
-def costs(runs: Iterable[Run]) -> Table:
+def costs(runs: Iterable[RunFolder]) -> Table:
     """One row per stage of each data set, encoder, labels and training, if anything is known."""
-    places = list(once(runs))
+    places = list(unique_levels(runs))
     rows = [
         row
         for stage, depth in STAGES.items()
@@ -49,7 +49,7 @@ def costs(runs: Iterable[Run]) -> Table:
     return Table(CAPTION, HEADER, rows)
 
 
-def _row(run: Run, stage: str, names: tuple[str, ...]) -> list[Any] | None:
+def _row(run: RunFolder, stage: str, names: tuple[str, ...]) -> list[Any] | None:
     jobs = _benchmarks(run.place.path(BENCHMARKS) / stage, names)
     images, measured = _work(run, stage)
     if not jobs and not measured:
@@ -79,7 +79,7 @@ def _benchmarks(folder: Path, names: tuple[str, ...]) -> list[dict[str, str]]:
     return rows
 
 
-def _work(run: Run, stage: str) -> tuple[int, float | None]:
+def _work(run: RunFolder, stage: str) -> tuple[int, float | None]:
     """Images that a stage processed (0 if it processes no images), and the seconds that it measured
     itself (None if it does not)."""
     if stage == "encode":

@@ -49,7 +49,7 @@ class Picture:
 
 
 @dataclass
-class Section:
+class PageSection:
     """A heading and the content below it."""
 
     title: str
@@ -65,7 +65,7 @@ def cell(value: Any) -> str:
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
-def render(sections: list[Section], **facts: Any) -> str:
+def render(sections: list[PageSection], **facts: Any) -> str:
     """The page's HTML. All text is escaped, because class and file names may contain anything."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined

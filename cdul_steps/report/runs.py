@@ -47,7 +47,7 @@ def read_if_there(path: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFolder:
     """A labels folder in the results and, if there is one, a training in it.
 
     Missing results are empty.
@@ -183,16 +183,16 @@ class Run:
         yield from (read_facts(table) for table in tables if table.is_file())
 
 
-def find_runs(folders: Sequence[Path]) -> list[Run]:
+def find_runs(folders: Sequence[Path]) -> list[RunFolder]:
     """The labels and trainings in folders of results, of labels or of trainings.
 
     Raises UserError for any other folder.
     """
-    runs: list[Run] = []
+    runs: list[RunFolder] = []
     for folder in folders:
         place = folder.absolute()
         if (place / "history.parquet").is_file():
-            runs.append(Run(place.parent, place))
+            runs.append(RunFolder(place.parent, place))
             continue
         found = [
             file.parent
@@ -209,11 +209,11 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
             )
         for labels in found:
             trainings = sorted(file.parent for file in labels.glob("*/history.parquet"))
-            runs += [Run(labels, training) for training in trainings] or [Run(labels)]
+            runs += [RunFolder(labels, training) for training in trainings] or [RunFolder(labels)]
     return list(dict.fromkeys(runs))
 
 
-def once(runs: Iterable[Run]) -> Iterator[tuple[Run, int]]:
+def unique_levels(runs: Iterable[RunFolder]) -> Iterator[tuple[RunFolder, int]]:
     """Each data set, encoder, labels and training of the runs once, with its depth (1 to 4)."""
     seen = set()
     for run in runs:
@@ -240,7 +240,7 @@ class Scored:
     counted: np.ndarray
 
     @classmethod
-    def read(cls, run: Run, split: str) -> "Scored | None":
+    def read(cls, run: RunFolder, split: str) -> "Scored | None":
         """None if there are no predictions for the split or for any of its images."""
         path = run.place.path(PREDICTIONS, split=split)
         if not path.is_file():

@@ -21,8 +21,8 @@ from cdul_steps.method.aggregation import global_scores, local_scores
 from cdul_steps.method.losses import LOSSES, Loss
 from cdul_steps.progress import note
 from cdul_steps.report import figures
-from cdul_steps.report.page import Section, Table
-from cdul_steps.report.runs import Run, Scored
+from cdul_steps.report.page import PageSection, Table
+from cdul_steps.report.runs import RunFolder, Scored
 from cdul_steps.report.words import checked_in_words, labels_in_words
 from cdul_steps.results import MODEL, PSEUDO_LABELS, TEXT
 
@@ -37,7 +37,7 @@ MEASURES_CAPTION = (
 )
 
 
-def overview(runs: list[Run], failures: list[list[Any]]) -> Section:
+def overview(runs: list[RunFolder], failures: list[list[Any]]) -> PageSection:
     rows = [
         [
             *(*run.names, None)[:4],
@@ -63,10 +63,10 @@ def overview(runs: list[Run], failures: list[list[Any]]) -> Section:
         notes = ["No ground truth is known, so there are no measures against it."]
         header, rows = header[:-4], [row[:-4] for row in rows]
         caption = "The results in this report."
-    return Section("Overview", notes=notes, parts=[Table(caption, header, rows)])
+    return PageSection("Overview", notes=notes, parts=[Table(caption, header, rows)])
 
 
-def _of_labels(run: Run) -> dict[str, Any]:
+def _of_labels(run: RunFolder) -> dict[str, Any]:
     """Measures of the pseudo-labels on the classifier's split; empty if there are none."""
     return run.quality_on(run.measured_split).get(run.labels_name, {})
 
@@ -75,7 +75,7 @@ Drawn = dict[str, Figure]
 """Figures by file name."""
 
 
-def _data_section(run: Run) -> tuple[Section, Drawn]:
+def _data_section(run: RunFolder) -> tuple[PageSection, Drawn]:
     facts = read_facts(run.images)
     layout = facts["layout"]
     images = read_table(run.images, ["split", "known"])
@@ -83,7 +83,7 @@ def _data_section(run: Run) -> tuple[Section, Drawn]:
     for split, theirs in layout["splits"].items():
         known = images.filter(pc.equal(images["split"], split))["known"]
         rows.append([split, theirs, len(known), pc.sum(known).as_py() or 0])
-    section = Section(f"Data: {run.names[0]}")
+    section = PageSection(f"Data: {run.names[0]}")
     section.facts = [
         ("read by", f"{layout['reader']} from {layout['root']}"),
         ("classes", f"{len(facts['classes'])}: {', '.join(facts['classes'])}"),
@@ -100,8 +100,8 @@ def _data_section(run: Run) -> tuple[Section, Drawn]:
     return section, {}
 
 
-def _encoder_section(run: Run) -> tuple[Section, Drawn]:
-    section = Section(f"Encoder: {' / '.join(run.names[:2])}")
+def _encoder_section(run: RunFolder) -> tuple[PageSection, Drawn]:
+    section = PageSection(f"Encoder: {' / '.join(run.names[:2])}")
     text, tables = run.place.path(TEXT), run.encode_tables()
     if text.is_file():
         facts = read_facts(text)
@@ -139,8 +139,8 @@ def _measures(measured: dict[str, Any]) -> list[float | None]:
     ]
 
 
-def _labels_section(run: Run) -> tuple[Section, Drawn]:
-    section, facts = Section(f"Pseudo-labels: {' / '.join(run.names[:3])}"), run.label_facts
+def _labels_section(run: RunFolder) -> tuple[PageSection, Drawn]:
+    section, facts = PageSection(f"Pseudo-labels: {' / '.join(run.names[:3])}"), run.label_facts
     section.facts = [
         *labels_in_words(facts).items(),
         ("images labelled", pq.read_metadata(run.place.path(PSEUDO_LABELS)).num_rows),
@@ -170,7 +170,7 @@ def _labels_section(run: Run) -> tuple[Section, Drawn]:
     return section, {"scores.svg": figures.draw_scores(score_panels(run), zeta)}
 
 
-def _label_name(run: Run, name: str) -> str:
+def _label_name(run: RunFolder, name: str) -> str:
     if name == "pseudo_labels":
         return "CLIP, pseudo-labels"
     used = " (the pseudo-labels)" if name == run.labels_name else ""
@@ -181,7 +181,7 @@ def _words_of(construction: str | None) -> str:
     return (construction or "").replace("_", " ")
 
 
-def _nothing_found(run: Run) -> list[str]:
+def _nothing_found(run: RunFolder) -> list[str]:
     """The number of images without a label, for images that may show none of the classes."""
     _, _, labels = read_scores(run.place.path(PSEUDO_LABELS))
     empty = int((labels < THRESHOLD).all(axis=1).sum())
@@ -190,7 +190,7 @@ def _nothing_found(run: Run) -> list[str]:
     ]
 
 
-def _context_table(run: Run) -> Table:
+def _context_table(run: RunFolder) -> Table:
     """The context names that the whole images of the train split were assigned to."""
     store = run.similarity("train")
     array, classes, scoring = run.open_similarity("train")
@@ -218,7 +218,7 @@ def _context_table(run: Run) -> Table:
     )
 
 
-def score_panels(run: Run) -> dict[str, dict[str, np.ndarray]]:
+def score_panels(run: RunFolder) -> dict[str, dict[str, np.ndarray]]:
     """Counts of the train split's scores: by ground truth, if known, then by kind."""
     store = run.similarity("train")
     array, classes, scoring = run.open_similarity("train")
@@ -244,8 +244,8 @@ def score_panels(run: Run) -> dict[str, dict[str, np.ndarray]]:
     return panels
 
 
-def _training_section(run: Run) -> tuple[Section, Drawn]:
-    section = Section(f"Classifier: {' / '.join(run.names)}")
+def _training_section(run: RunFolder) -> tuple[PageSection, Drawn]:
+    section = PageSection(f"Classifier: {' / '.join(run.names)}")
     settings = run.provenance.get("training", {})
     loss = LOSSES.get(settings.get("loss"), Loss("unknown"))
     of_losses = {key for known in LOSSES.values() for key in known.settings}
@@ -293,7 +293,7 @@ def _in_words(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _measured_tables(run: Run) -> Iterator[Table]:
+def _measured_tables(run: RunFolder) -> Iterator[Table]:
     split = run.measured_split
     of_clip = run.quality_on(split)
     rows = [
@@ -312,7 +312,7 @@ def _measured_tables(run: Run) -> Iterator[Table]:
     yield Table(caption, header, [list(row) for row in zip(*columns, strict=True)])
 
 
-def _by_class(run: Run) -> tuple[list[str], list[int], dict[str, list[float | None]]]:
+def _by_class(run: RunFolder) -> tuple[list[str], list[int], dict[str, list[float | None]]]:
     """Classes, their positives, and the AP of pseudo-labels and classifier, if evaluated."""
     of_classifier = run.metrics["per_class"]
     columns = {
@@ -326,7 +326,7 @@ def _by_class(run: Run) -> tuple[list[str], list[int], dict[str, list[float | No
     )
 
 
-def _precision_recall(run: Run, scored: Scored) -> Figure:
+def _precision_recall(run: RunFolder, scored: Scored) -> Figure:
     scores = {**_clip_scores(run, scored), f"classifier, {run.names[-1]}": scored.scores}
     ap = [of["AP"] for of in run.metrics["per_class"].values()]
     return figures.draw_precision_recall(
@@ -334,7 +334,7 @@ def _precision_recall(run: Run, scored: Scored) -> Figure:
     )
 
 
-def _clip_scores(run: Run, scored: Scored) -> dict[str, np.ndarray]:
+def _clip_scores(run: RunFolder, scored: Scored) -> dict[str, np.ndarray]:
     """CLIP's scores of the same images (N, C), of the whole image and made like the labels."""
     store, facts = run.similarity(scored.split), run.label_facts
     if not store.is_dir():
@@ -344,7 +344,7 @@ def _clip_scores(run: Run, scored: Scored) -> dict[str, np.ndarray]:
     row = dict(zip(table["image_id"].to_pylist(), table["row"].to_pylist(), strict=True))
     rows = np.array([row[name] for name in scored.images["image_id"].to_pylist()])
     # Neither zeta nor lambda affects the scores of the whole image.
-    settings = {"scoring": scoring, "zeta": 0.0, "lam": 0.0}
+    settings = {"scoring": scoring, "zeta": 0.0, "lambda_": 0.0}
     labels = build_rows(store, array, run.images, rows, ["global"], facts.grid, **settings)
     if facts.recipe:
         labels[run.labels_name] = labels_like(facts, store, array, run.images, rows)
@@ -364,7 +364,7 @@ def _cooccurrence(scored: Scored) -> Figure:
     return figures.draw_cooccurrence(counts, scored.classes)
 
 
-def _class_maps(run: Run, scored: Scored) -> Figure | str:
+def _class_maps(run: RunFolder, scored: Scored) -> Figure | str:
     """Maps of the top labels of some images, or a line with the reason why there are none."""
     folder = run.place.path(MODEL)
     if not folder.is_dir():
@@ -417,8 +417,8 @@ def _named(scored: Scored, place: int, c: int) -> str:
     return f"{words}, {'present' if scored.truth[place, c] else 'absent'}"
 
 
-def failure_section(failures: list[list[Any]]) -> Section:
-    section = Section("Images that could not be used")
+def failure_section(failures: list[list[Any]]) -> PageSection:
+    section = PageSection("Images that could not be used")
     if not failures:
         section.notes.append("None.")
         return section
@@ -433,7 +433,7 @@ def failure_section(failures: list[list[Any]]) -> Section:
     return section
 
 
-def software_section(runs: Iterable[Run]) -> Section:
+def software_section(runs: Iterable[RunFolder]) -> PageSection:
     found: dict[str, set[str]] = {}
     for run in runs:
         for facts in run.facts():
@@ -445,10 +445,10 @@ def software_section(runs: Iterable[Run]) -> Section:
         "code at the time when the page was written. Snakemake remakes every result whose code has "
         "changed, so it is also the commit of the results."
     )
-    return Section("Software", parts=[Table(caption, ["package", "version"], rows)])
+    return PageSection("Software", parts=[Table(caption, ["package", "version"], rows)])
 
 
-SECTIONS: dict[int, Callable[[Run], tuple[Section, Drawn]]] = {
+SECTIONS: dict[int, Callable[[RunFolder], tuple[PageSection, Drawn]]] = {
     1: _data_section,
     2: _encoder_section,
     3: _labels_section,

@@ -9,11 +9,11 @@ import pyarrow as pa
 
 from cdul_steps.data.files import read_json, write_text
 from cdul_steps.data.tables import describe, read_facts, write_table
+from cdul_steps.data.truth import measure_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.choices import AveragePrecision, Difficult
 from cdul_steps.progress import note
 from cdul_steps.provenance import versions
-from cdul_steps.steps.evaluate import evaluate_scores
 from cdul_steps.variants import COLUMNS, read_rows
 
 
@@ -39,9 +39,7 @@ def compare_variants(
 
     @cache
     def label_map(scores: Path) -> float | None:
-        return evaluate_scores(
-            scores=scores, images=images, difficult=difficult, ap=ap, output=None
-        )["mAP"]
+        return measure_table(scores, images, difficult, ap)["mAP"]
 
     records: list[dict[str, Any]] = []
     for name, folder in trainings:

@@ -30,11 +30,11 @@ from cdul_steps.models.timm_encoder import TOGETHER, TimmEncoder
 from cdul_steps.progress import note
 
 
-def write_box_images(*, images: Path, classes: int, output: Path) -> None:
+def write_box_images(*, images: Path, class_count: int, output: Path) -> None:
     """Write the `images.parquet` of second views: the data set's train split, row for row.
 
-    Its layout states that an image's views are the whole image and `classes` boxes, or one box per
-    class if there are fewer.
+    Its layout states that an image's views are the whole image and `class_count` boxes, or one box
+    per class if there are fewer.
     """
     facts = require(images, read_facts(images), "layout", "rows", "classes")
     table = pq.read_table(images)
@@ -44,7 +44,7 @@ def write_box_images(*, images: Path, classes: int, output: Path) -> None:
         "splits": {"train": facts["layout"]["splits"]["train"]},
         "grid": [],
         "overlap": 0.0,
-        "views": 1 + min(classes, len(facts["classes"])),
+        "views": 1 + min(class_count, len(facts["classes"])),
     }
     facts |= {"layout": layout, "rows": {"train": facts["rows"]["train"]}}
     write_table(describe(table, IMAGES_KIND, **_own(facts)), output)

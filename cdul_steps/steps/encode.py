@@ -26,7 +26,7 @@ from cdul_steps.data.tables import describe, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.context import REFERENCE, Near, centred_cosine, find_near
 from cdul_steps.method.similarity import class_embedding
-from cdul_steps.models.dense import new_encoder, passes
+from cdul_steps.models.dense import load_tower, passes
 from cdul_steps.models.device import Machine
 from cdul_steps.models.embedding import BatchedEncoder, encode_shard_images
 from cdul_steps.models.encoder import TextEncoder, load_clip, logit_facts
@@ -60,14 +60,7 @@ def encode_shard(
     facts, images, boxes = read_shard(manifest)
     target, workers = machine.set_up(cpu_workers=0)
     start = time.monotonic()
-    network = load_clip(
-        encoder.model,
-        encoder.pretrained,
-        precision=encoder.precision,
-        resize_mode=encoder.resize_mode,
-        device=target,
-    )
-    tower = new_encoder(network, encoder, target, facts["grid"], facts["overlap"])
+    network, tower = load_tower(encoder, target, facts["grid"], facts["overlap"])
     views = boxes.shape[1]
     each, together = passes(encoder, views)
     loaded = time.monotonic() - start

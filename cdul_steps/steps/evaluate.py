@@ -5,14 +5,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cdul_steps.data.files import SCHEMA_VERSION, write_json
 from cdul_steps.data.labels import LabelFacts, build_rows, labels_like
 from cdul_steps.data.manifest import check_rows, read_split, read_truth
 from cdul_steps.data.stores import open_similarity
-from cdul_steps.data.tables import read_facts, read_scores, read_table
-from cdul_steps.data.truth import Truth, definition, match_images, measure
+from cdul_steps.data.tables import read_facts, read_scores
+from cdul_steps.data.truth import Truth, definition, measure, measure_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.aggregation import CONSTRUCTIONS, seen_whole
 from cdul_steps.method.choices import AveragePrecision, Difficult
@@ -20,45 +19,23 @@ from cdul_steps.provenance import versions
 
 
 def evaluate_scores(
-    *, scores: Path, images: Path, difficult: Difficult, ap: AveragePrecision, output: Path | None
+    *, scores: Path, images: Path, difficult: Difficult, ap: AveragePrecision, output: Path
 ) -> dict[str, Any]:
-    """Measure a table of scores and write the measures as JSON.
+    """Measure a table of scores, and write the measures as JSON.
 
-    Images are matched by `image_id`; those without scores or known truth are left out and counted
-    in `left_out`. Raises UserError if classes differ, an image occurs twice, or no image is in
-    `images`.
+    Raises UserError as `measure_table` does.
     """
-    table, classes, values = read_scores(scores)
-    image_ids = table["image_id"].to_pylist()
-    if len(set(image_ids)) != len(image_ids):
-        raise UserError(f"{scores}: image_id occurs in more than one row")
-    truth = Truth.of(images, image_ids, classes, difficult)
-    known = read_table(images, ["image_id"])["image_id"].to_pylist()
-    found = int((match_images(image_ids, known) >= 0).sum())
-    if image_ids and not found:
-        raise UserError(
-            f"{scores}: none of its {len(image_ids)} images is in {images}: an image_id here is "
-            f"{image_ids[0]!r}, and there {(known or ['none'])[0]!r}; give the table of the "
-            "same data set"
-        )
-    rows = pq.read_metadata(scores).num_rows
     result = {
         "schema_version": SCHEMA_VERSION,
         "scores": str(scores),
         "definition": definition(difficult, ap),
-        **measure(values, truth, classes, ap),
-        "left_out": {
-            "without_scores": rows - len(image_ids),
-            "not_in_images": len(image_ids) - found,
-            "truth_unknown": found - len(truth.places),
-        },
+        **measure_table(scores, images, difficult, ap),
         "settings": {
             k: v for k, v in read_facts(scores).items() if k not in ("classes", "software")
         },
         "software": versions("numpy"),
     }
-    if output:
-        write_json(output, result)
+    write_json(output, result)
     return result
 
 
@@ -116,8 +93,8 @@ def evaluate_labels(
         return result
     if facts.recipe is None:
         raise UserError(f"{labels}: does not record how its labels were made; use 'cdul label'")
-    _, scoring, zeta, lam = facts.recipe
-    result |= {"tau": scoring.tau, "zeta": zeta, "lambda": lam}
+    _, scoring, zeta, lambda_ = facts.recipe
+    result |= {"tau": scoring.tau, "zeta": zeta, "lambda": lambda_}
     if scoring.logit_bias is not None:
         result["logit_bias"] = scoring.logit_bias
     for split, store in similarity.items():
@@ -133,7 +110,7 @@ def evaluate_labels(
             *(store, array, images, rows, list(CONSTRUCTIONS), facts.grid),
             scoring=scoring,
             zeta=zeta,
-            lam=lam,
+            lambda_=lambda_,
         )
         usable = seen_whole(found)
         if facts.changed:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -14,6 +13,7 @@ from cdul_steps.data.corrections import NAMES, corrected_entries
 from cdul_steps.data.files import check_replaceable, replacing
 from cdul_steps.data.labels import labels_like
 from cdul_steps.data.manifest import read_shard, read_split, read_truth
+from cdul_steps.data.pages import copy_page, page_files
 from cdul_steps.data.remote import is_url, is_web
 from cdul_steps.data.sources import is_in_archive
 from cdul_steps.data.stores import context_of, open_similarity, read_blocks
@@ -23,13 +23,15 @@ from cdul_steps.data.truth import thresholds_of
 from cdul_steps.errors import UserError
 from cdul_steps.method.context import largest_context
 from cdul_steps.progress import Progress, note
-from cdul_steps.report.runs import Run
+from cdul_steps.report.runs import RunFolder
 from cdul_steps.report.words import labels_in_words
 from cdul_steps.results import PREDICTIONS, PSEUDO_LABELS, SHARD, Place
 from cdul_steps.results import REFINED as REFINED_LABELS
 
-PAGE = Path(__file__).parents[1] / "gallery"
-GALLERY = ("data/index.js", "data/*.js", "thumbnails/*.webp", *(f.name for f in PAGE.iterdir()))
+GALLERY = (
+    *("data/index.js", "data/*.js", "thumbnails/*.webp"),
+    *(file.name for file in page_files("gallery")),
+)
 """The files of a gallery."""
 THUMBNAIL = 256
 """Longer side of a thumbnail in pixels."""
@@ -57,11 +59,11 @@ def make_gallery(*, folder: Path, split: str, output: Path) -> None:
             f"{folder}: no pseudo_labels.parquet here or in the folder above; "
             "give results/DATASET/ENCODER/LABELS/TRAINING"
         )
-    run = Run(labels, None if folder == labels else folder)
+    run = RunFolder(labels, None if folder == labels else folder)
     columns = ["image_id", "path", "width", "height", "shard", "row"]
     table = read_split(run.images, split, columns)
-    classes, kinds = _read_kinds(run, table, split)
-    seen_by_clip, boxes = _read_views(run, classes, table, split), _read_boxes(run.place, split)
+    classes, kinds, corrections = _read_kinds(run, table, split)
+    views, boxes = _read_views(run, classes, table, split), _read_boxes(run.place, split)
     some = np.isfinite(np.stack(list(kinds.values()))).all(axis=2).any(axis=0)
     if not some.any():
         raise UserError(f"{folder}: no image of split {split!r} has a score")
@@ -69,12 +71,12 @@ def make_gallery(*, folder: Path, split: str, output: Path) -> None:
         note(f"gallery: images without any score, left out: {np.count_nonzero(~some)}")
     table = table.filter(pa.array(some))
     scores = np.stack([kind[some] for kind in kinds.values()])
-    views = _Views(seen_by_clip.names, *(values[some] for values in seen_by_clip[1:]))
+    views = _Views(views.names, *(values[some] for values in views[1:]))
     truth = {i["image_id"]: i for i in read_truth(run.images, classes).to_pylist()}
     max_pixels = read_facts(run.images)["layout"]["max_pixels"]
 
     with replacing(output, GALLERY) as part:
-        shutil.copytree(PAGE, part)
+        copy_page("gallery", part)
         drawn = write_thumbnails(
             table["path"].to_pylist(),
             part / "thumbnails",
@@ -85,28 +87,19 @@ def make_gallery(*, folder: Path, split: str, output: Path) -> None:
         )
         if not all(drawn):
             note(f"gallery: unreadable files, shown without thumbnail: {drawn.count(False)}")
-        images = []
-        for i, image in enumerate(table.to_pylist()):
-            known = truth.get(image["image_id"], {})
-            seen = bool(np.isfinite(views.top_scores[i]).all())
-            images.append(
-                {
-                    "id": image["image_id"],
-                    "link": _link(image["path"], output),
-                    "size": [max(1, image["width"]), max(1, image["height"])],
-                    "thumbnail": drawn[i],
-                    "positive": known.get("positive"),
-                    "difficult": known.get("difficult") or [],
-                    "scores": _thousandths(scores[:, i]),
-                    # The whole image comes first, then its snippets.
-                    "top": views.tops[i].tolist() if seen else [],
-                    "top_scores": _thousandths(views.top_scores[i]) if seen else [],
-                    "context": _thousandths(views.share[i]) if seen else -1,
-                    "context_top": views.context[i].tolist() if seen else [],
-                    "context_scores": _thousandths(views.context_scores[i]) if seen else [],
-                    "boxes": boxes.get(image["image_id"], []) if seen else [],
-                }
-            )
+        images = [
+            {
+                "id": image["image_id"],
+                "link": _link(image["path"], output),
+                "size": [max(1, image["width"]), max(1, image["height"])],
+                "thumbnail": drawn[i],
+                "positive": truth.get(image["image_id"], {}).get("positive"),
+                "difficult": truth.get(image["image_id"], {}).get("difficult") or [],
+                "scores": _thousandths(scores[:, i]),
+                **_seen_by_clip(views, i, boxes.get(image["image_id"], [])),
+            }
+            for i, image in enumerate(table.to_pylist())
+        ]
         index = {
             "title": " / ".join(run.names),
             "split": split,
@@ -117,14 +110,17 @@ def make_gallery(*, folder: Path, split: str, output: Path) -> None:
             "labels": labels_in_words(run.label_facts),
             "truth": any(image["positive"] is not None for image in images),
         }
-        if run.label_facts.split in (None, split):
-            index["corrections"] = _corrections(run)
+        if corrections is not None:
+            index["corrections"] = corrections
         _write_data(part / "data", index, images, _measures(scores, list(kinds)))
     note(f"gallery: {len(images)} images; open {output / 'index.html'}")
 
 
-def _read_kinds(run: Run, table: pa.Table, split: str) -> tuple[list[str], dict[str, np.ndarray]]:
-    """The classes, and each kind of score by name: float32 (images, C), NaN where missing."""
+def _read_kinds(
+    run: RunFolder, table: pa.Table, split: str
+) -> tuple[list[str], dict[str, np.ndarray], list[list[str]] | None]:
+    """The classes; each kind of score by name, float32 (images, C), NaN where missing; and the
+    corrections of the pseudo-labels, None if those are not of this split."""
     files = {CLIP: run.place.path(PSEUDO_LABELS)}
     if run.training:
         files[REFINED] = run.place.path(REFINED_LABELS)
@@ -136,10 +132,13 @@ def _read_kinds(run: Run, table: pa.Table, split: str) -> tuple[list[str], dict[
         made = _labels_again(run, table, split)
         if made is not None:
             found[CLIP] = made
-    ids = table["image_id"].to_pylist()
+    corrections = None
     for kind, file in files.items():
         if file.is_file():
-            found[kind] = _match(file, ids)
+            scored, names, values = read_scores(file)
+            found[kind] = names, _in_order(table, scored, values)
+            if kind == CLIP:
+                corrections = _corrections(scored, names, values)
     if not found:
         raise UserError(f"{run.folder}: no scores of split {split!r}; run snakemake first")
     first, (classes, _) = next(iter(found.items()))
@@ -149,10 +148,12 @@ def _read_kinds(run: Run, table: pa.Table, split: str) -> tuple[list[str], dict[
                 f"{run.folder}: the scores of {first} and {kind} have different class tables; run "
                 "snakemake again"
             )
-    return classes, {kind: values for kind, (_, values) in found.items()}
+    return classes, {kind: values for kind, (_, values) in found.items()}, corrections
 
 
-def _labels_again(run: Run, table: pa.Table, split: str) -> tuple[list[str], np.ndarray] | None:
+def _labels_again(
+    run: RunFolder, table: pa.Table, split: str
+) -> tuple[list[str], np.ndarray] | None:
     """CLIP's labels for a split without any, made in the same way as the pseudo-labels."""
     facts, similarity = run.label_facts, run.similarity(split)
     if facts.recipe is None:
@@ -162,9 +163,8 @@ def _labels_again(run: Run, table: pa.Table, split: str) -> tuple[list[str], np.
     return classes, labels_like(facts, similarity, array, run.images, table["row"].to_numpy())
 
 
-def _corrections(run: Run) -> list[list[str]]:
+def _corrections(table: pa.Table, classes: list[str], labels: np.ndarray) -> list[list[str]]:
     """What people have corrected: `[image_id, class, value]`, as a corrections file spells them."""
-    table, classes, labels = read_scores(run.place.path(PSEUDO_LABELS))
     ids = table["image_id"].to_pylist()
     return [
         [ids[row], classes[c], NAMES[float(labels[row, c])]]
@@ -172,16 +172,15 @@ def _corrections(run: Run) -> list[list[str]]:
     ]
 
 
-def _match(file: Path, image_ids: list[str]) -> tuple[list[str], np.ndarray]:
-    """Class names of a score table, and its rows in the order of the ids."""
-    ids, classes, values = read_scores(file)
-    place = {image_id: i for i, image_id in enumerate(ids["image_id"].to_pylist())}
-    rows = np.array([place.get(image_id, len(values)) for image_id in image_ids])
-    absent = np.full((1, len(classes)), np.nan, np.float32)
-    return classes, np.concatenate([values, absent])[rows]
+def _in_order(images: pa.Table, scored: pa.Table, values: np.ndarray) -> np.ndarray:
+    """The scores (n, C) of the images `scored`, in the order of all `images`; NaN where missing."""
+    place = {image_id: i for i, image_id in enumerate(scored["image_id"].to_pylist())}
+    rows = [place.get(image_id, len(values)) for image_id in images["image_id"].to_pylist()]
+    absent = np.full((1, values.shape[1]), np.nan, np.float32)
+    return np.concatenate([values, absent])[np.array(rows, np.int64)]
 
 
-def _thresholds(run: Run, split: str, kind: str, classes: list[str]) -> np.ndarray:
+def _thresholds(run: RunFolder, split: str, kind: str, classes: list[str]) -> np.ndarray:
     """The threshold of each class, float64 (C,)."""
     predictions = run.place.path(PREDICTIONS, split=split) if kind == CLASSIFIER else None
     return thresholds_of(read_facts(predictions) if predictions else {}, classes)
@@ -203,7 +202,7 @@ class _Views(NamedTuple):
     context_scores: np.ndarray
 
 
-def _read_views(run: Run, classes: list[str], table: pa.Table, split: str) -> _Views:
+def _read_views(run: RunFolder, classes: list[str], table: pa.Table, split: str) -> _Views:
     """CLIP's scores of the images of `table`, with the scoring of the labels."""
     similarity = run.similarity(split)
     array, names, scoring = run.open_similarity(split)
@@ -219,6 +218,20 @@ def _read_views(run: Run, classes: list[str], table: pa.Table, split: str) -> _V
     rows = table["row"].to_numpy()
     columns = (np.concatenate(column)[rows] for column in zip(*found, strict=True))
     return _Views([*classes, *context], *columns)
+
+
+def _seen_by_clip(views: _Views, image: int, boxes: list[list[int]]) -> dict[str, Any]:
+    """The scores of an image's views and their boxes, for the page; empty without scores."""
+    seen = bool(np.isfinite(views.top_scores[image]).all())
+    return {
+        # The whole image comes first, then its snippets.
+        "top": views.tops[image].tolist() if seen else [],
+        "top_scores": _thousandths(views.top_scores[image]) if seen else [],
+        "context": _thousandths(views.share[image]) if seen else -1,
+        "context_top": views.context[image].tolist() if seen else [],
+        "context_scores": _thousandths(views.context_scores[image]) if seen else [],
+        "boxes": boxes if seen else [],
+    }
 
 
 def _read_boxes(dataset: Place, split: str) -> dict[str, list[list[int]]]:

@@ -21,7 +21,7 @@ from cdul_steps.data.manifest import check_classes, check_rows, read_split
 from cdul_steps.data.stores import context_of, open_similarity, read_logit_bias
 from cdul_steps.data.tables import read_facts, read_scores, score_table
 from cdul_steps.errors import UserError
-from cdul_steps.method.aggregation import build_labels, finish
+from cdul_steps.method.aggregation import build_labels, rescale_and_harden
 from cdul_steps.method.calibration import find_bias
 from cdul_steps.method.scoring import Scoring
 from cdul_steps.method.similarity import temperature
@@ -60,7 +60,7 @@ def make_labels(
             [settings.construction],
             scoring=Scoring(tau, logit_bias, settings.context_weight),
             zeta=settings.zeta,
-            lam=settings.lambda_,
+            lambda_=settings.lambda_,
             statistics=statistics,
         )[settings.construction]
     usable = np.isfinite(labels).all(axis=1)[rows]
@@ -70,7 +70,7 @@ def make_labels(
     # Class by class, which is their order in memory and in the file.
     labels = np.take(labels.T, rows[usable], axis=1).T
     bias, slope = _calibrate(labels, settings.positives, tau, array.attrs, similarity)
-    finish(labels, bias=bias, slope=slope, **settings.harden.model_dump())
+    rescale_and_harden(labels, bias=bias, slope=slope, **settings.harden.model_dump())
     result, corrections = _corrected(table, classes, labels, settings.corrections)
     facts = LabelFacts(
         classes=classes,
@@ -128,7 +128,7 @@ def join_labels(*, tables: Sequence[Path], settings: Labels, output: Path) -> No
     places = [[of[name] for name in common] for of in rows]
     joined = np.mean([of[2][place] for of, place in zip(read, places, strict=True)], axis=0)
     bias = None if settings.positives is None else _bias(joined, settings.positives)
-    finish(joined, bias=bias, **settings.harden.model_dump())
+    rescale_and_harden(joined, bias=bias, **settings.harden.model_dump())
     result, corrections = _corrected(images, classes, joined, settings.corrections)
     facts = LabelFacts(
         classes=classes,

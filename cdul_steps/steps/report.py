@@ -14,8 +14,8 @@ from cdul_steps.progress import note
 from cdul_steps.provenance import git_state
 from cdul_steps.report import figures
 from cdul_steps.report.costs import costs
-from cdul_steps.report.page import Picture, Section, render
-from cdul_steps.report.runs import Run, find_runs, once
+from cdul_steps.report.page import PageSection, Picture, render
+from cdul_steps.report.runs import RunFolder, find_runs, unique_levels
 from cdul_steps.report.sections import SECTIONS, failure_section, overview, software_section
 
 PAGE = "report.html"
@@ -35,7 +35,7 @@ def make_report(*, folders: Sequence[Path], output: Path) -> None:
     with replacing(output, REPORT) as part, figures.style():
         part.mkdir()
         sections = [overview(runs, failures)]
-        for run, depth in once(runs):
+        for run, depth in unique_levels(runs):
             note(f"report: {' / '.join(run.names[:depth])}")
             section, drawn = SECTIONS[depth](run)
             folder = part.joinpath(*run.names[:depth])
@@ -43,7 +43,7 @@ def make_report(*, folders: Sequence[Path], output: Path) -> None:
             sections.append(section)
         sections += [
             failure_section(failures),
-            Section("Time, speed and memory", parts=[costs(runs)]),
+            PageSection("Time, speed and memory", parts=[costs(runs)]),
             software_section(runs),
         ]
         page = render(
@@ -63,11 +63,11 @@ def _write(figure: Figure, path: Path) -> Picture:
     return Picture(path)
 
 
-def _failures(runs: Iterable[Run]) -> list[list[Any]]:
+def _failures(runs: Iterable[RunFolder]) -> list[list[Any]]:
     """Data set, encoder, split, image, status and error of each image without an embedding."""
     return [
         [*run.names[:2], split, *image.values()]
-        for run, depth in once(runs)
+        for run, depth in unique_levels(runs)
         for split in run.splits
         if depth == 2 and (tables := run.encode_tables(split))
         for image in check_failures(run.images, split, tables, 1).to_pylist()

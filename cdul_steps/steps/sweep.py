@@ -98,15 +98,15 @@ def sweep_labels(
                     ["global", "local_mean", "local_max", "aggregate"],
                     scoring=Scoring(tau, logit_bias),
                     zeta=UNREACHED,
-                    lam=0,
+                    lambda_=0,
                     statistics=statistics if standardise else None,
                 )
                 built = {k: np.take(v.T, places, axis=1).T for k, v in built.items()}
-                measured = _Measured(built, truth, counted, ap)
+                measured = _Measure(built, truth, counted, ap)
                 for combination, values in zip(
                     combinations, pool.map(measured, combinations), strict=True
                 ):
-                    construction, zeta, lam = combination
+                    construction, zeta, lambda_ = combination
                     rows.append(
                         {
                             "split": split,
@@ -115,7 +115,7 @@ def sweep_labels(
                             "tau_multiple": multiple,
                             "tau": tau,
                             "zeta": zeta,
-                            "lambda": lam,
+                            "lambda": lambda_,
                             **values,
                         }
                     )
@@ -170,7 +170,7 @@ def _read_truth(
     return places, *tables
 
 
-class _Measured:
+class _Measure:
     """mAP and mean sum of the labels of a split by a construction."""
 
     def __init__(
@@ -194,7 +194,7 @@ class _Measured:
         self.views = np.stack([by_class(built[name]) for name in names], axis=1)
 
     def __call__(self, combination: Combination) -> dict[str, Any]:
-        construction, zeta, lam = combination
+        construction, zeta, lambda_ = combination
         total = 0.0
         values: list[float] = []
         for c, views in enumerate(self.views):
@@ -202,7 +202,7 @@ class _Measured:
                 labels = self.local_mean[c]
             else:
                 # For one class, with the images on the axis of the classes: NumPy is fast along it.
-                labels = CONSTRUCTIONS[construction](views[None], zeta or 0.0, lam or 0.0)[0]
+                labels = CONSTRUCTIONS[construction](views[None], zeta or 0.0, lambda_ or 0.0)[0]
             total += labels.sum(dtype=np.float64)
             truth, counted, of = (t[:, None] for t in (self.truth[c], self.counted[c], labels))
             value = metrics.mean_average_precision(truth, counted, of, self.ap)
@@ -229,7 +229,7 @@ def draw(rows: list[dict[str, Any]]) -> "Figure":
     multiples = sorted({row["tau_multiple"] for row in rows})
     finals = [row for row in rows if row["construction"] == "final"]
     zetas = sorted({row["zeta"] for row in finals})
-    lam = min((row["lambda"] for row in finals), key=abs, default=None)
+    lambda_ = min((row["lambda"] for row in finals), key=abs, default=None)
     lines = [
         ({"construction": name}, name.replace("_", " "), "black", marker, dashes)
         for name, marker, dashes in (
@@ -239,8 +239,8 @@ def draw(rows: list[dict[str, Any]]) -> "Figure":
         )
     ] + [
         (
-            {"construction": "final", "zeta": zeta, "lambda": lam},
-            f"final, lambda {lam:g}, zeta {zeta:g}",
+            {"construction": "final", "zeta": zeta, "lambda": lambda_},
+            f"final, lambda {lambda_:g}, zeta {zeta:g}",
             # Its colours also differ in lightness, for colour-blind readers and greyscale print.
             colormaps["plasma_r"](0.15 + 0.75 * place / max(1, len(zetas) - 1)),
             "sDPX*"[place % 5],

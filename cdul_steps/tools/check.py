@@ -20,6 +20,7 @@ from cdul_steps.data.corrections import (
 )
 from cdul_steps.data.files import check_replaceable, digest, read_json, replacing, write_json
 from cdul_steps.data.foreign import ClassNames
+from cdul_steps.data.pages import copy_page, page_files
 from cdul_steps.data.tables import (
     describe,
     read_facts,
@@ -37,7 +38,7 @@ from cdul_steps.method.checking import (
     LEVEL,
     STEPS,
     Cells,
-    Choice,
+    ChosenThreshold,
     cells_of_class,
     draw_positives,
     find_threshold,
@@ -57,10 +58,12 @@ from cdul_steps.results import CARD as CARD_PATTERN
 from cdul_steps.results import WEIGHTS as WEIGHTS_PATTERN
 
 CARD, WEIGHTS = Path(CARD_PATTERN).name, Path(WEIGHTS_PATTERN).name
-PAGE = Path(__file__).parents[1] / "check"
 SCORES, SAMPLE = "scores.parquet", "sample.parquet"
 KIND = "check"
-HOLDS = (SCORES, SAMPLE, "data/*.js", "images/*.webp", "*.csv", *(f.name for f in PAGE.iterdir()))
+HOLDS = (
+    *(SCORES, SAMPLE, "data/*.js", "images/*.webp", "*.csv"),
+    *(file.name for file in page_files("check")),
+)
 """The files of a check; CSV files are the user's and are kept."""
 SIDE = 1024
 """Longer side of a photograph on the page, in pixels."""
@@ -132,7 +135,7 @@ def draw_sample(
     asked, place = np.unique(rows, return_inverse=True)
     paths = population.table["path"].take(pa.array(asked)).to_pylist()
     with replacing(output, HOLDS) as part:
-        shutil.copytree(PAGE, part)
+        copy_page("check", part)
         for file in output.glob("*.csv"):
             shutil.copy2(file, part)
         shown = write_thumbnails(
@@ -560,7 +563,7 @@ def choose(found: Answers, precision: float | None) -> dict[str, Any] | None:
 
 def _own_choice(
     found: Answers, column: int, precision: float | None, random: np.random.Generator
-) -> Choice | None:
+) -> ChosenThreshold | None:
     """A class's threshold from its own answers; None if there are too few."""
     own = found.columns == column
     if own.sum() < FEW or found.yes[own].sum() < FEW_YES:

@@ -33,7 +33,7 @@ from cdul_steps.demo.scenes import write_scenes
 from cdul_steps.errors import UserError, first_line
 from cdul_steps.method.snippets import view_boxes
 from cdul_steps.models.classifier import fitting_args, network_and_card, new_classifier
-from cdul_steps.models.dense import new_encoder, passes
+from cdul_steps.models.dense import load_tower, new_encoder, passes
 from cdul_steps.models.device import DTYPES, Machine
 from cdul_steps.models.embedding import BatchedEncoder, ImageViews
 from cdul_steps.models.encoder import MissingWeightsError, TextEncoder, load_clip, logit_facts
@@ -359,15 +359,8 @@ def _encode_time(
     machine = _machine(config.runtime)
     target, workers = machine.set_up(cpu_workers=0)
     with _offline():
-        network = load_clip(
-            encoder.model,
-            encoder.pretrained,
-            precision=encoder.precision,
-            resize_mode=encoder.resize_mode,
-            device=target,
-        )
+        _, model = load_tower(encoder, target, dataset.grid, dataset.overlap)
     in_workers = target.type == "cpu"
-    model = new_encoder(network, encoder, target, dataset.grid, dataset.overlap)
     views = _views(dataset)
     each, together = passes(encoder, views)
     choice = choose_engine(

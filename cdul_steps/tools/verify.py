@@ -48,7 +48,7 @@ TOLERANCE = 1e-5
 
 
 @dataclass
-class Report:
+class Verification:
     """The broken files, and the number of files checked.
 
     broken: `(file, problem, file to remake)`. unfinished: shards that do not exist yet.
@@ -85,7 +85,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Split:
+class SplitManifest:
     """A split as in its manifest: facts of the layout, and the images (`image_id, path, row`)."""
 
     name: str
@@ -99,7 +99,7 @@ class Split:
         return range(-(-self.rows // self.shard_size))
 
 
-def _check_dataset(dataset: Place, report: Report) -> None:
+def _check_dataset(dataset: Place, report: Verification) -> None:
     splits, images = [], dataset.path(IMAGES)
     with report.reading(images):
         facts = read_facts(images)
@@ -108,21 +108,21 @@ def _check_dataset(dataset: Place, report: Report) -> None:
         pq.read_table(images)
         for name, rows in facts["rows"].items():
             table = read_split(images, name, ["image_id", "path", "row"])
-            splits.append(Split(name, rows, views, layout["shard_size"], table))
+            splits.append(SplitManifest(name, rows, views, layout["shard_size"], table))
     if not splits:
         return
     manifests = {split.name: _read_manifests(split, dataset, report) for split in splits}
     for encoder in dataset.find(TEXT):
-        classes, text = None, encoder.path(TEXT)
+        embedded, text = None, encoder.path(TEXT)
         with report.reading(text):
             table = read_table(text, ["class", "embedding"])
-            classes = table["class"].to_pylist(), np.stack(table["embedding"].to_numpy())
+            embedded = table["class"].to_pylist(), np.stack(table["embedding"].to_numpy())
         for split in splits:
             files = ShardFiles.of(encoder, split, EMBEDDINGS, ENCODED, split.views)
             finished = encoder.path(SIMILARITY, split=split.name).exists()
             _check_shards(files, split, manifests[split.name], finished, report)
-            if classes and encoder.path(SIMILARITY, split=split.name).exists():
-                _check_similarity(encoder, split, *classes, report)
+            if embedded and encoder.path(SIMILARITY, split=split.name).exists():
+                _check_similarity(encoder, split, *embedded, report)
         for labels in encoder.find(PSEUDO_LABELS):
             _check_labels(labels, splits, report)
     trunks = {trunk.names["trunk"] for trunk in dataset.find(FEATURE_TABLE)}
@@ -132,7 +132,9 @@ def _check_dataset(dataset: Place, report: Report) -> None:
         _check_shards(files, split, manifests[split.name], False, report)
 
 
-def _read_manifests(split: Split, dataset: Place, report: Report) -> dict[int, np.ndarray]:
+def _read_manifests(
+    split: SplitManifest, dataset: Place, report: Verification
+) -> dict[int, np.ndarray]:
     """The rows of each shard's manifest that can be read."""
     found = {}
     members = split.images["row"].to_numpy()
@@ -158,7 +160,9 @@ class ShardFiles:
     views: int
 
     @classmethod
-    def of(cls, place: Place, split: Split, store: str, table: str, views: int) -> "ShardFiles":
+    def of(
+        cls, place: Place, split: SplitManifest, store: str, table: str, views: int
+    ) -> "ShardFiles":
         """By the patterns of store and tables at a place among the results."""
         tables = [place.path(table, split=split.name, shard=shard) for shard in split.shards]
         return cls(place.path(store, split=split.name), tables, views)
@@ -166,10 +170,10 @@ class ShardFiles:
 
 def _check_shards(
     files: ShardFiles,
-    split: Split,
+    split: SplitManifest,
     manifests: dict[int, np.ndarray],
     finished: bool,
-    report: Report,
+    report: Verification,
 ) -> None:
     """Each shard of a store against its table, and the table against the manifest.
 
@@ -202,7 +206,7 @@ def _check_shard(
     vectors: Path,
     array: Any,
     expected: np.ndarray | None,
-    report: Report,
+    report: Verification,
 ) -> None:
     content = None
     with report.reading(table):
@@ -225,7 +229,11 @@ def _check_shard(
 
 
 def _check_similarity(
-    encoder: Place, split: Split, names: list[str], classes: np.ndarray, report: Report
+    encoder: Place,
+    split: SplitManifest,
+    names: list[str],
+    class_vectors: np.ndarray,
+    report: Verification,
 ) -> None:
     """Compare the cosines with embeddings and class embeddings."""
     store, source = (encoder.path(p, split=split.name) for p in (SIMILARITY, EMBEDDINGS))
@@ -247,12 +255,12 @@ def _check_similarity(
         embeddings = open_store(source)
         for first, cosines in blocks:
             vectors = np.asarray(embeddings[first : first + len(cosines)])
-            expected = cosine(vectors, classes)
+            expected = cosine(vectors, class_vectors)
             if not np.allclose(cosines, expected, atol=TOLERANCE, equal_nan=True):
                 raise ValueError(f"is not the cosine of {source} and text.parquet")
 
 
-def _check_labels(labels: Place, splits: list[Split], report: Report) -> None:
+def _check_labels(labels: Place, splits: list[SplitManifest], report: Verification) -> None:
     """Check pseudo-labels, and each training that used them."""
     (train,) = [split for split in splits if split.name == "train"]
     members = train.images.select(["image_id", "path"])
@@ -274,7 +282,11 @@ def _check_labels(labels: Place, splits: list[Split], report: Report) -> None:
 
 
 def _check_training(
-    training: Place, classes: list[str], labels: pa.Table, splits: list[Split], report: Report
+    training: Place,
+    classes: list[str],
+    labels: pa.Table,
+    splits: list[SplitManifest],
+    report: Verification,
 ) -> None:
     card, weights, history, refined, metrics = (
         training.path(pattern) for pattern in (CARD, WEIGHTS, HISTORY, REFINED, METRICS)
@@ -305,12 +317,12 @@ def _check_training(
             read_json(metrics)
 
 
-def verify(results: Path) -> Report:
+def verify(results: Path) -> Verification:
     """Check all results: manifests, shards and their checksums, stores, tables, weights.
 
     Reads every file once. Raises UserError if there is nothing to check.
     """
-    report = Report()
+    report = Verification()
     found = list(Place(results).find(IMAGES))
     if not found:
         raise UserError(f"{results}: no manifest found; run snakemake first")
@@ -319,7 +331,7 @@ def verify(results: Path) -> Report:
     return report
 
 
-def describe_report(report: Report, *, as_json: bool) -> str:
+def describe_report(report: Verification, *, as_json: bool) -> str:
     """A report as text for people, or as JSON."""
     if as_json:
         broken = [{"path": str(p), "problem": problem} for p, problem, _ in report.broken]

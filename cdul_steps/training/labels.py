@@ -14,7 +14,7 @@ from cdul_steps.config import Alignment, Role, Section, Training
 from cdul_steps.method.gradient_alignment import label_step, to_label, to_latent
 from cdul_steps.method.loss_functions import FUNCTIONS, LossFunction
 from cdul_steps.method.losses import LOSSES
-from cdul_steps.method.single_positive import first_estimates, harden, smooth
+from cdul_steps.method.single_positive import first_estimates, observed_positives, smooth
 
 
 class FixedLabels:
@@ -133,7 +133,7 @@ def new_labels(pseudo_labels: Tensor, corrected: Tensor, settings: Training) -> 
     could not be decided, and is never an image's best class.
     """
     unknown = corrected & (pseudo_labels == 0.5)
-    labels = harden(
+    labels = observed_positives(
         torch.where(unknown, 0.0, pseudo_labels), settings.positives, settings.threshold
     )
     of_loss = {key: getattr(settings, key) for key in LOSSES[settings.loss].settings}

@@ -102,7 +102,7 @@ def main() -> None:
                 data = buffer.getvalue()
                 path.write_bytes(data)
                 whole = np.asarray(decode(path)).astype(int)
-                # Behind the header, which is at most 700 bytes of any of them.
+                # After the header, which has at most 700 bytes in every format.
                 for kind, damage in DAMAGES.items():
                     place = chance.randrange(min(700, len(data) // 2), len(data) - 40)
                     counted = found.setdefault(name, {}).setdefault(kind, Counter())

@@ -9,14 +9,14 @@ from copies import SMALL_TRAINING, copy_project
 
 pytestmark = pytest.mark.slurm
 
-# Asked often, since the jobs are short; and there is no accounting database.
+# Poll often, because the jobs are short; there is no accounting database.
 OPTIONS = ["--workflow-profile", "profiles/slurm", "--slurm-status-command", "squeue"]
 OPTIONS += ["--slurm-init-seconds-before-status-checks", "1"]
 
 
 @pytest.fixture
 def project(tmp_path):
-    """A small cut of the demo in two shards."""
+    """A reduced demo with two shards."""
     project = copy_project(tmp_path / "project")
     cut = {
         "reader": "demo",
@@ -34,7 +34,7 @@ def project(tmp_path):
 
 
 def submissions() -> list[dict[str, str]]:
-    """What SLURM knows of each submission so far, in order."""
+    """What SLURM reports about each submission so far, in order."""
     command = ["scontrol", "show", "jobs", "--oneliner"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     jobs = [dict(re.findall(r"(\w+)=(\S+)", line)) for line in text.splitlines() if "JobId" in line]
@@ -42,7 +42,7 @@ def submissions() -> list[dict[str, str]]:
 
 
 def gpus(jobs: list[dict[str, str]]) -> list[tuple[str, str | None]]:
-    """`(rule or group, GPUs asked for)` of each submission."""
+    """`(rule or group, requested GPUs)` of each submission."""
     names = [re.match(r"rule_([a-z]+)", job["Comment"])[1] for job in jobs]
     return [(name, job.get("TresPerJob")) for name, job in zip(names, jobs, strict=True)]
 
@@ -68,7 +68,7 @@ def test_the_demo_on_slurm(cluster, project):
     ]
     assert "Traceback" not in log.read_text()
 
-    # A cluster without GPUs needs no more than this.
+    # On a cluster without GPUs, this is enough.
     project.snakemake(*OPTIONS, "--resources", "gpu=0")
     later = submissions()[len(jobs) :]
     assert gpus(later) == [("train", None), ("predict", None), ("evaluate", None)]

@@ -81,7 +81,7 @@ FORMS: dict[str, tuple[str, str, Writer]] = {
     "table, csv": ("table", "a", _csv),
     "table, parquet": ("table", "a", _parquet),
 }
-"""Every format with labels: the reader, its name of the split, and the function that writes it."""
+"""Every format with labels: its reader, its name of the split, and the function that writes it."""
 every_form = pytest.mark.parametrize("form", FORMS)
 
 
@@ -92,7 +92,7 @@ def write_form(root: Path, form: str, labels: Sequence[str] = CLASSES, images=SH
 
 
 def read_form(root: Path, form: str, **changes) -> dict[str, tuple[int, ...] | None]:
-    """The classes of each image, as the reader of a format returns them."""
+    """The classes of each image, as a format's reader returns them."""
     reader, own, _ = FORMS[form]
     records = read_dataset(reader, root, {"train": own}, CLASSES, **changes)
     return {record.image_id: record.positive for record in records}

@@ -1,4 +1,4 @@
-"""Images packed into archives: tars in WebDataset's form, and Parquet files in Hugging Face's."""
+"""Images packed into archives: WebDataset's tars, and Hugging Face's Parquet files."""
 
 import io
 import json
@@ -23,7 +23,7 @@ def write_tar(path: Path, members: Mapping[str, bytes] | Iterable[tuple[str, byt
 
 
 def member(name: str, **fields) -> tarfile.TarInfo:
-    """A header as tarfile writes it."""
+    """A header, as tarfile writes it."""
     info = tarfile.TarInfo(name)
     for key, value in fields.items():
         setattr(info, key, value)
@@ -31,9 +31,9 @@ def member(name: str, **fields) -> tarfile.TarInfo:
 
 
 def write_parquet(path: Path, images: list[bytes | None], group: int = 2, names=None, **columns):
-    """Images in the column `image`, `group` in a row group, and further columns.
+    """Images in the column `image`, `group` images per row group, and further columns.
 
-    `names` are those that Hugging Face's metadata gives the numbers of a column, by its name.
+    `names` maps columns to the names that Hugging Face's metadata gives their numbers.
     """
     cells = [None if data is None else {"bytes": data, "path": None} for data in images]
     table = pa.table({"image": pa.array(cells, HF_IMAGE), **columns})

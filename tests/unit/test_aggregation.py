@@ -9,10 +9,10 @@ from cdul_steps.method.aggregation import (
     aggregate,
     build_labels,
     combine,
-    finish,
     global_scores,
     harden,
     local_scores,
+    rescale_and_harden,
 )
 from cdul_steps.method.calibration import class_statistics, rescale, standardise
 from cdul_steps.method.scoring import Scoring
@@ -25,28 +25,28 @@ shares = st.floats(0, 1, width=32)
 ABOVE_ONE = float(np.nextafter(np.float32(1), np.float32(2)))
 
 
-def labels_of(p, name="final", *, tau=0.05, zeta=0.3, lam=0.0, logit_bias=None):
+def labels_of(p, name="final", *, tau=0.05, zeta=0.3, lambda_=0.0, logit_bias=None):
     blocks = [(0, p)]
-    settings = {"scoring": Scoring(tau, logit_bias), "zeta": zeta, "lam": lam}
+    settings = {"scoring": Scoring(tau, logit_bias), "zeta": zeta, "lambda_": lambda_}
     return build_labels(blocks, (len(p), p.shape[2]), [name], **settings)[name]
 
 
-def final_by_loops(s, zeta, lam):
+def final_by_loops(s, zeta, lambda_):
     result = np.empty((len(s), s.shape[2]))
     for i, c in np.ndindex(result.shape):
         snippets = [float(s[i, v, c]) for v in range(1, s.shape[1])]
         g, alpha, beta = float(s[i, 0, c]), max(snippets), min(snippets)
         gamma = 1 if alpha >= zeta else 0
         a = gamma * alpha + (1 - gamma) * beta
-        result[i, c] = (g + a + lam * abs(g - a)) / 2
+        result[i, c] = (g + a + lambda_ * abs(g - a)) / 2
     return result
 
 
 @given(probabilities, shares, st.sampled_from([-1.0, -0.3, 0.0, 0.5, 1.0]))
-def test_final_equals_the_formula(s, zeta, lam):
-    result = CONSTRUCTIONS["final"](s, zeta, lam)
+def test_final_equals_the_formula(s, zeta, lambda_):
+    result = CONSTRUCTIONS["final"](s, zeta, lambda_)
     assert result.dtype == np.float32
-    np.testing.assert_allclose(result, final_by_loops(s, zeta, lam), atol=1e-6)
+    np.testing.assert_allclose(result, final_by_loops(s, zeta, lambda_), atol=1e-6)
 
 
 @given(probabilities, shares)
@@ -104,7 +104,7 @@ def test_the_global_view_is_not_a_snippet():
 @given(cosines, st.randoms())
 def test_permuting_classes_permutes_labels(p, random):
     order = random.sample(range(p.shape[2]), p.shape[2])
-    # Above one, so that rounding cannot carry a score over zeta.
+    # Above 1, so that rounding cannot lift a score above zeta.
     for zeta in (0.0, ABOVE_ONE):
         permuted = labels_of(p[..., order], zeta=zeta)
         np.testing.assert_allclose(permuted, labels_of(p, zeta=zeta)[:, order], atol=1e-6)
@@ -123,7 +123,7 @@ def test_a_constant_in_a_view_changes_nothing(p, data):
 @given(cosines, st.integers(1, 5))
 def test_blocks_of_any_size_give_the_same_labels(p, size):
     shape = (len(p), p.shape[2])
-    settings = {"scoring": Scoring(0.01), "zeta": 0.3, "lam": 0.5}
+    settings = {"scoring": Scoring(0.01), "zeta": 0.3, "lambda_": 0.5}
     names = list(CONSTRUCTIONS)
     blocks = [(first, p[first : first + size]) for first in range(0, len(p), size)]
     at_once = build_labels([(0, p)], shape, names, **settings)
@@ -146,7 +146,7 @@ def test_images_without_cosines_have_nan_and_leave_others_alone(name):
 
 def test_images_that_no_block_holds_have_nan():
     p = np.zeros((2, 3, 5), np.float32)
-    settings = {"scoring": Scoring(0.01), "zeta": 0.3, "lam": 0}
+    settings = {"scoring": Scoring(0.01), "zeta": 0.3, "lambda_": 0}
     labels = build_labels([(1, p)], (4, 5), ["final"], **settings)["final"]
     assert np.isnan(labels).all(axis=1).tolist() == [True, False, False, True]
 
@@ -162,10 +162,10 @@ def test_zeta_one_takes_the_maximum_only_of_a_certain_class(name):
 @given(cosines, st.sampled_from(sorted(CONSTRUCTIONS)))
 def test_labels_of_standardised_cosines(p, name):
     statistics = class_statistics([p])
-    settings = {"scoring": Scoring(0.05), "zeta": 0.3, "lam": 0.5}
+    settings = {"scoring": Scoring(0.05), "zeta": 0.3, "lambda_": 0.5}
     shape = (len(p), p.shape[2])
     labels = build_labels([(0, p)], shape, [name], **settings, statistics=statistics)[name]
-    np.testing.assert_array_equal(labels, labels_of(standardise(p, statistics), name, lam=0.5))
+    np.testing.assert_array_equal(labels, labels_of(standardise(p, statistics), name, lambda_=0.5))
 
 
 # Hard labels
@@ -201,14 +201,14 @@ def test_finish_rescales_and_then_hardens(labels, bias, hard):
     if hard:
         expected = harden(expected, **hard)
     result = np.asfortranarray(labels)
-    finish(result, bias=bias, slope=2.0, **hard)
+    rescale_and_harden(result, bias=bias, slope=2.0, **hard)
     np.testing.assert_array_equal(result, expected)
     untouched = labels.copy()
-    finish(untouched)
+    rescale_and_harden(untouched)
     np.testing.assert_array_equal(untouched, labels)
 
 
-# By a sigmoid
+# Sigmoid
 
 
 def sigmoid_by_hand(p, tau, bias):
@@ -216,7 +216,7 @@ def sigmoid_by_hand(p, tau, bias):
 
 
 @given(cosines, st.floats(-12, 2), st.sampled_from([0.0, 0.5, -1.0]))
-def test_labels_by_a_sigmoid_equal_the_formula(p, bias, lam):
+def test_labels_by_a_sigmoid_equal_the_formula(p, bias, lambda_):
     s = sigmoid_by_hand(p, 0.05, bias)
     alpha, beta = s[:, 1:].max(axis=1), s[:, 1:].min(axis=1)
     aggregated = np.where(alpha >= 0.3, alpha, beta)
@@ -226,13 +226,13 @@ def test_labels_by_a_sigmoid_equal_the_formula(p, bias, lam):
         "local_mean": s[:, 1:].mean(axis=1),
         "local_max": alpha,
         "aggregate": aggregated,
-        "final": mean + lam * gap,
+        "final": mean + lambda_ * gap,
     }
     assert set(expected) == set(CONSTRUCTIONS)
     for name, values in expected.items():
         if name in ("aggregate", "final") and np.isclose(alpha, 0.3).any():
             continue  # at zeta itself, rounding decides
-        labels = labels_of(p, name, lam=lam, logit_bias=bias)
+        labels = labels_of(p, name, lambda_=lambda_, logit_bias=bias)
         np.testing.assert_allclose(labels, values, rtol=1e-4, atol=1e-6)
 
 

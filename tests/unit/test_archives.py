@@ -1,4 +1,4 @@
-"""Images in archives, through the stages and tools: as files of their own give it."""
+"""Images in archives give the same results as separate files, in every stage and tool."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ FORMS = ("tar", "parquet")
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory) -> Path:
-    """Seven images, one of them damaged, as files, in two tars, and in two Parquet files."""
+    """Seven images, one of them damaged: as files, in two tars, and in two Parquet files."""
     folder = tmp_path_factory.mktemp("packed")
     for i in range(7):
         tiny.noise(folder / f"files/{i}.png", i, (48, 40) if i % 2 else (37, 61))
@@ -60,7 +60,7 @@ def dataset(packed: Path, form: str, **changes) -> Dataset:
 
 @pytest.fixture(scope="module")
 def results(packed, repository, tmp_path_factory) -> dict[str, Path]:
-    """What the commands from manifest to label make of each form."""
+    """The results of the commands from manifest to label, for each form."""
     model = ["--model", f"local-dir:{repository}/cdul_steps/demo/tiny-clip"]
     folders = {form: tmp_path_factory.mktemp(form) for form in READERS}
     for form, folder in folders.items():

@@ -1,4 +1,4 @@
-"""Second views: boxes around what a classifier sees, and labels that are joined."""
+"""Second views: boxes around what a classifier sees, and joined labels."""
 
 import json
 from pathlib import Path
@@ -92,7 +92,7 @@ def boxes(data: Path, model: Path, output: Path, classes: int = 2) -> Path:
 
 
 def test_boxes_are_those_of_the_class_activation_maps(data, tmp_path):
-    """Zhou et al., 2016: the features weighted by the head, where it follows their mean."""
+    """Zhou et al., 2016: the features weighted by the head, for a head that follows their mean."""
     network, model = classifier(tmp_path / "model")
     output = boxes(data, model, tmp_path / "0.parquet")
     facts, images, found = read_shard(output)
@@ -129,7 +129,9 @@ def test_an_image_that_cannot_be_read_has_whole_views(data, tmp_path):
 
 
 def test_the_images_are_those_of_the_train_split(data, tmp_path):
-    write_box_images(images=data / "images.parquet", classes=2, output=tmp_path / "images.parquet")
+    write_box_images(
+        images=data / "images.parquet", class_count=2, output=tmp_path / "images.parquet"
+    )
     found, first = (pq.read_table(f / "images.parquet") for f in (tmp_path, data))
     assert found.equals(first.slice(0, len(found))) and len(found) == 24
     facts = read_facts(tmp_path / "images.parquet")
@@ -150,7 +152,9 @@ def test_fewer_classes_than_boxes_have_a_box_each(data, tmp_path):
     assert found.shape[1] == facts["views"] == 4
     named = pq.read_table(output)["class"].to_pylist()[1:4]
     assert sorted(named) == sorted(training_runs.CLASSES)
-    write_box_images(images=data / "images.parquet", classes=4, output=tmp_path / "images.parquet")
+    write_box_images(
+        images=data / "images.parquet", class_count=4, output=tmp_path / "images.parquet"
+    )
     assert read_facts(tmp_path / "images.parquet")["layout"]["views"] == 4
 
 

@@ -86,7 +86,7 @@ def test_what_a_class_has_in_every_image_changes_nothing(p, c, constant):
     shifted = p.astype(np.float64)
     shifted[:, :, c % p.shape[2]] += constant
     result = standardise(shifted, class_statistics([shifted]))
-    # A class that is the same everywhere has a deviation of 0, but for rounding.
+    # A class with the same value everywhere has a deviation of 0, except for rounding.
     steady = class_statistics([p]).deviation < 1e-3
     expected = standardise(p, class_statistics([p]))
     for kind, views in enumerate((slice(0, 1), slice(1, None))):

@@ -1,4 +1,4 @@
-"""Class activation maps: which layer they are taken from, and what they say."""
+"""Class activation maps: their layer and their values."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from cdul_steps.models.cam import class_maps, has_map
 
 TRANSFORMERS = {
     "test_vit": {},
-    # Its maps have the channels last.
+    # The channels of its maps come last.
     "swin_tiny_patch4_window7_224": {
         "img_size": 64,
         "window_size": 2,
@@ -32,7 +32,7 @@ def images(size: int = 64, count: int = 3) -> torch.Tensor:
 
 
 def test_a_network_with_a_mean_and_a_linear_head_gives_its_class_activation_map():
-    """CAM (Zhou et al., 2016): the features weighted by the head, which is its gradient."""
+    """CAM (Zhou et al., 2016): the features weighted by the head's weights, its gradient."""
     resnet, inputs, classes = network("test_resnet"), images(96), [4, 0, 2]
     with torch.no_grad():
         features = resnet.forward_features(inputs)

@@ -1,4 +1,4 @@
-"""Checks: what is drawn, what answers say of it, and what is refused."""
+"""Checks: the sample, the estimates from answers, and the errors."""
 
 import csv
 import json
@@ -57,7 +57,7 @@ def asked(check: Path) -> list[tuple[str, str]]:
 
 
 def truth_of(check: Path) -> dict[tuple[str, str], bool]:
-    """A made truth of every entry, mostly what the scores say."""
+    """An invented truth for every entry, mostly as the scores predict."""
     table, classes, scores = read_scores(check / "scores.parquet")
     shown = np.random.default_rng(5).random(scores.shape) < 0.05 + 0.9 * scores
     return {
@@ -246,7 +246,7 @@ def test_scores_that_cannot_be_checked(tmp_path, scores):
 
 @pytest.fixture
 def model(scores, tmp_path) -> tuple[Path, Path]:
-    """A model folder, and predictions that say they are of its weights."""
+    """A model folder, and predictions that claim to come from its weights."""
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"weights")

@@ -1,4 +1,4 @@
-"""The page of a check in a real browser, opened from the disk."""
+"""The page of a check in a real browser, opened from disk."""
 
 import json
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ def check(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def questions(check) -> list[tuple[str, str, int, bool]]:
-    """The questions in order: image, class, place of the picture, whether it is named."""
+    """The questions in order: image, class, number of the picture, whether it is predicted."""
     text = (check / "data/index.js").read_text(encoding="ascii")
     found = json.loads(text.removeprefix("part(").removesuffix(");\n"))["questions"]
     return [(image_id, CLASSES[c], place, named) for image_id, c, place, named in found]
@@ -60,7 +60,7 @@ def chromium(downloads) -> Iterator[webdriver.Chrome]:
 
 @pytest.fixture
 def driver(chromium, check) -> Iterator[webdriver.Chrome]:
-    """The page without any answer; what it writes on the console is an error."""
+    """The page without answers; any console output is an error."""
     open_page(chromium, check)
     chromium.execute_script("localStorage.clear()")
     open_page(chromium, check)
@@ -84,7 +84,7 @@ def question(driver) -> str:
 
 
 def download(driver, folder: Path) -> Path:
-    """The file that the page gives."""
+    """The downloaded file."""
     for file in folder.iterdir():
         file.unlink()
     find(driver, "download").click()
@@ -93,7 +93,7 @@ def download(driver, folder: Path) -> Path:
 
 
 def expected_key(entry: tuple) -> str:
-    """What the score says, so that nothing is asked again."""
+    """The answer that agrees with the score, so that no question is repeated."""
     return "y" if entry[3] else "n"
 
 
@@ -128,7 +128,7 @@ def test_a_surprising_answer_is_asked_again_later(driver, questions, downloads):
     for entry in questions[LATER + 1 : 2 * LATER + 1]:
         assert question(driver) == f"{entry[1]}?"
         press(driver, expected_key(entry))
-    # The two differ, so a third time decides.
+    # The two answers differ, so a third one decides.
     assert question(driver) == f"Look again: {questions[0][1]}?"
     press(driver, surprising)
     assert question(driver) == f"{questions[2 * LATER + 1][1]}?"
@@ -199,7 +199,7 @@ def test_a_missing_data_file_is_told(driver, check, tmp_path):
     driver.get("about:blank")
     copy = tmp_path / "check"
     copy.mkdir()
-    for name in ("index.html", "check.js", "check.css", "icon.svg"):
+    for name in ("index.html", "check.js", "check.css", "shared.js", "shared.css", "icon.svg"):
         (copy / name).write_bytes((check / name).read_bytes())
     driver.get((copy / "index.html").as_uri())
     wait_until(driver, lambda d: question(d) != "Loading")

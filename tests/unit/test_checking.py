@@ -70,7 +70,7 @@ def test_measures_of_the_truth_are_the_true_ones(digits):
     for name, of, expected in zip(
         found._fields, found, true_measures(scores, TRUTH, THRESHOLD), strict=True
     ):
-        # Average precision is that of cells.
+        # Average precision is measured over cells.
         np.testing.assert_allclose(of[:, 0], expected, atol=0.01 if name == "ap" else 1e-12)
 
 
@@ -103,7 +103,7 @@ def test_intervals_hold_the_truth_and_shrink_with_answers():
                 spans.append(bounds.high - bounds.low)
         width[size] = np.mean(spans)
     assert width[400] < 0.7 * width[100]
-    # 32 intervals of 90 %, which hold or miss their values together.
+    # 32 intervals of 90 %; they contain or miss their values together.
     assert held >= 23
 
 
@@ -134,7 +134,7 @@ def test_threshold_has_the_wanted_precision_and_the_most_recall():
 
 
 def test_classes_and_scores_of_one_kind():
-    """Hard labels, no yes at all, a class without answers, and one without images."""
+    """Hard labels, no positive answer, a class without answers, and a class without images."""
     hard = (SCORES >= THRESHOLD).astype(float)
     counted = ALL.copy()
     counted[:, 1] = False

@@ -20,7 +20,7 @@ WORDS = {
     "pottedplant": "potted plant",
     "tvmonitor": "tv monitor",
 }
-"""Class names that are written without their spaces."""
+"""Class names that are written without spaces."""
 
 
 def write(folder: Path, name: str, text: str) -> Path:

@@ -1,4 +1,4 @@
-"""The classifier: where its weights come from, and the folder that keeps it."""
+"""The classifier: the sources of its weights, and its folder."""
 
 import json
 import shutil
@@ -55,7 +55,7 @@ def test_a_new_head_gives_the_mean_labels(model):
     start_head(network, labels)
     size = data["input_size"][1]
     logits = network.eval()(torch.rand(2, 3, size, size))
-    expected = torch.tensor([[0.7, 0.15, 0.01]]).expand(2, 3)  # none at all is 0.01
+    expected = torch.tensor([[0.7, 0.15, 0.01]]).expand(2, 3)  # no label at all: 0.01
     torch.testing.assert_close(torch.sigmoid(logits), expected)
 
 
@@ -126,7 +126,7 @@ def test_timm_weights_without_network(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("model", [MODEL, "test_resnet", "test_vit"])
 def test_round_trip(tmp_path, model):
-    # The number of threads and the layout of the memory being the same, so are the results.
+    # With the same number of threads and memory layout, the results are the same.
     size = 160 if model == "test_vit" else 40
     network, _ = new_classifier(model, CLASSES, {"drop_rate": 0.1}, None)
     written = card(model=model, model_args={"drop_rate": 0.1}, image_size=size, provenance={"a": 1})
@@ -143,7 +143,7 @@ def test_round_trip(tmp_path, model):
     ]
 
 
-# The smallest of each kind of network that wants images of its own size.
+# The smallest network of each kind with a fixed image size.
 OWN_SIZE = {
     "vit_tiny_patch16_224": {"depth": 1},
     "deit_tiny_patch16_224": {"depth": 1},

@@ -15,7 +15,7 @@ from cdul_steps.tools.summary import summarise
 
 STAGES = ["manifest", "encode", "similarity", "label", "sweep", "train", "evaluate", "predict"]
 
-# The stages from images to metrics but for the encoder, whose output is made up here.
+# The stages from images to metrics, except for the encoder, whose output is synthetic here.
 PIPELINE = """
 import json, sys
 from pathlib import Path
@@ -70,7 +70,7 @@ run("summary", "results", "--json")
 
 
 def commands():
-    """All commands by their words on the command line."""
+    """All commands, by their words on the command line."""
     group = typer.main.get_command(cli.app)
     for name, command in group.commands.items():
         yield (name,)

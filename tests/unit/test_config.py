@@ -25,7 +25,7 @@ OVERLAYS = sorted(p.name for p in (ROOT / "config").glob("*.yaml") if p.name != 
 
 
 def laid_over(base, overlay):
-    """Snakemake's way with several config files: mappings are merged, all else is replaced."""
+    """Merge config files as Snakemake does: mappings are merged, everything else is replaced."""
     merged = dict(base)
     for key, value in overlay.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
@@ -34,7 +34,7 @@ def laid_over(base, overlay):
 
 
 def changed(place, value):
-    """The base config with the value at a dotted place changed or added."""
+    """The base config with the value of a dotted key changed or added."""
     values = copy.deepcopy(BASE)
     *parents, last = place.split("/")
     section = values
@@ -59,7 +59,7 @@ COUNTS = {
     "nuswide": {"train": 150000, "test": 60260},
     "nuswide-official": {"train": 161789, "test": 107859},
 }
-"""Images that the papers on these data sets count."""
+"""The numbers of images in the papers on these data sets."""
 
 
 def test_the_base_config_loads():

@@ -30,12 +30,12 @@ weights = st.floats(0.5, 20)
 
 def labels_of(p, classes, weight, name="final", statistics=None):
     scoring = Scoring(TAU, context_weight=weight)
-    settings = {"scoring": scoring, "zeta": 0.3, "lam": 0.0, "statistics": statistics}
+    settings = {"scoring": scoring, "zeta": 0.3, "lambda_": 0.0, "statistics": statistics}
     return build_labels([(0, p)], (len(p), classes), [name], **settings)[name]
 
 
 def scores_by_hand(p, classes, weight):
-    """The softmax in double precision, a context name counted min(1, weight / M) times."""
+    """The softmax in double precision; each context name counts min(1, weight / M) times."""
     counted = np.ones(p.shape[2])
     names = p.shape[2] - classes
     counted[classes:] = min(1, weight / names) if names else 1
@@ -185,7 +185,7 @@ def test_near_names_are_those_of_a_class_and_those_too_near():
         Near("puppy", "dog", pytest.approx(0.7)),
         Near("settee", "couch", None),
     ]
-    # What is left out by its name is so whatever the limit.
+    # A name left out because it equals a class name is left out with every limit.
     assert [n.name for n in find_near(CONTEXT, NAMES, nearness, 1.0)] == ["sofa", "Dogs", "settee"]
 
 

@@ -1,4 +1,4 @@
-"""Corrections: read from CSV, put into labels, and kept through training."""
+"""Corrections are read from CSV, applied to labels, and kept during training."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""No command deletes or replaces what a person owns because of a wrong --output."""
+"""No command deletes or replaces a user's files because of a wrong --output."""
 
 import shutil
 from pathlib import Path
@@ -19,7 +19,7 @@ from cdul_steps.errors import UserError
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder with what it holds."""
+    """Every file below a folder, with its content."""
     return {
         str(file.relative_to(folder)): file.read_bytes()
         for file in sorted(folder.rglob("*"))
@@ -29,7 +29,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def precious(tmp_path) -> Path:
-    """A folder of somebody's files, with the names that ours have too."""
+    """A folder of a user's files, some with the names of our outputs."""
     folder = tmp_path / "precious"
     for name in (
         *("thesis.txt", "README.md", "report.html", "index.html", "model.json", "checkpoint.pt"),
@@ -43,7 +43,7 @@ def precious(tmp_path) -> Path:
 
 
 def output_options():
-    """`(words, option, whether a file is meant)` of all that commands write, by their code."""
+    """`(words, option, whether it is a file)` of every output of a command, from the code."""
     groups = [((), cli.app), *(((g.name,), g.typer_instance) for g in cli.app.registered_groups)]
     for words, group in groups:
         for command in group.registered_commands:
@@ -56,7 +56,7 @@ def output_options():
 
 
 def _information(hint):
-    """What an annotation tells typer."""
+    """The typer information in an annotation."""
     for argument in (*getattr(hint, "__metadata__", ()), *get_args(hint)):
         if isinstance(argument, typer.models.OptionInfo):
             return argument
@@ -68,7 +68,7 @@ FOLDERS = [(words, option) for words, option, is_file in output_options() if not
 
 
 def test_every_output_is_known():
-    """A command with a new output gets into one of the two walks below."""
+    """A command with a new output must be added to one of the two tests below."""
     assert {" ".join(w) for w, _ in FILES} == {
         *("manifest", "encode", "encode-text", "label", "quality", "sweep", "predict", "evaluate"),
         *("model-card", "review import", "features", "join-labels", "box-images", "boxes"),
@@ -102,7 +102,7 @@ def results(tmp_path_factory) -> Path:
 
 
 def arguments(results: Path, tmp_path: Path) -> dict[tuple[str, ...], list[str]]:
-    """A command line that would work, but for its output, for each command that writes a folder."""
+    """For each command that writes a folder, a command line that is valid except for its output."""
     encoder = results / "demo/tiny-clip"
     images = str(results / "demo/manifest/images.parquet")
     labels = str(encoder / "calibrated/pseudo_labels.parquet")
@@ -166,7 +166,7 @@ def test_export_into_a_folder_of_something_else(name, tmp_path):
 
 
 def test_a_manifest_beside_somebodys_tables(results, tmp_path):
-    """Shards are named by numbers: so may other people's tables be."""
+    """Shards are named by numbers, and so may a user's own tables be."""
     mine = tmp_path / "train/7.parquet"
     mine.parent.mkdir()
     pq.write_table(pa.table({"a": [1]}), mine)
@@ -216,7 +216,7 @@ def test_an_earlier_result_is_replaced(words, results, tmp_path):
     for _ in range(2):
         result = CliRunner().invoke(cli.app, line)
         assert result.exit_code == 0, result.exception
-        # What Snakemake and file managers leave there does no harm.
+        # Files that Snakemake and file managers leave there do no harm.
         (output / ".snakemake_timestamp").touch()
         (output / ".DS_Store").touch()
     (output / "notes.txt").write_text("mine")

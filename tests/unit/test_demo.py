@@ -1,4 +1,4 @@
-"""The demo: its scenes are what their table says, and its tiny CLIP can teach from them."""
+"""The demo: its scenes match their table, and its tiny CLIP can label them."""
 
 import csv
 from pathlib import Path
@@ -82,7 +82,7 @@ def test_labelled_classes_are_those_drawn(monkeypatch):
         picture, labels = scene(128, np.random.default_rng(k))
         labelled = {CLASSES[c] for c in np.flatnonzero(labels)}
         names = [name for name, _ in drawn]
-        # The last object is given up where no place for it is found.
+        # The last object is left out if there is no place for it.
         assert labelled in ({*names}, {*names[:-1]})
         seen = {tuple(p) for p in np.asarray(picture).reshape(-1, 3).tolist()}
         for name, thing in drawn:

@@ -1,4 +1,4 @@
-"""Dense views: what each tower's embeddings of an image's views are, read off its own layers."""
+"""Dense views: each tower's embeddings, compared with results from its own layers."""
 
 from pathlib import Path
 
@@ -24,11 +24,11 @@ from cdul_steps.models.encoder import load_clip
 
 GRIDS, OVERLAP = [(2, 3), (2, 2)], 0.25
 SIDE = 64
-"""Of the towers' own input; dense views take images of twice that."""
+"""Side of the towers' own input; dense views use images of twice this size."""
 
 
 class Clip(torch.nn.Module):
-    """As much of a CLIP model as `DenseEncoder` needs."""
+    """The parts of a CLIP model that `DenseEncoder` needs."""
 
     def __init__(self, visual: torch.nn.Module) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ def made(kind: str) -> torch.nn.Module:
     torch.manual_seed(0)
     if kind == "resnet":
         visual = ModifiedResNet([1, 1, 1, 1], output_dim=24, heads=4, image_size=SIDE, width=8)
-        # Freshly made, its blocks add nothing to what they get.
+        # In a new network, the blocks do not change their input.
         for name, parameter in visual.named_parameters():
             if name.endswith("bn3.weight"):
                 torch.nn.init.ones_(parameter)
@@ -57,7 +57,7 @@ KINDS = ("test_byobnet", "test_convnext", "resnet", "transformer")
 
 
 def dense(kind: str) -> tuple[torch.nn.Module, DenseEncoder]:
-    """A tower as it was made, and its dense encoder."""
+    """An unchanged tower, and its dense encoder."""
     encoder = DenseEncoder(Clip(made(kind)), "fp32", torch.device("cpu"), GRIDS, OVERLAP)
     return made(kind).eval(), encoder
 
@@ -96,7 +96,7 @@ def test_snippets_that_tile_the_image_have_its_mean(rows, columns, down, across)
 
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**31))
 def test_cells_are_those_of_the_pixels_that_a_view_has(rows, columns, seed):
-    # So many pixels that the views' corners and the cells' edges lie between two of them.
+    # Enough pixels for the views' corners and the cells' edges to lie between two of them.
     fine = 7 * rows * columns * 60
     random = np.random.default_rng(seed)
     values = random.normal(size=(rows, columns))
@@ -116,7 +116,7 @@ def test_the_whole_image_is_the_towers_own_embedding(kind):
     found = encoder(pixels())
     assert found.shape == (3, 11, 24)
     if kind in ("resnet", "transformer"):
-        return  # made for another number of cells; the next tests look at the positions
+        return  # for another number of cells; the next tests cover the positions
     with torch.inference_mode():
         expected = tower(encoder.preprocess.normalize(pixels(), torch.float32)).numpy()
     np.testing.assert_allclose(found[:, 0], expected, atol=2e-5)
@@ -127,7 +127,7 @@ def test_a_mean_pools_each_view_and_then_projects():
     found = encoder(pixels())
     with torch.inference_mode():
         cells = tower.trunk.forward_features(encoder.preprocess.normalize(pixels(), torch.float32))
-        # So many pixels a cell that rounding the views' corners to them changes little.
+        # Enough pixels per cell that rounding the views' corners changes little.
         fine = cells.shape[2] * 105
         for view, box in enumerate(view_boxes(fine, fine, GRIDS, OVERLAP)):
             pooled = mean_over(cells, box, fine)
@@ -193,7 +193,7 @@ def test_other_towers_are_refused_in_one_line():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """Eight images, one of them damaged, and their manifest in two shards."""
+    """Eight images, one of them damaged, and their manifest with two shards."""
     folder = make_data(tmp_path_factory.mktemp("data"))
     damaged = folder / "images/3.png"
     damaged.write_bytes(damaged.read_bytes()[:-200])
@@ -217,6 +217,6 @@ def test_a_shard_is_the_images_squashed_to_twice_the_size(data, tmp_path, engine
             squashed = image.convert("RGB").resize((64, 64), Image.Resampling.BICUBIC)
         views = torch.from_numpy(np.asarray(squashed).transpose(2, 0, 1).copy())[None]
         assert cosines(rows[row], encoder(views)[0]).min() > 0.999
-    # Views of an image are not all the same, nor are images.
+    # The views of an image differ, and so do the images.
     assert cosines(rows[0, 1], rows[0, 4]) < 0.999
     assert cosines(rows[0, 0], rows[1, 0]) < 0.999

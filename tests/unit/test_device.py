@@ -1,4 +1,4 @@
-"""One GPU, one job: choosing among things that other processes may have taken."""
+"""One job per GPU: choosing one that no other process has taken."""
 
 import multiprocessing
 import os
@@ -14,7 +14,7 @@ FORK = multiprocessing.get_context("fork")
 
 
 def take(pipe, gpus, folder, count):
-    """Wait for a word, so that all start at once; keep what was taken until the next."""
+    """Wait for a message, so that all start together; keep the GPU until the next message."""
     pipe.recv()
     pipe.send(claim(gpus, folder, count))
     pipe.recv()
@@ -22,7 +22,7 @@ def take(pipe, gpus, folder, count):
 
 @pytest.fixture
 def job(tmp_path):
-    """Start a process that claims one of the named GPUs: it, and the pipe to it."""
+    """Start a process that claims one of the named GPUs; returns it and the pipe to it."""
     started = []
 
     def start(*gpus, count=1):
@@ -39,7 +39,7 @@ def job(tmp_path):
 
 
 def go(*jobs):
-    """What each of the jobs takes, all asking at once."""
+    """The GPUs that the jobs take if all ask at the same time."""
     for _, pipe in jobs:
         pipe.send("go")
     return [pipe.recv() for _, pipe in jobs]
@@ -62,12 +62,12 @@ def test_a_gpu_is_free_again_however_its_job_ended(job):
 
 def test_several_gpus_are_taken_together_or_not_at_all(job):
     assert go(job(*GPUS, count=2)) == [[0, 1]]
-    # The third is left to those whom it is enough.
+    # The third remains for jobs that need only one.
     assert go(job(*GPUS, count=2)) + go(job(*GPUS)) == [[], [2]]
 
 
 def test_the_name_counts_not_the_number(job):
-    # As SLURM gives them: each job sees its own GPU as number 0.
+    # As with SLURM, each job sees its own GPU as number 0.
     assert go(job("GPU-a")) + go(job("GPU-b")) == [[0], [0]]
     assert go(job("GPU-b", "GPU-a", "GPU-c")) == [[2]]
 

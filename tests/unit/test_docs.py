@@ -1,4 +1,4 @@
-"""The documentation says what is: its links, messages, commands and examples."""
+"""The documentation is correct: its links, messages, commands and examples."""
 
 import ast
 import re
@@ -25,13 +25,13 @@ NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 
 
 def blocks(page: Path, kind: str) -> list[str]:
-    """The fenced blocks of a page whose info string begins with a word."""
+    """The fenced blocks of a page whose info string begins with `word`."""
     text = page.read_text(encoding="utf-8")
     return [body for info, body in FENCE.findall(text) if info.split()[0] == kind]
 
 
 def anchors(page: Path) -> set[str]:
-    """What GitHub makes of a page's headings."""
+    """The anchors that GitHub makes from a page's headings."""
     prose = FENCE.sub("", page.read_text(encoding="utf-8"))
     titles = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles}
@@ -62,7 +62,7 @@ TABLES = ROOT / "experiments/tables.py"
 
 
 def check_tables(script: Path) -> str:
-    """What `--check` prints; nothing if the pages have the tables of docs/tables."""
+    """The output of `--check`; nothing if the pages agree with docs/tables."""
     command = [sys.executable, str(script), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == bool(done.stdout) and not done.stderr, done.stderr
@@ -94,7 +94,7 @@ def test_a_table_edited_by_hand_is_noticed(tmp_path):
 
 @cache
 def strings() -> list[str]:
-    """All texts of the package, with `...` in the place of what is filled in."""
+    """All texts in the package, with `...` in place of values."""
     found = []
     for file in (ROOT / "cdul_steps").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -108,7 +108,7 @@ def strings() -> list[str]:
 
 
 def occurs(message: str) -> bool:
-    """Whether some text of the source holds the message's pieces in their order."""
+    """Whether a text in the source contains the message's pieces in order."""
     pieces = [re.escape(piece.strip()) for piece in message.split("...") if piece.strip()]
     pattern = re.compile(".*?".join(pieces), re.DOTALL)
     return any(pattern.search(text) for text in strings())
@@ -131,7 +131,7 @@ def test_a_message_that_is_not_is_noticed():
 
 
 def command_lines() -> list[tuple[str, str]]:
-    """All lines of the shell blocks, continued lines joined, with the page that has them."""
+    """All lines of the shell blocks with their page; continued lines are joined."""
     lines = []
     for page in PAGES:
         for block in blocks(page, "sh"):
@@ -143,7 +143,7 @@ def command_lines() -> list[tuple[str, str]]:
 
 
 def check_cdul(words: list[str]) -> None:
-    """Parse as `cdul` does, without running anything; files need not be there."""
+    """Parse like `cdul`, without running anything; files need not exist."""
     command, context = typer.main.get_command(cli.app), None
     while hasattr(command, "resolve_command"):
         context = Context(command, parent=context)
@@ -248,7 +248,7 @@ def test_python_and_yaml_can_be_read(name):
         yaml.safe_load(text)
 
 
-# What says who made it, and which version it is
+# Author and version
 
 
 def test_versions_agree():
@@ -261,7 +261,7 @@ def test_versions_agree():
 
 
 def test_the_catalogue_finds_what_it_looks_for():
-    """As snakemake-workflow-catalog reads a repository."""
+    """Read a repository as snakemake-workflow-catalog does."""
     settings = yaml.safe_load((ROOT / ".snakemake-workflow-catalog.yml").read_text())["usage"]
     assert settings["software-stack-deployment"]["conda"] is False
     assert not any("conda:" in rules.read_text() for rules in ROOT.glob("workflow/rules/*.smk"))
@@ -277,7 +277,7 @@ def test_contributing_names_files_that_are_there():
             assert (ROOT / name).exists(), name
 
 
-# What a public project has around its code
+# Files of a public project
 
 
 def test_continuous_integration_calls_what_is_there():

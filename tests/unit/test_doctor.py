@@ -1,4 +1,4 @@
-"""Stage doctor: what it finds in order, what it calls a problem, and what it measures."""
+"""The doctor: what it accepts, what it reports as a problem, and what it measures."""
 
 import json
 import sys
@@ -29,7 +29,7 @@ def found(file: Path, **options) -> dict:
 
 @pytest.fixture
 def small(repository, tmp_path, monkeypatch) -> Path:
-    """The demo, cut small."""
+    """A reduced demo."""
     monkeypatch.chdir(repository)
     training = {"model": "test_resnet", "image_size": 32, "epochs": 3, "batch_size": 4}
     return overlay(
@@ -153,7 +153,7 @@ def test_the_text_tower_is_tried(small, tmp_path, monkeypatch, installed):
             "them from the repository example/tokenizer"
         )
     else:
-        # As where it is not installed.
+        # As if it were not installed.
         monkeypatch.setitem(sys.modules, "transformers", None)
         expected = "its tokenizer needs the package transformers: pip install transformers"
     options = {"run": {"encoders": ["other"]}, "encoders": {"other": encoder}}
@@ -262,7 +262,7 @@ def test_the_config_is_read_as_snakemake_reads_it(repository, tmp_path, monkeypa
 
 
 def test_config_files_are_given_as_for_snakemake(small, tmp_path):
-    """All after one --configfile; of two, Snakemake would take the last alone."""
+    """All files follow one --configfile; of two, Snakemake would use only the last."""
     second = tmp_path / "second.yaml"
     second.write_text(yaml.safe_dump({"trainings": {"small": {"epochs": "none"}}}))
     done = run("--configfile", small, second, "--seconds", 0)

@@ -1,4 +1,4 @@
-"""Stage encode: what a shard holds, whatever its images, batches and workers are."""
+"""Stage encode: a shard's content does not depend on batches and workers."""
 
 import shutil
 from pathlib import Path
@@ -191,7 +191,7 @@ def test_batch_size_does_not_matter(data, clip, tmp_path):
 
 
 class SmallDevice(dense.ImageEncoder):
-    """A device whose memory holds two views."""
+    """A device with memory for two views."""
 
     sizes: list[int]
 
@@ -210,7 +210,7 @@ def test_out_of_memory_halves_the_batch_for_good(data, clip, tmp_path, monkeypat
     rows, outcome = run(manifest, tmp_path / "small", clip, engine="torch", batch_size=16)
     assert set(statuses(outcome).values()) == {"ok"}
     assert cosines(rows, expected).min() >= 0.99999
-    # An image of 5 views: at once in batches of 16 and 8, then 4, and from then on never over 2.
+    # An image has 5 views: batches of 16, 8 and 4 fail, and from then on none exceeds 2.
     assert [n for n in SmallDevice.sizes if n > 2] == [5, 5, 4]
     assert capsys.readouterr().err.count("out of GPU memory") == 3
 
@@ -248,7 +248,7 @@ def test_classes_of_the_same_prompts_are_told(clip, tmp_path, capsys):
             output=tmp_path / "text.parquet",
         )
         told = "crane, kran have the same prompts" in capsys.readouterr().err
-        # Without its other name, the first has the prompt of the second.
+        # Without its other name, the first class has the same prompt as the second.
         assert told != aliases
 
 
@@ -278,7 +278,7 @@ def test_text(clip, tmp_path):
 
 @pytest.mark.parametrize("templates", [["{}"], ["a photo of a {}", "{}"]])
 def test_text_of_many_classes(clip, tmp_path, monkeypatch, capsys, templates):
-    """One tokenizer for all, and each class has its own names however they fall into batches."""
+    """All prompts share a tokenizer, and batches do not mix up the names of classes."""
     made, get_tokenizer = [], open_clip.get_tokenizer
     monkeypatch.setattr(
         open_clip, "get_tokenizer", lambda model: made.append(model) or get_tokenizer(model)
@@ -351,7 +351,7 @@ def test_text_with_context(clip, tmp_path, capsys):
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "context:" in line]
     assert "2 of the 4 names" in line
     assert "left out, too near to couch: Sofas; to dog: dog" in line
-    # Each has the embedding that it has as a class.
+    # Each name has the same embedding as a class of that name.
     others = embed_text(tmp_path, clip, "- tree\n- river\n", None)
     found, expected = (t["embedding"].to_pylist() for t in (table.slice(2), others))
     np.testing.assert_allclose(found, expected, atol=1e-6)

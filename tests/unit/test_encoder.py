@@ -1,4 +1,4 @@
-"""The encoder: which CLIP is loaded, and that its vectors are open_clip's own."""
+"""The encoder: which CLIP it loads, and that its vectors equal open_clip's."""
 
 import json
 import math
@@ -39,7 +39,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def registered(tmp_path_factory):
-    """The tiny model as one of open_clip's own names."""
+    """The tiny model, registered under a name in open_clip."""
     configs = tmp_path_factory.mktemp("configs")
     (configs / f"{NAME}.json").write_text(json.dumps(tiny.CLIP))
     (configs / f"{QUICK}.json").write_text(json.dumps({**tiny.CLIP, "quick_gelu": True}))
@@ -48,7 +48,7 @@ def registered(tmp_path_factory):
 
 @pytest.fixture
 def tags(monkeypatch):
-    """Tags of the registered model, one of weights that need OpenAI's activation."""
+    """Tags of the registered model; one is for weights that need OpenAI's activation."""
     tags = {
         "plain": {"hf_hub": "example/plain/", "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)},
         "quick_one": {"hf_hub": "example/quick/", "quick_gelu": True},
@@ -59,7 +59,7 @@ def tags(monkeypatch):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
-    """An empty cache of the Hugging Face hub, and no network."""
+    """An empty Hugging Face cache and no network."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     return tmp_path / "hub"
@@ -223,7 +223,7 @@ WORDS = ["<pad>", "</s>", "<unk>", "a", "photo", "of", "dog", "cat"]
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A tokenizer as in SigLIP's repositories: whole words, with an end and padding."""
+    """A tokenizer as in SigLIP's repositories: whole words, an end token, padding."""
     tokenizers = pytest.importorskip("tokenizers")
     ids = {word: place for place, word in enumerate(WORDS)}
     made = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="<unk>"))

@@ -1,4 +1,4 @@
-"""Engines of the image tower: the same vectors, and a choice that pays."""
+"""Engines of the image tower: equal vectors, and the choice of the faster one."""
 
 import numpy as np
 import pytest
@@ -63,7 +63,7 @@ def test_long_work_takes_what_is_faster(encoder, monkeypatch):
     larger = -0.1
     assert choose("auto") == ("onnx", 1)
     assert choose("auto", 3) == ("onnx", 3)
-    larger = 0.02  # within the margin, like this speed
+    larger = 0.02  # within the margin, as this speed is
     speed["onnx"] = 0.97
     assert choose("auto") == ("torch", 1)
 

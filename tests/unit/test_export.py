@@ -1,4 +1,4 @@
-"""Stage export: the file alone gives what PyTorch gives."""
+"""Export: the file alone gives the same scores as PyTorch."""
 
 import json
 import re
@@ -52,7 +52,7 @@ def make_model(folder: Path, **changes) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(model, tmp_path_factory) -> dict[str, Path]:
-    """A folder for each format."""
+    """One folder per format."""
     folder = tmp_path_factory.mktemp("exported")
     for name in FORMATS:
         export_classifier(model=model, format_=name, output=folder / name)
@@ -61,7 +61,7 @@ def exported(model, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory) -> Path:
-    """A photograph on its side, and with transparency in none."""
+    """A photograph that lies on its side, without transparency."""
     path = tmp_path_factory.mktemp("photo") / "side.jpg"
     image = Image.open(tiny.noise(path.with_suffix(".png"), 3))
     exif = Image.Exif()
@@ -109,7 +109,7 @@ def test_the_onnx_file_says_what_it_is(exported):
 
 
 def program_of(readme: Path, name: str) -> str:
-    """The program in a README, which is short."""
+    """The program in a README; it must be short."""
     text = readme.read_text()
     assert text.endswith("# The card\n")
     (program,) = re.findall(r"```python\n(.*?)```", text, re.S)
@@ -119,7 +119,7 @@ def program_of(readme: Path, name: str) -> str:
 
 @pytest.fixture(scope="module")
 def scores(model, photo, tmp_path_factory) -> dict[str, float]:
-    """What this project says of the photograph."""
+    """This project's scores for the photograph."""
     output = tmp_path_factory.mktemp("scores") / "scores.parquet"
     predict_images(
         model=model,

@@ -1,4 +1,4 @@
-"""A machine that fails: what was finished stays, nothing half-made is left, one line says why."""
+"""Machine faults: finished files stay, no partial file is left, and one line says why."""
 
 import io
 import os
@@ -39,7 +39,7 @@ from cdul_steps.steps.predict import predict_images
 
 @pytest.fixture(scope="module")
 def shard(tmp_path_factory):
-    """Twelve images, their manifest in one shard, and a tiny CLIP with large vectors."""
+    """Twelve images, their manifest with one shard, and a tiny CLIP with large vectors."""
     folder = tmp_path_factory.mktemp("shard")
     for i in range(12):
         tiny.noise(folder / f"images/{i}.png", i)
@@ -57,7 +57,7 @@ def encode_into(shard, output: Path, **changes) -> dict:
 
 
 def told(function, **arguments) -> str:
-    """The line that the command line would print for the error of a step."""
+    """The line that the command line would print for the error of a stage."""
     with pytest.raises(Exception) as caught:
         function(**arguments)
     line = explain(caught.value)
@@ -190,7 +190,7 @@ def test_what_a_killed_writer_left_goes_with_the_next(tmp_path):
 
 
 def kill_this_worker(fuse: Path) -> None:
-    """SIGKILL the calling process, as the kernel does for want of memory; the first time only."""
+    """SIGKILL the calling process, as the kernel does when memory runs out; only the first time."""
     if torch.utils.data.get_worker_info() is not None and fuse.exists():
         fuse.unlink()
         os.kill(os.getpid(), signal.SIGKILL)
@@ -240,18 +240,18 @@ def test_a_killed_worker_ends_in_one_line(shard, train_data, classifier, tmp_pat
     }[stage]
     start = time.monotonic()
     line = told(function, **options)
-    # Else the news of the second worker would come in the midst of what follows.
+    # Otherwise the signal of the second worker would arrive during the following code.
     handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     time.sleep(0.5)
     signal.signal(signal.SIGCHLD, handler)
     assert line.startswith("a process that decodes images was killed") and "workers" in line
     assert not deadly.exists() and time.monotonic() - start < 60
     assert not list(tmp_path.rglob("*.parquet")) and not list(tmp_path.rglob("*.safetensors"))
-    function(**options)  # and once more, now that nothing kills
+    function(**options)  # and once more, without a kill
 
 
 class SmallMemory(TimmEncoder):
-    """A classifier on a device that has memory for two images."""
+    """A classifier on a device with memory for two images."""
 
     sizes: ClassVar[list[int]] = []
 

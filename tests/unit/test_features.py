@@ -1,4 +1,4 @@
-"""Stage features, and a training on them: only the last layer learns."""
+"""Stage features, and training on features: only the last layer learns."""
 
 import json
 import shutil
@@ -21,6 +21,7 @@ from training_runs import make_data as made_data
 from cdul_steps.config import read_network, read_training
 from cdul_steps.data.stores import new_store, open_store
 from cdul_steps.data.tables import describe, read_facts, read_scores, score_table, write_table
+from cdul_steps.data.truth import measure_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.calibration import match_labels
 from cdul_steps.method.gradient_alignment import halfway, to_label, to_latent
@@ -28,7 +29,6 @@ from cdul_steps.models.classifier import load_classifier, new_classifier
 from cdul_steps.models.device import Machine
 from cdul_steps.models.timm_encoder import pooled_features
 from cdul_steps.steps import train as steps_train
-from cdul_steps.steps.evaluate import evaluate_scores
 from cdul_steps.steps.features import make_features, write_feature_store
 from cdul_steps.steps.predict import SplitImages, predict_images
 from cdul_steps.steps.train import Inputs, train_classifier
@@ -39,7 +39,7 @@ SIZE = 40
 
 
 def features_by_hand(images: list[Path], weights: Path) -> np.ndarray:
-    """Features of images one by one, with timm, Pillow and NumPy alone: float32 (N, D)."""
+    """Features of single images with only timm, Pillow and NumPy: float32 (N, D)."""
     network = timm.create_model(MODEL, num_classes=0).eval()
     state = {k: v for k, v in load_file(weights).items() if not k.startswith("head.fc")}
     network.load_state_dict(state)
@@ -115,7 +115,7 @@ def test_a_network_without_a_linear_last_layer_cannot_be_frozen():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """Images with bright squares of the classes' colours, their labels, and features of them."""
+    """Images with bright squares in the classes' colours, their labels, and their features."""
     folder = made_data(tmp_path_factory.mktemp("frozen") / "data")
     with torch.random.fork_rng():
         torch.manual_seed(3)
@@ -133,7 +133,7 @@ def network_settings(data: Path, **changes) -> str:
 
 
 def compute(data: Path, output: Path, split: str, engine: str = "torch", **changes) -> Path:
-    """Compute the features of a split; the store."""
+    """Compute the features of a split; returns the store."""
     settings, store = read_network(network_settings(data, **changes)), output / f"{split}.zarr"
     write_feature_store(images=data / "images.parquet", split=split, settings=settings, store=store)
     make_features(
@@ -209,17 +209,11 @@ def test_only_the_last_layer_learns_and_the_model_is_an_ordinary_one(data, tmp_p
         if not name.startswith("head.fc"):
             assert torch.equal(weight, start[name]), name
     assert network.get_classifier().weight.abs().sum() > 0
-    # The same network on the images themselves says what the head said of their features.
+    # The whole network gives the same scores for the images as the head for their features.
     history = pq.read_table(output / "history.parquet").to_pandas()
     assert history.epoch.tolist() == list(range(1, 13))
     predict(data, output / "model", "test", tmp_path / "test.parquet")
-    measured = evaluate_scores(
-        scores=tmp_path / "test.parquet",
-        images=data / "images.parquet",
-        difficult="ignore",
-        ap="all",
-        output=None,
-    )
+    measured = measure_table(tmp_path / "test.parquet", data / "images.parquet", "ignore", "all")
     assert measured["mAP"] == pytest.approx(history.test_mAP.iloc[-1])
     predict(data, output / "model", "train", tmp_path / "train.parquet")
     probabilities = read_scores(tmp_path / "train.parquet")[2]
@@ -303,7 +297,7 @@ def test_probabilities_name_as_much_as_the_labels(labels, seed):
 
 
 def test_a_label_like_probabilities_are_given_back():
-    """Logits that are those of the labels need no other slope or bias."""
+    """Logits that equal the labels' own need no other slope or bias."""
     random = np.random.default_rng(0)
     logits = random.normal(-2, 2, (5000, 4))
     slope, bias = match_labels(logits, 1 / (1 + np.exp(-logits)))

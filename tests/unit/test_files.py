@@ -104,7 +104,7 @@ def test_a_killed_writers_scratch_goes_with_the_next_writer_a_living_ones_stays(
 
 
 def test_a_stop_at_any_time_leaves_a_whole_file_and_no_scratch(tmp_path):
-    """A signal to stop raises SystemExit at the start of a function or the end of one of C's."""
+    """A stop signal raises SystemExit at the start of a function or the end of a C function."""
     path = tmp_path / "file"
     write_text(path, "old")
     contents, stops = set(), 0
@@ -119,7 +119,7 @@ def test_a_stop_at_any_time_leaves_a_whole_file_and_no_scratch(tmp_path):
         sys.setprofile(stop)
         try:
             write_text(path, "new")
-        # In Python 3.11 rmtree may close its folder a second time for it.
+        # In Python 3.11, rmtree may therefore close its folder twice.
         except (SystemExit, OSError):
             return True
         finally:

@@ -1,4 +1,4 @@
-"""Fine-tuning from a classifier: where it starts, and from what it cannot."""
+"""Fine-tuning from a classifier: where it starts, and what it refuses to start from."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from training_runs import fails, interrupt, run, same
 WEIGHTS = "model/model.safetensors"
 STILL = {"learning_rate": 1e-12, "epochs": 1, "alignment": training_runs.OFF, "flip": False}
 HEAD = ("fc.weight", "fc.bias")
-"""The last layer's, which `match_labels` changes too."""
+"""The names of the last layer's weights, which `match_labels` changes too."""
 
 
 @pytest.fixture(scope="module")

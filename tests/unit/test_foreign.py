@@ -1,4 +1,4 @@
-"""What other software wrote is read by one rule, whichever reader reads it."""
+"""All readers apply the same rules to files written by other software."""
 
 import codecs
 import csv
@@ -19,7 +19,7 @@ from cdul_steps.data.corrections import UNKNOWN, apply_corrections, read_correct
 from cdul_steps.data.foreign import as_id, as_number, same, same_image, unseen
 from cdul_steps.data.readers import READERS, read_dataset
 from cdul_steps.data.tables import describe, score_table, write_table
-from cdul_steps.steps.evaluate import evaluate_scores
+from cdul_steps.data.truth import measure_table
 from cdul_steps.tools.review import export_review, import_review
 from cdul_steps.tools.show import show_table
 
@@ -33,7 +33,7 @@ SPELT = {
 
 
 def test_every_reader_with_labels_is_walked():
-    # Those of archives have files of tests of their own.
+    # The archive readers have their own test files.
     others = {"folder", "webdataset", "parquet"}
     assert {reader for reader, _, _ in FORMS.values()} | others == set(READERS)
 
@@ -55,7 +55,7 @@ def test_a_label_is_the_class_that_has_its_name_in_any_form(form, spelt, tmp_pat
 
 @pytest.mark.parametrize("form", [form for form in FORMS if "annotations" not in form])
 def test_two_labels_of_one_class_are_not_guessed(form, tmp_path):
-    """But where every label stands with its image, they are spellings."""
+    """If every label is stored with its image, they are spellings."""
     labels = ("caf\u00e9", "dog", "owl", "DOG")
     root = write_form(tmp_path / "set", form, labels, {**SHOWN, "4": [3]})
     if form == "nuswide, listed":
@@ -89,7 +89,7 @@ def test_corrections_scores_and_show_find_the_class_too(spelt, tmp_path):
     scores = score_table(ids, ids, names, np.array([[1, 0, 0], [0, 1, 0]]))
     write_table(scores, tmp_path / "scores.parquet")
     tables = {"scores": tmp_path / "scores.parquet", "images": tmp_path / "images.parquet"}
-    assert evaluate_scores(**tables, difficult="ignore", ap="all", output=None)["mAP"] == 100
+    assert measure_table(**tables, difficult="ignore", ap="all")["mAP"] == 100
 
     write_table(describe(scores, "scores"), tmp_path / "scores.parquet")
     show = {"top": 1, "as_json": True, "of_class": "dog"}
@@ -257,7 +257,7 @@ def test_labels_are_written_in_several_ways(form, way, tmp_path):
             lines = [f"{i} {one if value == '1' else f'-{ONES[way]}'}\n" for i, value in rows]
             write(path, "".join(lines))
     if form == "voc, lists" and one == "true":
-        # Not false for -1 and not for 0, which is "difficult" there.
+        # Neither -1 nor 0 ("difficult" there) is false.
         assert "expected 1, 0 or -1" in message_of(lambda: read_form(root, form))
     else:
         assert read_form(root, form) == {image: tuple(places) for image, places in SHOWN.items()}

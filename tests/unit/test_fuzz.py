@@ -1,4 +1,4 @@
-"""Arbitrary input ends as a value or as one line, never as a traceback."""
+"""Arbitrary input gives a value or a one-line error, never a traceback."""
 
 import copy
 import json
@@ -48,7 +48,7 @@ VALUES = st.recursive(
 
 
 def told(function, *arguments) -> None:
-    """Call a function that may refuse what it is given, in one line."""
+    """Call a function that may refuse its input with a one-line error."""
     try:
         function(*arguments)
     except UserError as error:
@@ -56,14 +56,14 @@ def told(function, *arguments) -> None:
 
 
 def places(value: object, here: tuple = ()) -> list[tuple]:
-    """The paths of all values inside a JSON value, itself included."""
+    """The paths of all values inside a JSON value, including itself."""
     inner = value.items() if isinstance(value, dict) else ()
     inner = enumerate(value) if isinstance(value, list) else inner
     return [here, *(p for key, item in inner for p in places(item, (*here, key)))]
 
 
 def changed(data: st.DataObject, value: object) -> object:
-    """A JSON value of which one to three places were taken out, replaced, or given a new key."""
+    """A JSON value with one to three places removed, replaced, or given a new key."""
     value = copy.deepcopy(value)
     for _ in range(data.draw(st.integers(1, 3))):
         *parents, last = data.draw(st.sampled_from(places(value)[1:] or [("",)]))
@@ -82,7 +82,7 @@ def changed(data: st.DataObject, value: object) -> object:
 
 
 def mutated(data: st.DataObject, content: bytes) -> bytes:
-    """Bytes of which a few were changed, or the end cut off."""
+    """Bytes with a few changes, or truncated."""
     content = bytearray(content)
     for _ in range(data.draw(st.integers(0, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))

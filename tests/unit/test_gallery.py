@@ -1,4 +1,4 @@
-"""The files of a gallery, against the tables that they are made of."""
+"""The files of a gallery, compared with the tables that they show."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ NAMES = [f"{i:03}.jpg" for i in range(118)] + [HOSTILE, "50%41 #1?\n.jpg"]
 
 
 def parts(folder: Path) -> dict[str, object]:
-    """The data files of a gallery by name."""
+    """The data files of a gallery, by name."""
     found = {}
     for file in (folder / "data").iterdir():
         text = file.read_text(encoding="ascii")
@@ -58,7 +58,7 @@ def page(training) -> Path:
 
 @pytest.fixture
 def copy(tmp_path) -> Path:
-    """Results of a few images, to break."""
+    """Results of a few images, for tests that break them."""
     return made.make_results(tmp_path / "results", {"train": NAMES[:5], "test": NAMES[:5]})
 
 
@@ -200,7 +200,7 @@ def test_clips_scores_of_the_test_split_are_its_labels(training, tmp_path):
         output=tmp_path / "labels.parquet",
     )
     plain = read_scores(tmp_path / "labels.parquet")[2].astype(float)
-    # Calibrated as the train split's labels are, whatever those of the test split sum to.
+    # Calibrated like the labels of the train split, whatever the sum on the test split.
     facts = read_facts(training.parent / "pseudo_labels.parquet")
     odds = (plain / (1 - plain)) ** facts["slope"] * np.exp(facts["bias"])
     shown = np.array([image["scores"][0] for image in images_of(data)]) / 1000

@@ -1,4 +1,4 @@
-"""A gallery in a real browser: chromium without a window, on a page opened from the disk."""
+"""A gallery in a real browser: headless Chromium, with a page opened from disk."""
 
 import re
 import shutil
@@ -69,7 +69,7 @@ def chromium(downloads) -> Iterator[webdriver.Chrome]:
 
 @pytest.fixture
 def driver(chromium, page) -> Iterator[webdriver.Chrome]:
-    """The freshly opened page; what it writes on the console is an error."""
+    """The newly opened page; any console output is an error."""
     chromium.get("about:blank")
     chromium.get(page)
     assert status(chromium) == "130 of 130 images, page 1 of 3"
@@ -79,14 +79,14 @@ def driver(chromium, page) -> Iterator[webdriver.Chrome]:
 
 
 def status(driver) -> str:
-    """What the page says of its images, once it has them."""
+    """The page's status line, once the images are there."""
     images = driver.find_element(By.ID, "images")
     wait_until(driver, lambda d: images.get_dom_attribute("aria-busy") == "false")
     return driver.find_element(By.ID, "status").text
 
 
 def opened(driver) -> str:
-    """The name of the image in the viewer, which is about to open."""
+    """The name of the image in the viewer, once it is open."""
     wait_until(driver, lambda d: d.find_element(By.ID, "viewer").is_displayed())
     return driver.find_element(By.ID, "viewer-title").text
 
@@ -116,7 +116,7 @@ def names(driver) -> list[str]:
 
 
 def in_order(ids: np.ndarray, values: np.ndarray) -> list[str]:
-    """The first page by falling values in thousandths, ties in the manifest's order."""
+    """The first page by decreasing value in thousandths; ties keep the manifest's order."""
     return ids[np.argsort(-np.rint(1000 * values), kind="stable")][:60].tolist()
 
 
@@ -220,7 +220,7 @@ def test_keyboard_alone(driver):
 
 
 def answer(driver, name: str) -> Select:
-    """The answer for a class of the image in the viewer."""
+    """The answer field for a class of the image in the viewer."""
     viewer = driver.find_element(By.ID, "viewer")
     rows = viewer.find_elements(By.CSS_SELECTOR, "tbody tr")
     row = next(r for r in rows if r.find_element(By.TAG_NAME, "th").text == name)
@@ -237,7 +237,7 @@ def test_corrections_outlive_the_tab_and_go_into_a_file(driver, downloads):
     answer(driver, "cat").select_by_visible_text("unknown")
     answer(driver, CLASSES[1]).select_by_visible_text("no")
     answer(driver, "boat").select_by_visible_text("no")
-    # An arrow key in a list chooses there, and leaves the image open.
+    # An arrow key in a list selects an entry and does not change the image.
     press(driver, Keys.ARROW_LEFT, Keys.ESCAPE)
     wait_until(driver, lambda d: "corrected: boat no" in cards(d)[0].text)
     assert focused(driver) == cards(driver)[0]
@@ -337,7 +337,7 @@ def test_a_script_in_the_page_would_not_run(driver):
     said = []
 
     def said_both(driver) -> bool:
-        """Whether it told of the script and of the image, in whatever order."""
+        """Whether the console reports the script and the image, in any order."""
         said.extend(entry["message"] for entry in driver.get_log("browser"))
         return all(what in str(said) for what in ("Content Security Policy", "ERR_FILE_NOT_FOUND"))
 
@@ -367,7 +367,7 @@ def test_accessible_by_axe(scheme, driver):
     background = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (background == "rgb(255, 255, 255)") == (scheme == "light")
     field(driver, "truth").click()
-    # The last page, of ten images: axe takes many seconds for a full one.
+    # The last page, with ten images: axe needs many seconds for a full page.
     for page in (2, 3):
         driver.find_element(By.ID, "next").click()
         assert f"page {page} of 3" in status(driver)

@@ -1,4 +1,4 @@
-"""Encoding and training on a GPU: as on the CPU, in half precision too."""
+"""Encoding and training on a GPU give the same as on the CPU, also in half precision."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
-# By its number, since a free one would be taken from other processes until the tests end.
+# By its number: `cuda` would reserve a GPU until the tests end.
 GPU = "cuda:0"
 JOB = """
 import sys
@@ -73,7 +73,7 @@ def test_train_lowers_the_loss(data, tmp_path, precision):
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
 def test_two_gpus_do_what_one_does(data, tmp_path):
-    """With batch norm, which is over the whole batch."""
+    """With batch norm over the whole batch."""
     settings = {**training_runs.PLAIN, "model": "test_resnet", "batch_size": 5}
     one = training_runs.run(data, tmp_path / "one", device=GPU, **settings)
     two = training_runs.run(data, tmp_path / "two", device="cuda", gpus=2, **settings)

@@ -10,7 +10,7 @@ from loss_examples import BY_NAME, pairs
 from cdul_steps.method.gradient_alignment import halfway, label_step, psi, to_label, to_latent
 from cdul_steps.method.loss_functions import EPSILON, kl_per_class
 
-# Those that a label step may descend.
+# The losses that a label step may reduce.
 ALL_LOSSES = ["kl", "kl_reverse", "kl_classes", "bce", "asl"]
 LOSSES = {name: BY_NAME[name] for name in ALL_LOSSES}
 sigmas = st.sampled_from([0.05, 0.2, 0.5])
@@ -79,7 +79,7 @@ def test_a_label_step_moves_undecided_labels_towards_the_network(name):
     assert step[0, 2:].abs().max() < 1e-4
 
 
-# Not over the classes, where the scale of an image's labels is free.
+# Not over the classes, since the scale of an image's labels is arbitrary.
 @pytest.mark.parametrize("name", [name for name in ALL_LOSSES if name != "kl_classes"])
 def test_a_label_at_the_end_of_its_way_can_come_back(name):
     latents = to_latent(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
@@ -141,7 +141,7 @@ def test_halfway_keeps_the_means_of_the_first_labels(example):
     first = to_latent(labels)
     found = halfway(first, refined.float())
     torch.testing.assert_close(to_label(found).mean(0), to_label(first).mean(0), rtol=0, atol=1e-5)
-    # Within a class all are shifted alike.
+    # Within a class, all are shifted equally.
     shift = found - (first + refined.float()) / 2
     torch.testing.assert_close(shift, shift[:1].expand_as(shift), rtol=0, atol=1e-4)
     torch.testing.assert_close(halfway(first, first), first, rtol=0, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Kinds of files that phones and cameras make, and files that are odd or damaged."""
+"""Files as phones and cameras write them, and files that are unusual or damaged."""
 
 import struct
 import zlib
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 SAMPLES = Path(__file__).with_name("samples")
 """A blue picture whose upper left quarter is red; in those called "clear" the blue is transparent,
-and those called "turned" and "packed" say that they lie on their side."""
+and those called "turned" and "packed" have an orientation on their side."""
 reads_jxl = pytest.mark.skipif(
     find_spec("pillow_jxl") is None, reason="pillow-jxl-plugin is absent"
 )
@@ -178,7 +178,7 @@ def test_a_jpeg_that_lacks_only_its_end_marker_is_whole(tmp_path, mode, options,
 
 
 def scan_ends(data: bytes) -> list[int]:
-    """Where each scan of a progressive JPEG ends: at the next marker that is none inside it."""
+    """Where each scan of a progressive JPEG ends: at the next marker outside of it."""
     starts = [start for start, _ in formats.scans(data)]
     return [next(i for i in range(s, len(data)) if data[i] == 255 and data[i + 1]) for s in starts]
 
@@ -214,7 +214,7 @@ def test_a_jpeg_with_a_hole_is_refused(tmp_path, mode, place):
 
 
 def test_zeros_in_a_healthy_jpeg_are_no_hole(tmp_path):
-    """Beside the pixels, or where the codes of a plain picture are zeros."""
+    """Outside the pixels, or where the codes of a plain picture are zeros."""
     exif = Image.Exif()
     exif[0x927C] = bytes(500)
     plain = Image.new("RGB", (2000, 1000), RED)
@@ -501,7 +501,7 @@ def rgb_profile(primaries: list[tuple[float, ...]], power: float) -> bytes:
 
 
 def ink_profile() -> bytes:
-    """Of a press whose inks are mid grey, whichever are used, and black where all are."""
+    """The profile of a press whose inks are mid grey, and black if all are used."""
     lightness = [255, *[128] * 14, 0]
     corners = b"".join(bytes([level, 128, 128]) for level in lightness)
     matrix = struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 65536)
@@ -520,7 +520,7 @@ def test_a_profile_is_converted_to_srgb(tmp_path, kind):
     profile = rgb_profile(SRGB, 1)
     options = {"quality": 100} if kind in ("JPEG", "WEBP", "AVIF") else {}
     found = pixels(save(tmp_path, encoded(image, kind, icc_profile=profile, **options)))[8, 8]
-    # The definition of sRGB, from light to level.
+    # The definition of sRGB, from light to pixel value.
     light = np.array([55, 120, 200]) / 255
     expected = 255 * (1.055 * light ** (1 / 2.4) - 0.055)
     assert np.abs(found - expected).max() <= (6 if options else 2)

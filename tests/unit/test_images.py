@@ -28,7 +28,7 @@ def test_every_format_whatever_the_file_is_called(tmp_path, kind):
     options = {"lossless": True} if kind == "WEBP" else {}
     image = picture()
     found = pixels(save(tmp_path, encoded(image, kind, **options), "x.txt"))
-    # The mean, since JPEG's coarse colour is far off at edges.
+    # The mean, because JPEG's coarse colours are far off at edges.
     tolerance = {"JPEG": 5, "GIF": 5}.get(kind, 0)
     assert np.abs(found - np.asarray(image, dtype=int)).mean() <= tolerance
 
@@ -38,7 +38,7 @@ def test_progressive_jpeg(tmp_path):
     assert np.array_equal(found, pixels(save(tmp_path, encoded(picture(), "JPEG"), "b.jpg")))
 
 
-# `jpegtran -arithmetic` of a red and a blue half: Pillow reads this coding, but cannot write it.
+# A red and a blue half after `jpegtran -arithmetic`: Pillow reads this coding, but cannot write it.
 ARITHMETIC = (
     "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAMCAgMCAgMDAwMEAwMEBQgFBQQEBQoHBwYIDAoMDAsKCwsNDhIQDQ4RDgsL"
     "EBYQERMUFRUVDA8XGBYUGBIUFRT/2wBDAQMEBAUEBQkFBQkUDQsNFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQU"
@@ -61,7 +61,7 @@ def test_a_jpeg_of_many_scans_is_refused_before_it_takes_hours(tmp_path):
         path = save(tmp_path, data[:end] + data[last:end] * scans + data[end:])
         assert not refused or status_of(path) == ImageStatus.TOO_LARGE
         assert refused or pixels(path).shape == (32, 48, 3)
-    # What follows the image, as a film does in a phone's moving pictures, is no scan.
+    # Data after the image, such as the video of a phone's motion photo, is not a scan.
     assert pixels(save(tmp_path, data + b"\xff\xda" * 2 * MAX_SCANS)).shape == (32, 48, 3)
 
 
@@ -298,7 +298,7 @@ def test_unreadable(tmp_path, monkeypatch):
 def test_not_an_image(tmp_path):
     assert status_of(save(tmp_path, b"hello, I am a text")) == ImageStatus.NOT_AN_IMAGE
     assert status_of(save(tmp_path, b"x"), read_size) == ImageStatus.NOT_AN_IMAGE
-    # Pillow would open it; but only the listed formats are read, whatever Pillow can.
+    # Pillow would open it, but only the listed formats are read.
     assert status_of(save(tmp_path, encoded(picture(), "PPM"))) == ImageStatus.NOT_AN_IMAGE
     assert status_of("nul\0byte.jpg") == ImageStatus.NOT_AN_IMAGE
 
@@ -349,8 +349,8 @@ def test_gif_that_would_allocate_on_opening(tmp_path):
 
 
 def peak_of(code: str) -> int:
-    """Bytes that a Python process of its own takes at most."""
-    # Not by getrusage, which counts what this process had before it became another program.
+    """Peak memory of a separate Python process, in bytes."""
+    # Not from getrusage, which includes the memory of this process before exec.
     code += "\nprint(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return int(done.stdout) * 1024
@@ -380,7 +380,7 @@ def test_bombs_are_refused_without_memory_for_their_pixels(tmp_path):
     os.truncate(paths["long.bmp"], MAX_BYTES + 1)
     statuses = {"profile.png": "ok" if pixels(paths["profile.png"]).size else ""}
     statuses |= {n: str(status_of(p)) for n, p in paths.items() if n not in statuses}
-    assert statuses.pop("profile.png") == "ok"  # a profile of 40 MB counts as none
+    assert statuses.pop("profile.png") == "ok"  # a profile of 40 MB is ignored
     assert set(statuses.values()) == {"too_large"}
     code = "from cdul_steps.data.images import ImageError, decode, read_size\n"
     tries = "".join(
@@ -388,7 +388,7 @@ def test_bombs_are_refused_without_memory_for_their_pixels(tmp_path):
         for path in paths.values()
         for function in ("decode", "read_size")
     )
-    peak_of(code + tries)  # what is imported for the first time is compiled, in more memory
+    peak_of(code + tries)  # compiling modules at their first import takes more memory
     assert peak_of(code + tries) - peak_of(code) < 20e6
 
 
@@ -398,7 +398,7 @@ def test_the_limit_is_where_pillow_itself_stops():
 
 def test_decoders_print_nothing(tmp_path):
     data = bytearray(encoded(picture(), "TIFF", compression="tiff_lzw"))
-    data[40:80] = bytes(range(40))  # libtiff would name its temporary file on stderr
+    data[40:80] = bytes(range(40))  # libtiff would print the name of its temporary file on stderr
     path = save(tmp_path, bytes(data))
     many = save(
         tmp_path,
@@ -484,7 +484,7 @@ SEEDS = [
 def test_any_bytes_give_an_image_or_an_image_error(tmp_path, data):
     mutated = bytearray(data.draw(st.sampled_from(SEEDS)))
     for _ in range(data.draw(st.integers(1, 8))):
-        # Half of the changes hit the header, where most of the meaning is.
+        # Half of the changes hit the header, which matters most.
         last = data.draw(st.sampled_from([min(200, len(mutated)), len(mutated)])) - 1
         mutated[data.draw(st.integers(0, last))] = data.draw(st.integers(0, 255))
     path = save(tmp_path, bytes(mutated[: data.draw(st.integers(1, len(mutated)))]))

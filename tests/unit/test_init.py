@@ -1,4 +1,4 @@
-"""A folder of a person's own, and files of the project that are found from there."""
+"""A user's working folder, and the project's files that are found from there."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def test_a_folder_stands_by_itself(name, tmp_path, monkeypatch):
     config = read_config([])
     (dataset,) = {made.dataset for made in config.made}
     assert dataset == name
-    # No file of a clone is laid beneath it.
+    # No file of a clone is copied there.
     assert load(yaml.safe_load(Path("config/config.yaml").read_text())) == config
     for place in (config.datasets[dataset].classes, config.datasets[dataset].context):
         assert place is None or (Path(place).is_file() and not Path(place).is_absolute())
@@ -70,7 +70,7 @@ def test_files_of_the_project_are_found_from_elsewhere(repository, tmp_path, mon
     prefix, _, folder = config.encoders["tiny-clip"].model.partition(":")
     assert prefix == "local-dir" and Path(folder, "open_clip_config.json").is_file()
     assert Path(config.ablation.table).is_file()
-    # One's own comes first, and what is nowhere is not made up.
+    # The user's own file comes first; a path that exists nowhere stays as it is.
     own = tmp_path / "config/classes/demo.yaml"
     own.parent.mkdir(parents=True)
     own.write_text("- dog\n")
@@ -80,7 +80,7 @@ def test_files_of_the_project_are_found_from_elsewhere(repository, tmp_path, mon
 
 
 def test_in_a_clone_paths_stay_as_they_are(repository, monkeypatch):
-    """The encoder's name is a param of the rule `encode`: another one would encode all again."""
+    """The encoder's name is a param of the rule `encode`: another name would encode all again."""
     monkeypatch.chdir(repository)
     config = read_config([])
     assert config.encoders["tiny-clip"].model == "local-dir:cdul_steps/demo/tiny-clip"

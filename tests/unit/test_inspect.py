@@ -1,4 +1,4 @@
-"""docs/inspect.md: every block runs, and the less obvious ones say what is true."""
+"""docs/inspect.md: every block runs, and the results of the less obvious ones are correct."""
 
 import contextlib
 import io
@@ -47,12 +47,12 @@ def block_after(sentence: str, language: str) -> str:
 
 
 def sql(after: str) -> list[tuple]:
-    """Rows of the SQL block after a sentence."""
+    """The rows that the SQL block after a sentence returns."""
     return duckdb.sql(block_after(after, "sql")).fetchall()
 
 
 def python(after: str) -> dict:
-    """The names that the Python block after a sentence leaves behind."""
+    """The variables that the Python block after a sentence defines."""
     names: dict = {}
     exec(block_after(after, "python"), names)
     return names

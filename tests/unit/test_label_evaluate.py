@@ -1,4 +1,4 @@
-"""The stages label and evaluate, through their functions and through the command line."""
+"""The stages label and evaluate, through their functions and the command line."""
 
 import json
 import math
@@ -19,6 +19,7 @@ from cdul_steps.config import Labels
 from cdul_steps.data.labels import LabelFacts, labels_like
 from cdul_steps.data.stores import open_store
 from cdul_steps.data.tables import describe, read_facts, read_scores, write_table
+from cdul_steps.data.truth import measure_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.aggregation import CONSTRUCTIONS as BUILT
 from cdul_steps.steps.evaluate import conclusion, evaluate_labels, evaluate_scores
@@ -36,7 +37,7 @@ CONVENTIONS = ("negative", "ignore", "positive")
 
 
 def published_folder() -> Path:
-    """Only for the names of the test cases; the fixture skips them where it is not there."""
+    """Only for the names of the test cases; the fixture skips them if the folder is missing."""
     return Path(os.environ.get("CDUL_TEST_DATA", "")) / "voc2012-rn50x64"
 
 
@@ -60,7 +61,7 @@ def published_rows():
 
 
 def save_store(path, cosines, **attributes):
-    """A similarity store as anyone would write it with Zarr."""
+    """A similarity store as any program would write it with Zarr."""
     array = zarr.create_array(path, data=np.asarray(cosines, np.float32), overwrite=True)
     array.attrs.update(attributes)
     return path
@@ -107,12 +108,8 @@ def test_published_vectors_give_the_expected_map(case, published, tmp_path):
         output=tmp_path / "labels.parquet",
     )
     for convention, expected in case["mAP"].items():
-        result = evaluate_scores(
-            scores=tmp_path / "labels.parquet",
-            images=published / "images.parquet",
-            difficult=convention,
-            ap="all",
-            output=None,
+        result = measure_table(
+            tmp_path / "labels.parquet", published / "images.parquet", convention, "all"
         )
         assert result["images"] == 2859
         assert result["mAP"] == pytest.approx(expected, abs=0.01), convention
@@ -157,7 +154,7 @@ CLASSES = ["dog", "cat", "owl"]
 
 @pytest.fixture
 def small(tmp_path):
-    """Six images, rows out of order, one of them in another split; nobody shows an owl."""
+    """Six images with rows out of order, one in another split; none shows an owl."""
     cosines = np.random.default_rng(0).uniform(0.1, 0.3, (6, 4, 3))
     save_store(tmp_path / "sim.zarr", cosines, classes=CLASSES, logit_scale=20.0)
     images = pa.table(
@@ -500,7 +497,7 @@ def test_an_extra_column_is_named(small, column):
     write_table(table.append_column("colour", column), small / "labels.parquet")
     with pytest.raises(UserError, match="'colour'"):
         evaluate(small)
-    # Columns that can be no class's, such as of predictions that went through pandas, do no harm.
+    # Columns that cannot be classes, as in predictions saved by pandas, do no harm.
     plain = table.append_column("status", pa.array(["ok"] * 5)).append_column("labels", column)
     write_table(plain, small / "labels.parquet")
     assert list(evaluate(small)["per_class"]) == CLASSES
@@ -529,7 +526,7 @@ def test_quality_measures_each_construction_as_evaluate_does(small):
         assert measures == {name: alone[name] for name in measures}
 
 
-# Calibrated, hard, and of some views
+# Calibrated labels, hard labels, labels from some views
 
 
 def quality(folder, **changes):
@@ -570,7 +567,7 @@ def test_raised_labels_of_a_warm_softmax_have_the_sharpness_of_the_model(small):
 
 def test_statistics_are_those_of_the_split(small):
     array = zarr.open_array(small / "sim.zarr", mode="r+")
-    array[0] = 0.9  # image a is of the test split
+    array[0] = 0.9  # image a is in the test split
     array[4, 0, 0] = np.nan  # and e has no similarity
     result = values(label(small, standardise=True, tau=0.02))
     cosines = np.delete(array[:].astype(float), 4, axis=0)
@@ -680,7 +677,7 @@ def test_quality_takes_statistics_bias_and_slope_of_the_train_split_to_the_test_
 
 
 def add_context(folder: Path, names: int = 8) -> np.ndarray:
-    """Add context to the small store; its cosines (N, 1+S, C+M)."""
+    """Add context to the small store; returns its cosines (N, 1+S, C+M)."""
     array = zarr.open_array(folder / "sim.zarr", mode="r")
     further = np.random.default_rng(1).uniform(0.1, 0.3, (*array.shape[:2], names))
     cosines = np.concatenate([array[:], further], axis=2).astype(np.float32)
@@ -696,7 +693,7 @@ def test_context_takes_part_and_gets_no_label(small):
     for weight, counted in ((50, 8), (2, 2)):
         table = label(small, tau=0.02, context_weight=weight)
         assert table.column_names == alone.column_names
-        # A name that counts only in part is as one of a smaller score.
+        # A name that counts only in part equals one with a smaller score.
         cosines[..., 3:] += 0.02 * math.log(counted / 8)
         expected = [final_label(cosines[row], 0.02, 0.3)[:3] for row in (5, 4, 3, 2, 1)]
         np.testing.assert_allclose(values(table), expected, rtol=1e-4, atol=1e-6)
@@ -742,7 +739,7 @@ def test_without_truth_quality_reads_no_cosines(small):
     assert all(m["mAP"] is None and m["images"] == 0 for m in splits["train"].values())
 
 
-# What a table says of its making
+# What a table records about how it was made
 
 
 def with_facts(path, **facts):
@@ -790,20 +787,20 @@ def test_quality_takes_the_settings_of_the_labels(small):
     assert found["splits"]["train"]["final"]["mAP"] == evaluate(small)["mAP"]
 
 
-# By a sigmoid
+# Sigmoid
 
 BIAS = -4.0
 
 
 def add_bias(folder: Path, bias: float = BIAS) -> np.ndarray:
-    """Give the small store a model with a bias; its cosines."""
+    """Give the small store a model with a bias; returns its cosines."""
     array = zarr.open_array(folder / "sim.zarr", mode="r")
     save_store(folder / "sim.zarr", array[:], **array.attrs, logit_bias=bias)
     return array[:].astype(float)
 
 
 def sigmoid_label(p, tau, zeta=0.3):
-    """The pseudo-label of one image from its cosines (1+S, C), each class by itself."""
+    """The pseudo-label of one image from its cosines (1+S, C), each class separately."""
     s = 1 / (1 + np.exp(-(p / tau + BIAS)))
     alpha, beta = s[1:].max(axis=0), s[1:].min(axis=0)
     return (s[0] + np.where(alpha >= zeta, alpha, beta)) / 2
@@ -886,7 +883,7 @@ def test_a_bias_that_is_no_number(small, bias):
     assert f"sim.zarr: its logit_bias is {bias!r}" in message_of(label, small)
 
 
-# One line an error
+# One line per error
 
 
 def write_sim(small, **attributes):

@@ -1,4 +1,4 @@
-"""What a reader leaves out, and that it says so, in every command that reads a data set."""
+"""What readers leave out, and that every command that reads a data set reports it."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ KEPT = ["a.jpg", "sub/b.png"]
 
 @pytest.fixture
 def photos(tmp_path) -> Path:
-    """Two images, and what lies beside them on a network disk."""
+    """Two images, and the other files on a network disk."""
     root = tmp_path / "photos"
     for name in KEPT:
         draw(root / name)
@@ -35,7 +35,7 @@ def photos(tmp_path) -> Path:
 
 
 def read(root: Path, **options) -> tuple[list[str], list[str]]:
-    """The ids, and what was told, without the root."""
+    """The ids and the messages, without the root."""
     told: list[str] = []
     records = read_dataset("folder", root, {"train": "."}, (), tell=told.append, **options)
     return [r.image_id for r in records], [line.removeprefix(f"{root}: ") for line in told]

@@ -1,4 +1,4 @@
-"""Every loss against a reading of its equation by loops, and what it promises."""
+"""Every loss against a plain loop over its equation, and its properties."""
 
 import math
 from functools import partial
@@ -24,7 +24,7 @@ from cdul_steps.method.loss_functions import (
     weak_assume_negative,
 )
 from cdul_steps.method.losses import LOSSES, LossName
-from cdul_steps.method.single_positive import harden, smooth
+from cdul_steps.method.single_positive import observed_positives, smooth
 
 ALL_LOSSES = sorted(BY_NAME)
 
@@ -57,7 +57,7 @@ def categorical_kl(logits, labels):
 
 
 def by_class(term):
-    """A loss from its term of one class, given the network's probability and the label."""
+    """A loss from the term of one class, a function of probability and label."""
     return lambda rows: [
         sum(term(sigmoid(x), y) for x, y in zip(*row, strict=True)) for row in rows
     ]
@@ -101,7 +101,7 @@ def test_every_loss_is_known_by_one_name_everywhere():
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_names_the_settings_that_its_function_takes(name):
-    """Of a training; those of `role` are of its labels."""
+    """The loss settings of a training; those of `role` belong to its labels."""
     training, taken = Training(), set()
     for key in set(LOSSES[name].settings) - {"role"}:
         value = getattr(training, key)
@@ -123,7 +123,7 @@ def test_loss_equals_the_formula_and_is_never_negative(name, example):
 def test_role_equals_the_formula(example, seed):
     logits, labels = example
     latents = example_latents(logits, seed)
-    observed = harden(labels, "top1", 0.5)
+    observed = observed_positives(labels, "top1", 0.5)
     bce = BY_LOOPS["bce"]
     network = epr_rows(rows_of(logits, observed))
     estimates = epr_rows(rows_of(latents, observed))
@@ -142,10 +142,10 @@ def test_gradient(name):
 
 
 def test_gradient_of_role():
-    """To either side it is that of its own half, the other one being held fixed."""
+    """For each side it is the gradient of its own half, with the other side fixed."""
     logits, _ = example()
     latents, labels = example(seed=1)
-    observed = harden(labels, "top1", 0.5)
+    observed = observed_positives(labels, "top1", 0.5)
 
     def half(a, b):
         cross = binary_cross_entropy(a, torch.sigmoid(b))
@@ -230,16 +230,16 @@ def test_gradient_of_kl_is_the_difference_of_logits(example):
 @given(example=pairs())
 def test_label_smoothing_of_0_is_assume_negative(example):
     logits, labels = example
-    observed = harden(labels, "top1", 0.5)
+    observed = observed_positives(labels, "top1", 0.5)
     smoothed = binary_cross_entropy(logits, smooth(observed, 0, 0))
     torch.testing.assert_close(smoothed, binary_cross_entropy(logits, observed))
 
 
 @given(example=pairs())
 def test_label_smoothing_mixes_both_losses_of_a_label(example):
-    """As the authors' `loss_an_ls` has it."""
+    """As in the authors' `loss_an_ls`."""
     logits, labels = example
-    observed = harden(labels, "threshold", 0.5)
+    observed = observed_positives(labels, "threshold", 0.5)
     p = torch.sigmoid(logits)
     present, absent = -p.log(), -(1 - p).log()
     of_positives = 0.9 * present + 0.1 * absent
@@ -259,7 +259,7 @@ def test_wan_of_two_classes_is_bce_and_of_one_is_finite():
 
 def test_epr_says_nothing_of_what_is_not_observed_but_the_count():
     observed = torch.zeros(2, 3)
-    # Two classes an image on the average, whichever they are.
+    # Two classes per image on average, whichever they are.
     logits = torch.tensor([[20.0, 20.0, 20.0], [20.0, -20.0, -20.0]])
     assert expected_positive(logits, observed, expected_positives=2).abs().max() < 1e-6
     assert expected_positive(logits, observed, expected_positives=1).min() > 0.3

@@ -18,7 +18,7 @@ SHARD = 2
 
 
 class Folder:
-    """A folder of images and its manifest, with two images a shard."""
+    """A folder of images and its manifest, with two images per shard."""
 
     def __init__(self, path):
         self.images, self.output = path / "images", path / "manifest" / "images.parquet"
@@ -45,14 +45,14 @@ class Folder:
         output = changes.pop("output", self.output)
         make_manifest(dataset=Dataset(**{**arguments, **changes}), output=output)
         for path in self.shards():
-            os.utime(path, ns=(1, 1))  # whatever is written later is newer
+            os.utime(path, ns=(1, 1))  # everything written later is newer
 
     def shards(self, split="train"):
         folder = self.output.parent / split
         return sorted(folder.glob("[0-9]*.parquet"), key=lambda p: int(p.stem))
 
     def remade(self, **changes):
-        """Make it again; the numbers of the shards that were written."""
+        """Make it again; returns the numbers of the shards that were written."""
         before = {path: path.stat().st_ino for path in self.shards()}
         self.make(**changes)
         return [int(p.stem) for p in self.shards() if before.get(p) != p.stat().st_ino]
@@ -86,7 +86,7 @@ def test_columns_and_types(folder):
         "difficult": indices,
     }
     for name, kind in expected.items():
-        # Arrow compares the names of list items too, which do not matter.
+        # Arrow also compares the names of list items, which do not matter.
         assert str(schema.field(name).type).split("<")[0] == str(kind).split("<")[0], name
     table = pq.read_table(folder.output).to_pylist()
     assert [image["image_id"] for image in table] == ["a.png", "b.png", "c.png", "d.png", "e.png"]

@@ -7,16 +7,16 @@ from sklearn.metrics import average_precision_score
 from cdul_steps.method.metrics import (
     average_precision,
     average_precision_voc07,
+    is_top_k,
     mean_average_precision,
     precision_recall_f1,
-    top_k,
     truth_table,
 )
 
 
 @st.composite
 def ranked(draw):
-    """Truth with a positive, and scores of few values, so that ties are common."""
+    """Truth with a positive, and scores with few distinct values, so that ties are common."""
     size = draw(st.integers(1, 40))
     truth = draw(st.lists(st.booleans(), min_size=size, max_size=size).filter(any))
     scores = draw(st.lists(st.integers(0, 12), min_size=size, max_size=size))
@@ -25,14 +25,14 @@ def ranked(draw):
 
 @st.composite
 def tables(draw):
-    """Truth, what counts, predictions: three bool tables of one shape."""
+    """Truth, counted entries, predictions: three bool tables of one shape."""
     rows, classes = draw(st.integers(0, 6)), draw(st.integers(1, 4))
     bits = draw(st.lists(st.booleans(), min_size=3 * rows * classes, max_size=3 * rows * classes))
     return tuple(np.array(bits, bool).reshape(3, rows, classes))
 
 
 def curve(truth, scores):
-    """Hits and predictions at each distinct score, from the highest down."""
+    """Hits and predictions at each distinct score, in decreasing order."""
     for threshold in sorted(set(scores.tolist()), reverse=True):
         said = scores >= threshold
         yield int((said & truth).sum()), int(said.sum())
@@ -75,7 +75,7 @@ def test_voc07_by_hand():
     truth = np.array([False, True, False, True])
     scores = np.array([0.9, 0.8, 0.7, 0.6])
     assert average_precision(truth, scores) == pytest.approx(0.5)
-    # The best precision at any recall is 1/2: a wrong first place is not forgiven at recall 0.
+    # The best precision at any recall is 1/2: a wrong first place counts even at recall 0.
     assert average_precision_voc07(truth, scores) == pytest.approx(0.5)
     assert average_precision_voc07(truth, -scores) == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
 
@@ -149,7 +149,7 @@ def test_class_means_leave_out_classes_without_positives():
 def test_top_k_equals_the_formula(rows, classes, k, random):
     scores = np.array([[random.randint(0, 3) for _ in range(classes)] for _ in range(rows)])
     scores = scores.reshape(rows, classes) / 3
-    chosen = top_k(scores, k)
+    chosen = is_top_k(scores, k)
     assert chosen.shape == (rows, classes)
     for row, picked in zip(scores.tolist(), chosen.tolist(), strict=True):
         best = sorted(range(classes), key=lambda c: (-row[c], c))[:k]

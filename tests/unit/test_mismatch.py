@@ -1,4 +1,4 @@
-"""Files that do not belong together: the first step that can see it names both."""
+"""Files that do not belong together: the first stage that can notice it names both."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ SHARD = 5
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory) -> Path:
-    """Eight images in two shards, encoded, with their classes, as the stages leave them."""
+    """Eight images in two shards, encoded, with their classes, as the stages write them."""
     folder = tmp_path_factory.mktemp("original")
     for i in range(8):
         tiny.noise(folder / f"images/{i}.png", i)
@@ -140,7 +140,7 @@ def test_a_missing_shard_is_not_taken_for_failed_images(made):
 
 
 def test_a_shard_of_another_run(made):
-    # Of the same form, and whole: only the digest tells.
+    # Intact and of the same shape: only the digest differs.
     shutil.copy(shard_file(made / "e.zarr", 0), shard_file(made / "e.zarr", 1))
     assert np.isfinite(open_store(made / "e.zarr")[:]).all()
     message = message_of(similarity, made)
@@ -198,7 +198,7 @@ def test_the_bias_of_the_logits(made, tmp_path):
     assert "logit_bias -10 and" in message and "with -11.0: not the same weights" in message
     with_facts(made / "text.parquet", logit_bias=None)
     assert "from one with None" in message_of(similarity, made)
-    # Shards of an older release do not say it.
+    # Shards of an older release do not record it.
     embed_text(made, siglip)
     for shard in "01":
         with_facts(made / f"{shard}.parquet", logit_bias=None)

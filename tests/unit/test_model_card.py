@@ -1,4 +1,4 @@
-"""The model card: what it says, and class names that are no Markdown."""
+"""The model card: its content, and class names that contain Markdown."""
 
 import json
 
@@ -16,7 +16,7 @@ NASTY = "a|b *c* <img src=x> [d](http://e)"
 
 
 def shown(text: str) -> tuple[str, set[str]]:
-    """The text that Markdown shows, and what else it makes of it."""
+    """The text that Markdown shows, and the other elements."""
     tokens = MarkdownIt("commonmark").enable("table").parse(text)
     inline = [child for token in tokens if token.type == "inline" for child in token.children]
     kinds = {t.type for t in tokens} | {child.type for child in inline}

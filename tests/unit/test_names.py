@@ -1,4 +1,4 @@
-"""File names of all characters that are hard to write, in every format, there and back."""
+"""File names with difficult characters, in every format, in both directions."""
 
 import csv
 import json
@@ -86,7 +86,7 @@ def test_the_reader_table(photos, tmp_path, suffix):
 
 
 def answered(review: Path, format_: str) -> Path:
-    """What a tool gives back where a person changes nothing."""
+    """A tool's file after a review without changes."""
     files = {"csv": "review.csv", "label-studio": "tasks.json", "coco": "annotations.json"}
     file = review / files.get(format_, "labels.json")
     if format_ == "csv":

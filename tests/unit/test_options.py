@@ -1,4 +1,4 @@
-"""Every command's options: odd values are one line, and bounds and defaults are the config's."""
+"""Every command's options: odd values give one line; bounds and defaults equal the config's."""
 
 import inspect
 import json
@@ -24,7 +24,7 @@ from cdul_steps.config import (
     Training,
 )
 
-# All in one process, since starting Python takes most of a command's time.
+# All in one process, because starting Python takes most of a command's time.
 RUN = """
 import json, sys
 from cdul_steps import cli
@@ -55,7 +55,7 @@ def options(function):
     """`(parameter, option, type without None, typer's information)` of every option."""
     for name, hint in get_type_hints(function, include_extras=True).items():
         if not hasattr(hint, "__metadata__"):
-            # `X | None` with an Annotated inside is one of Annotated too.
+            # `X | None` with an Annotated inside is itself Annotated.
             continue
         of, info = hint.__origin__, hint.__metadata__[-1]
         if isinstance(info, typer.models.OptionInfo):
@@ -67,7 +67,7 @@ def options(function):
 
 
 def odd_values(of, info):
-    """Lists of words that an option of this type must not take."""
+    """Lists of words that an option of this type must reject."""
     if get_origin(of) is Literal:
         return [["foo"], [""], [get_args(of)[0].upper()]]
     if of is int:
@@ -100,11 +100,11 @@ OTHERS = {
     "--figure": ["f.xyz", "f"],
     "--device": ["foo", "cuda:99", "meta", ""],
 }
-"""Odd values of options that are text."""
+"""Odd values for text options."""
 
 
 def required(function, but):
-    """Words for all that a command must have except the parameter `but`, none of it there."""
+    """Words for all required parameters of a command except `but`; no file exists."""
     words = []
     found = {name: (option, of) for name, option, of, _ in options(function)}
     for name, parameter in inspect.signature(function).parameters.items():
@@ -125,7 +125,7 @@ def cases():
             odd = [[v] for v in OTHERS.get(option, ())] if texts else odd_values(of, info)
             of_shard = words in (("encode",), ("features",))
             if (option == "--split" and of is str) or (name == "device" and of_shard):
-                odd = []  # looked at after the file has been read
+                odd = []  # checked after the file has been read
             for values in odd:
                 yield [*words, f"{option}={values[0]}", *values[1:], *required(function, name)]
 
@@ -154,7 +154,7 @@ def test_odd_values_are_one_line(tmp_path, monkeypatch):
     for words, (status, text) in zip(lines, run(lines), strict=True):
         told = [line for line in text.splitlines() if line.strip()]
         one_line = len(told) == 1 and told[0].startswith("cdul: error: ")
-        # Of the value, and not of the files that are not there.
+        # About the value, not about the missing files.
         about_files = MISSING in text and MISSING not in words[1]
         if status not in (1, 2) or not one_line or about_files:
             wrong.append((words, status, text))
@@ -165,7 +165,7 @@ SETTINGS = {"label": Labels, "sweep": Sweep, "train": Training}
 
 
 def beyond(section):
-    """`(key, value)` just outside of each bound of a section's numbers."""
+    """`(key, value)` just outside each bound of a section's numbers."""
     for name, field in section.model_fields.items():
         for bound in field.metadata:
             match bound:
@@ -208,7 +208,7 @@ NAMES = {"template": "templates", "devices": "train_devices", "split": "splits"}
 
 
 def shared():
-    """`(words, parameter, typer's information, field)` of options that are keys of the config."""
+    """`(words, parameter, typer's information, field)` of options that are config keys."""
     for words, function in commands():
         own = SHARED.get(words[-1])
         for name, _, _, info in options(function):
@@ -247,7 +247,7 @@ def test_shared_bounds_are_the_configs():
 
 
 def test_functions_of_stages_have_no_default_of_their_own_that_the_config_has():
-    """`make_manifest` once had another share of failures than the command and the config."""
+    """`make_manifest` once had another default than the command and the config."""
     from cdul_steps.steps import ablation, encode, evaluate, label, manifest, predict, sweep, train
 
     keys = {

@@ -24,14 +24,14 @@ LINUX = {"python_version": PYTHON, "python_full_version": f"{PYTHON}.0", "sys_pl
 
 
 def version(requirement):
-    """The version of a pin; anything but one `==` is no pin."""
+    """The version of a pin; only a single `==` is a pin."""
     (specifier,) = requirement.specifier
     assert specifier.operator == "==", requirement
     return specifier.version
 
 
 def pins(lines):
-    """Versions by name of the lines that hold on Linux with the environment's Python."""
+    """Versions by name, from the lines that apply to Linux and the environment's Python."""
     found = {}
     for line in lines:
         requirement = Requirement(re.sub(r"\s+(#|\\|--hash).*", "", line))

@@ -1,4 +1,4 @@
-"""Stage predict: which images are scored, how, and in which form."""
+"""Stage predict: which images are scored, how, and in which format."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ from cdul_steps.models.classifier import Card, load_classifier, new_classifier, 
 
 @pytest.fixture(scope="module")
 def model(images, tmp_path_factory) -> Path:
-    """A classifier whose head tells the images apart."""
+    """A classifier whose head distinguishes the images."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     network, _ = new_classifier("test_byobnet", CLASSES, {}, None)
@@ -100,7 +100,7 @@ def test_classes_have_thresholds_of_their_own(model, images, tmp_path):
     assert 0 < sum("cat" in names for names in expected) < len(expected)
     facts = read_facts(tmp_path / "own.parquet")
     assert (facts["threshold"], facts["thresholds"]) == (0.4, {"cat": limit})
-    # A threshold of the command holds for every class.
+    # A threshold on the command line applies to every class.
     scores = run(tmp_path / "model", tmp_path / "given.parquet", images, threshold=0.45)
     assert [list(names) for names in scores["labels"]] == named(scores, 0.45)
     assert "thresholds" not in read_facts(tmp_path / "given.parquet")
@@ -108,7 +108,7 @@ def test_classes_have_thresholds_of_their_own(model, images, tmp_path):
 
 @pytest.mark.parametrize("activation", ["softmax", None])
 def test_the_activation_is_that_of_the_card(model, images, tmp_path, activation):
-    """A card of an older version has none, and means a sigmoid."""
+    """A card of an older version does not name the head; then it is a sigmoid."""
     shutil.copytree(model, tmp_path / "model")
     card = json.loads((model / "model.json").read_text())
     assert card.pop("activation") == "sigmoid"

@@ -1,4 +1,4 @@
-"""What the SLURM profiles ask for, by the expressions that stand in them."""
+"""What the SLURM profiles request, from the expressions in them."""
 
 import pytest
 import yaml
@@ -9,7 +9,7 @@ DAY = 24 * 60
 
 @pytest.mark.parametrize("name", ["slurm", "slurm-gres"])
 def test_no_submission_asks_for_more_than_a_day(repository, name):
-    """Not on its last attempt either, and not where several jobs go together."""
+    """Not on the last attempt either, and not for grouped jobs."""
     base = yaml.safe_load((repository / "profiles/slurm/config.yaml").read_text())
     profile = base | yaml.safe_load((repository / f"profiles/{name}/config.yaml").read_text())
     attempts = range(1, profile["retries"] + 2)
@@ -30,7 +30,7 @@ def test_no_submission_asks_for_more_than_a_day(repository, name):
 
 
 def test_a_training_gets_no_more_time_when_it_goes_on(repository):
-    """It resumes; a partition's limit would hold back for ever what asks for more."""
+    """It resumes; a job that requests more than a partition's limit would wait forever."""
     for name in ("slurm", "slurm-gres"):
         profile = yaml.safe_load((repository / f"profiles/{name}/config.yaml").read_text())
         assert profile["set-resources"]["train"]["runtime"] == 720

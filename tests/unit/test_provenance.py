@@ -28,7 +28,7 @@ for step, (module, function) in {STEPS}.items():
 
 @pytest.fixture
 def package(tmp_path):
-    """A copy of the package that a test may change."""
+    """A copy of the package for a test to change."""
     ignore = shutil.ignore_patterns("tiny-clip", "__pycache__")
     return Path(shutil.copytree(PACKAGE, tmp_path / PACKAGE.name, ignore=ignore))
 
@@ -51,7 +51,7 @@ def edit(path, old, new):
 
 
 def rename(package, old, new):
-    """Write another name for a definition or a module, wherever it is written."""
+    """Rename a definition or a module wherever it occurs."""
     for path in package.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         path.write_text(re.sub(rf"\b{old}\b", new, text), encoding="utf-8")
@@ -86,7 +86,7 @@ def test_comments_docstrings_annotations_and_layout_do_not_count(package):
 
 
 def test_a_module_that_moves_does_not_count(package):
-    """Nor does another name of it, of its folder, or of what it defines."""
+    """Nor does another name for the module, its folder, or its definitions."""
 
     def change():
         (package / "elsewhere").mkdir()
@@ -100,7 +100,7 @@ def test_a_module_that_moves_does_not_count(package):
 
 
 def test_a_function_that_moves_does_not_count(package):
-    """From one module to another, imports and all."""
+    """From one module to another, with its imports."""
     old, new = package / "data/files.py", package / "data/written.py"
     before = old.read_text(encoding="utf-8")
     start = before.index("def write_if_changed")
@@ -166,10 +166,10 @@ def test_the_config_does_not_count(package):
 
 
 def test_what_was_encoded_by_the_first_release_is_not_encoded_again():
-    """A change of code that `encode` leads to fails here: look whether results stay the same.
+    """A change of code that `encode` uses fails here: check whether the results stay the same.
 
-    If they do, its new digest takes the place of the one in SAME_RESULTS; else that entry goes,
-    and so does this test, and the changelog says that everything is encoded again.
+    If they do, replace the digest in SAME_RESULTS by the new one. If not, remove that entry and
+    this test, and say in the changelog that everything is encoded again.
     """
     assert source_digest("cdul_steps.steps.encode", "encode_shard") == "79d221a7dc04ce0c"
 

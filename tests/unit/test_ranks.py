@@ -1,4 +1,4 @@
-"""A training in several processes is that of one, and ends as a whole however it ends."""
+"""Training in several processes gives the same as in one, and all end together."""
 
 import signal
 import subprocess
@@ -26,7 +26,7 @@ WEIGHTS = "model/model.safetensors"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """24 images; two of one batch of five cannot be read, so that a rank has none of its own."""
+    """24 images; two in a batch of five cannot be read, so that one rank has no image."""
     folder = training_runs.make_data(tmp_path_factory.mktemp("data") / "data")
     order = np.random.default_rng((0, 0)).permutation(24)
     for i in order[[1, 3]]:
@@ -35,7 +35,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def assert_close(a: Path, b: Path) -> None:
-    """Same weights, refined labels and history, but for rounding."""
+    """Same weights, refined labels and history, except for rounding."""
     first, second = load_file(a / WEIGHTS), load_file(b / WEIGHTS)
     assert first.keys() == second.keys()
     for name, value in first.items():
@@ -47,11 +47,11 @@ def assert_close(a: Path, b: Path) -> None:
 
 
 def variants(data: Path, folder: Path) -> dict[str, dict]:
-    """Settings of trainings that exchange something of their own."""
+    """Settings of trainings whose processes exchange something."""
     corrected = training_runs.corrected_labels(
         data, folder / "labels.parquet", lambda ids: {(ids[3], "blue"): UNKNOWN}
     )
-    # Of ROLE the labels are learnt by the optimiser, and the loss is the batch's.
+    # With ROLE, the optimiser learns the labels, and the loss is one of the whole batch.
     role = {**training_runs.VARIANTS["role"], "role": {"learning_rate_scale": 100.0}}
     return {
         "aligned": {**PLAIN, "batch_size": 1},
@@ -64,7 +64,7 @@ def variants(data: Path, folder: Path) -> dict[str, dict]:
 
 
 def train_all(ranks: Ranks, device: str, data: Path, folder: Path, settings: dict) -> None:
-    """Several trainings one after the other in the same processes, whose start takes long."""
+    """Several trainings in the same processes, because starting them is slow."""
     for name, changes in settings.items():
         values = training_runs.arguments(data, folder / name, workers=1, **changes)
         task = train._Task(**{**values, "machine": replace(values["machine"], gpus=1)})
@@ -82,7 +82,7 @@ def test_two_processes_do_what_one_does(data, tmp_path):
 
 
 def test_another_number_of_devices_goes_on(data, tmp_path, monkeypatch, capfd):
-    """It is no setting of the training: a checkpoint of one device is good for two."""
+    """The number of devices is not a setting of the training: two can use the checkpoint of one."""
     undisturbed = training_runs.run(data, tmp_path / "undisturbed", **PLAIN)
     training_runs.interrupt(monkeypatch, data, tmp_path / "resumed", **PLAIN)
     training_runs.run(data, tmp_path / "resumed", gpus=2, **PLAIN)
@@ -91,7 +91,7 @@ def test_another_number_of_devices_goes_on(data, tmp_path, monkeypatch, capfd):
 
 
 def start(data: Path, output: Path, settings: Path) -> tuple[subprocess.Popen, str]:
-    """A training by two processes, as a user starts it, in its third epoch or later."""
+    """A training in two processes, as a user starts it, in its third epoch or later."""
     words = ["--labels", data / "labels.parquet", "--images", data / "images.parquet"]
     words += ["--settings", settings, "--output", output, "--device", "cpu", "--devices", "2"]
     words += ["--workers", "1", "--max-pixels", "10000"]
@@ -127,7 +127,7 @@ def test_stopped_and_started_again(data, long, tmp_path, end):
     if end == "SIGTERM":
         process.terminate()
     else:
-        # Not one of those that decode images, which are the ranks' children.
+        # Not one of the decoding processes, which are the ranks' children.
         ours = psutil.Process(process.pid).children()
         ranks = [p for p in ours if "spawn_main" in " ".join(p.cmdline())]
         ranks[-1].kill()
@@ -137,7 +137,7 @@ def test_stopped_and_started_again(data, long, tmp_path, end):
     else:
         assert process.returncode == 1
         assert "cdul: error: train: one of 2 processes was killed" in log
-    # The decoding processes of a killed rank may tell of it in their own way; ours is a line.
+    # The decoding processes of a killed rank may print messages too; ours is one line.
     assert "cdul_steps" not in log.partition("Traceback")[2]
     assert psutil.wait_procs(children, timeout=120)[1] == []
     assert (tmp_path / "stopped/checkpoint.pt").is_file()
@@ -152,7 +152,7 @@ def test_batch_norm_of_several_processes_is_refused_on_a_cpu(data, tmp_path):
 
 
 def check(ranks: Ranks, device: str, folder: Path) -> None:
-    """What the ranks exchange, seen from each; run by `run_ranks`."""
+    """What each rank receives from the others; run by `run_ranks`."""
     assert ranks.count == 3
     parts = ranks.part([[5, 6, 7, 8], [9]])
     (folder / str(ranks.rank)).write_text(repr(parts))

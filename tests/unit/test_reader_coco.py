@@ -24,7 +24,7 @@ def coco(tmp_path):
 
 
 def edit(root, change, own="train2014"):
-    """Change the dictionary in a file of instances."""
+    """Change the dictionary in an instances file."""
     path = root / "annotations" / f"instances_{own}.json"
     instances = json.loads(path.read_text())
     change(instances)
@@ -46,7 +46,7 @@ def test_records_are_in_the_order_of_the_file(coco):
 
 
 def test_indices_are_those_of_the_class_table_not_of_the_ids(coco):
-    # The file's own ids have gaps and its categories any order.
+    # The ids in the file have gaps, and its categories are in any order.
     ids = {"toothbrush": 90, "person": 1, "sofa": 13, "hot dog": 58}
     images = {**TRUTH["train2014"], "25": ["hot dog", "sofa"]}
     path = coco / "annotations" / "instances_train2014.json"

@@ -24,7 +24,7 @@ def truth(splits):
 
 @pytest.fixture
 def root(tmp_path):
-    """A folder with the official lists and the arrays side by side."""
+    """A folder with both the official lists and the arrays."""
     write_nuswide(tmp_path / "nus", truth(SPLITS), CLASSES)
     write_nuswide_formatted(tmp_path / "nus", truth(FORMATTED), CLASSES)
     return tmp_path / "nus"

@@ -1,4 +1,4 @@
-"""Parquet files that hold images, as Hugging Face's do."""
+"""Parquet files with images, in Hugging Face's format."""
 
 import os
 from pathlib import Path

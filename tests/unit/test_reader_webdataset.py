@@ -1,4 +1,4 @@
-"""Tars of images in WebDataset's form."""
+"""Tars of images in WebDataset's format."""
 
 import gzip
 import io
@@ -301,7 +301,7 @@ def test_sparse_files_are_counted(tmp_path):
         )
         tar.addfile(member("x.jpg", size=len(IMAGE)), io.BytesIO(IMAGE))
     old = bytearray(member("old.jpg", size=512, type=b"S").tobuf(tarfile.GNU_FORMAT))
-    old[482] = 1  # a block with further parts follows
+    old[482] = 1  # another block follows
     old[148:156] = b"%06o\0 " % (sum(old[:148]) + sum(old[156:]) + 256)
     parts = b"x" * 504 + b"\1" + bytes(7) + b"x" * 504 + bytes(8)
     rest = (tmp_path / "0.tar").read_bytes()

@@ -1,4 +1,4 @@
-"""Weights from a file are used as those of their tag: preprocessing and activation."""
+"""Weights from a file are used like those of their tag: preprocessing and activation."""
 
 import json
 import re
@@ -28,7 +28,7 @@ SMALL["text_cfg"]["vocab_size"] = 100
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    """Random weights of a tiny architecture, in open_clip's form."""
+    """Random weights of a tiny architecture, in open_clip's format."""
     folder = tmp_path_factory.mktemp("clip")
     tiny.make_clip(folder, text_cfg=SMALL["text_cfg"])
     return folder / tiny.WEIGHTS
@@ -36,7 +36,7 @@ def weights(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def small(monkeypatch):
-    """Every model of open_clip's with a tiny architecture, and its own activation and tags."""
+    """Every model of open_clip with a tiny architecture, but its own activation and tags."""
     for name in open_clip.list_models():
         quick = {k: v for k, v in open_clip.get_model_config(name).items() if k == "quick_gelu"}
         monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, {**deepcopy(SMALL), **quick})
@@ -50,7 +50,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 def put(cache: Path, tag: dict, weights: Path) -> None:
-    """Lay weights into the hub's cache as those of a tag."""
+    """Put weights into the hub's cache as those of a tag."""
     repository, _, name = tag["hf_hub"].rpartition("/")
     place = cache / f"models--{repository.replace('/', '--')}"
     (place / "refs").mkdir(parents=True)
@@ -61,7 +61,7 @@ def put(cache: Path, tag: dict, weights: Path) -> None:
 
 
 def embed(network) -> np.ndarray:
-    """Unit vectors of a photograph's snippets, which are not square."""
+    """Unit vectors of a photograph's non-square snippets."""
     encoder = ImageEncoder(network, "fp32", torch.device("cpu"))
     pixels = np.random.default_rng(0).integers(0, 256, (9, 13, 3), np.uint8)
     image = Image.fromarray(pixels).resize((130, 90), Image.Resampling.BICUBIC)
@@ -78,7 +78,7 @@ def test_a_file_given_as_the_message_says_has_its_tags_vectors(model, tag, weigh
         by_file = embed(load_clip(named[1] or model, str(weights)))
         assert (own * by_file).sum(axis=1).min() > SAME
     else:
-        # No name of open_clip's makes these vectors of a file; the folder's config does.
+        # No name in open_clip gives these vectors from a file; the folder's config does.
         for name in {model, f"{model}-quickgelu"} & set(open_clip.list_models()):
             assert (own * embed(load_clip(name, str(weights)))).sum(axis=1).min() < SAME
         assert "its folder as 'local-dir:FOLDER'" in message

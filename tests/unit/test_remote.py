@@ -1,4 +1,4 @@
-"""Images on remote storage: a web server that also fails, and file systems of fsspec."""
+"""Images on remote storage: a web server with faults, and fsspec's file systems."""
 
 import os
 import subprocess
@@ -46,7 +46,7 @@ KINDS = {
 
 
 class Server(ThreadingHTTPServer):
-    """Has `files`; does to a path what `faults` says, and counts requests."""
+    """Serves `files` with the `faults` of each path, and counts requests."""
 
     daemon_threads = True
 
@@ -131,7 +131,7 @@ def server(monkeypatch):
 
 @pytest.fixture
 def places(tmp_path, server) -> dict[str, str]:
-    """The same images, by the form of their place its beginning."""
+    """The beginning of the images' URLs, by kind of storage."""
     memory = fsspec.filesystem("memory")
     memory.store.clear()
     for name, data in KINDS.items():
@@ -269,7 +269,7 @@ def test_what_is_a_url(tmp_path):
     for text in others:
         assert not remote.is_url(text)
         assert file_of(text) == Path(text)
-    # Not a chain of file systems either.
+    # Nor a chain of file systems.
     (tmp_path / "x.jpg").write_bytes(KINDS["a.jpg"])
     assert status_of(f"memory://y::file://{tmp_path}/x.jpg") == "missing"
     assert _link("https://x/y z.jpg", tmp_path) == "https://x/y z.jpg"
@@ -307,7 +307,7 @@ def test_the_rows_of_a_manifest_are_those_of_local_files(places, tmp_path, form)
         tables[of] = manifest(tmp_path / of / "m", dataset(tmp_path / of, root))
     same = ["split", "width", "height", "shard", "row", "known", "bytes"]
     assert tables[form][same].equals(tables["local"][same])
-    # Of an empty file, a web server tells no time.
+    # For an empty file, a web server gives no time.
     tables = {of: rows[rows["bytes"] > 0] for of, rows in tables.items()}
     assert (tables[form]["modified"] > 0).all()
     if form == "file":
@@ -387,7 +387,7 @@ def test_a_change_is_noticed_where_the_store_tells_it(places, tmp_path, server):
         system.pipe_file(path, KINDS["a.jpg"])
         assert of(place) != before
         assert state(place) != earlier
-    # A web server is not asked at planning, but when the manifest is made.
+    # A web server is asked when the manifest is made, not during planning.
     place = f"{server.url}/a.jpg"
     before, earlier = of(place), state(place)
     server.asked.clear()

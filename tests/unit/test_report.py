@@ -1,4 +1,4 @@
-"""The report: what its figures show, and its page."""
+"""The report: its figures and its page."""
 
 import base64
 import errno
@@ -29,7 +29,7 @@ from cdul_steps.data.labels import LabelFacts
 from cdul_steps.data.tables import KEY, read_facts, read_scores
 from cdul_steps.report import figures
 from cdul_steps.report.captions import CAPTIONS, TITLES
-from cdul_steps.report.page import Section, Table, render
+from cdul_steps.report.page import PageSection, Table, render
 from cdul_steps.report.runs import find_runs
 from cdul_steps.report.sections import score_panels
 from cdul_steps.report.words import labels_in_words
@@ -50,7 +50,7 @@ TINY = {"max_pixels": tiny.MAX_PIXELS, "machine": tiny.MACHINE}
 
 @st.composite
 def ranked(draw):
-    """Truth with a True, and scores with ties."""
+    """Truth with at least one True, and scores with ties."""
     count = draw(st.integers(1, 30))
     truth = draw(arrays(bool, count))
     truth[draw(st.integers(0, count - 1))] = True
@@ -131,7 +131,7 @@ def test_bars_leave_out_classes_without_positives_and_sort_by_the_classifier(tmp
     figure = figures.draw_average_precision(["cat", "dog", "owl"], [3, 0, 5], values)
     found = texts(figure, tmp_path / "a.svg")
     assert "dog (0)" not in found
-    # From the bottom up.
+    # From bottom to top.
     assert found.index("owl (5)") < found.index("cat (3)")
 
 
@@ -157,7 +157,7 @@ def test_learning_curves_show_what_is_known(known, tmp_path):
 
 
 def test_every_axis_has_a_label():
-    """Each with its unit, in words or in brackets."""
+    """Each axis has its unit, in words or in brackets."""
     random = np.random.default_rng(0)
     truth, scores = random.random((40, 3)) < 0.5, random.random((40, 3))
     drawn = [
@@ -179,7 +179,7 @@ def test_every_axis_has_a_label():
 
 
 def parse(page: str) -> ElementTree.Element:
-    """The page as XML: nothing unclosed, nothing unescaped."""
+    """The page as XML: all elements are closed, all text is escaped."""
     assert page.startswith("<!DOCTYPE html>")
     return ElementTree.fromstring(page.removeprefix("<!DOCTYPE html>"))
 
@@ -202,7 +202,7 @@ def is_self_contained(root: ElementTree.Element) -> bool:
 
 def test_the_page_escapes_all_text():
     bad = '<script>alert("1")</script>&\''
-    section = Section(bad, facts=[(bad, bad)], notes=[bad], parts=[Table(bad, [bad], [[bad]])])
+    section = PageSection(bad, facts=[(bad, bad)], notes=[bad], parts=[Table(bad, [bad], [[bad]])])
     page = render([section], title=bad, written=bad, version=bad, git=bad)
     root = parse(page)
     assert is_self_contained(root)
@@ -213,7 +213,9 @@ def test_the_page_escapes_all_text():
 
 def test_tables_show_dashes_and_two_decimals():
     table = Table("", ["a", "b", "c"], [["x", 1, 2.345], ["y", None, None]])
-    root = parse(render([Section("s", parts=[table])], title="", written="", version="", git=None))
+    root = parse(
+        render([PageSection("s", parts=[table])], title="", written="", version="", git=None)
+    )
     assert [e.text for e in elements(root, "td")] == ["x", "1", "2.35", "y", "-", "-"]
     assert table.numbers == {1, 2}
 
@@ -227,7 +229,7 @@ def test_every_figure_has_a_title_and_a_caption():
 
 
 def run_stages(root: Path, known: bool) -> Path:
-    """All stages on a few images of noise, one of which is none; the training's folder."""
+    """All stages on a few noise images and one broken file; returns the training's folder."""
     for split, count in (("train", 9), ("test", 5)):
         for i in range(count):
             tiny.noise(root / "images" / split / f"{i}.png", i if split == "train" else i + 50)
@@ -325,7 +327,7 @@ def unmeasured(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def copied(measured, tmp_path) -> Path:
-    """The labels folder of a copy that a test may change."""
+    """The labels folder of a copy for a test to change."""
     results = measured.parents[3]
     return shutil.copytree(results, tmp_path / "results") / measured.parent.relative_to(results)
 
@@ -347,7 +349,7 @@ def report(folder: Path, output: Path) -> tuple[ElementTree.Element, str, set[st
 
 @pytest.fixture(scope="module")
 def whole(measured, tmp_path_factory):
-    """The report of all results of a measured training: its folder, and as `report` gives it."""
+    """The report of all results of a measured training: its folder, and as `report` returns it."""
     folder = tmp_path_factory.mktemp("report") / "report"
     return folder, *report(measured.parents[3], folder)
 
@@ -384,7 +386,7 @@ def test_names_are_text_in_the_figures(whole):
     for name in ("average_precision", "precision_recall", "cooccurrence"):
         svg = (folder / f"{name}.svg").read_text(encoding="utf-8")
         assert "<script" not in svg
-        if name != "precision_recall":  # it names three classes at most
+        if name != "precision_recall":  # it names at most three classes
             assert "狗 &amp; $x_1$" in svg and "&lt;script&gt;alert(1)" in svg
     with Image.open(folder / "class_maps.jpg") as image:
         assert image.width > 800
@@ -415,7 +417,7 @@ def test_what_has_not_been_made_is_absent(copied, tmp_path):
 
 
 def test_labels_of_other_software(copied, tmp_path):
-    """They do not say how they were made, so CLIP's scores are at the model's own temperature."""
+    """They do not record how they were made, so CLIP's scores use the model's own temperature."""
     path = copied / "pseudo_labels.parquet"
     facts = read_facts(path)
     kept = {key: facts[key] for key in ("kind", "schema_version", "classes")}
@@ -481,7 +483,7 @@ def test_where_images_went_that_show_none_of_the_classes(tmp_path):
         place = context.index(name)
         assert int(images) == best[place]
         assert float(share) == pytest.approx(100 * scores[:, 3 + place].mean(), abs=0.006)
-    # What the figure counts are scores of classes only.
+    # The figure counts only scores of classes.
     (run,) = find_runs([labels])
     counts = sum(c["whole images"].sum() for c in score_panels(run).values())
     assert counts == 3 * sum(known for known in read_known(run.images))
@@ -512,7 +514,7 @@ def test_what_was_done_to_the_labels_is_said_in_words():
     assert words["positives"].startswith("3: calibrated") and "-0.25" in words["positives"]
     assert words["hard"] == "1 if at least 0.5, else 0"
     assert {"snippets", "classes", "corrections"} < set(words)
-    # A table of somebody else's says nothing.
+    # A table from other software records nothing.
     assert labels_in_words(LabelFacts()) == {}
 
 

@@ -1,4 +1,4 @@
-"""Stage review: what a tool gets, and that what comes back is what a person changed."""
+"""Review: what a tool receives, and that the import returns a person's changes."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ FILES = {
     "fiftyone": "labels.json",
 }
 CHANGES = {("a", "dog"): 0.0, ("b", "3"): 1.0, ("e", 'c<a>t & "co'): UNKNOWN}
-"""What the person does: one class away, one more, and one that cannot be decided."""
+"""The person's changes: one class removed, one added, and one undecided."""
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def labels(tmp_path) -> Path:
 
 
 def export(labels: Path, format_: str, **changes) -> Path:
-    """The tool's file in an exported folder."""
+    """The file for the tool in an exported folder."""
     folder = labels.parent / format_
     values = {
         "threshold": 0.5,
@@ -55,14 +55,14 @@ def export(labels: Path, format_: str, **changes) -> Path:
 
 
 def answer(file: Path, **changes) -> dict:
-    """The corrections that an edited file gives."""
+    """The corrections from an edited file."""
     output = file.parent / "corrections.csv"
     values = {"review": file.parent, "confirm": False, "output": output, **changes}
     import_review(file=file, **values)
     return read_corrections(output)
 
 
-# A person in each tool: `CHANGES`, as that tool would give them back.
+# `CHANGES` as each tool would export them.
 
 
 def edit_csv(file: Path) -> None:
@@ -102,7 +102,7 @@ def edit_label_studio(file: Path) -> None:
         ]
         annotation = {"id": number, "result": result, "was_cancelled": False}
         cancelled = {"id": 9, "result": [], "was_cancelled": True}
-        # The third image was never looked at, the last skipped and then looked at.
+        # The third image was never opened, the last one skipped first and opened later.
         given = [] if number == 3 else [annotation, cancelled]
         task |= {"id": number, "annotations": given, "predictions": [], "project": 1}
     file.write_text(json.dumps(tasks))
@@ -138,7 +138,7 @@ def edit_fiftyone(file: Path) -> None:
         for (changed, name), value in CHANGES.items():
             if changed == image_id and value:
                 kept.append({"label": name, "attributes": {"unknown": value == UNKNOWN}})
-        # Its exporter gives numbers, and null where nothing is left.
+        # Its exporter writes numbers, and null if nothing is left.
         kept = [{**x, "label": CLASSES.index(x["label"])} for x in kept]
         labels[str(Path(path).with_suffix(""))] = kept or None
     file.write_text(json.dumps({**content, "labels": labels}))
@@ -253,7 +253,7 @@ def test_mistakes_are_one_line(labels, tmp_path):
     assert "cannot be read" in message_of(lambda: answer(file.with_name("none.json")))
 
 
-# What tools and people do besides
+# Other things that tools and people do
 
 
 def task(image_id: str, *annotations: dict) -> dict:
@@ -351,7 +351,7 @@ def test_mistakes_in_what_coco_gives_back(labels, change, part):
 
 
 def rename(file: Path, format_: str, changed) -> None:
-    """Give the first image of a tool's answer, `a`, another name, and take its proposals away."""
+    """Rename the first image, `a`, in a tool's file, and remove its proposals."""
     if format_ == "csv":
         with file.open("w", newline="") as stream:
             csv.writer(stream).writerows([["image_id", "class", "value"], [changed, "dog", "0"]])

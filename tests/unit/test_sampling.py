@@ -1,4 +1,4 @@
-"""Samples of a table of scores: whom they take, how often, and how they grow."""
+"""Samples of a table of scores: which entries are drawn, how often, and how samples grow."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def test_inclusion_probabilities_are_those_of_many_seeds():
         drawn[plan(seed).sample(size)] += 1
     expected = plan(0).inclusion(size)
     assert expected.sum() == pytest.approx(size)
-    # In 20 groups of like probability, the mean within four of its deviations.
+    # In 20 groups of similar probability, the mean is within four standard errors.
     order = np.argsort(expected, axis=None).reshape(20, -1)
     found, wanted = (part.ravel()[order].mean(axis=1) for part in (drawn / seeds, expected))
     deviation = np.sqrt(wanted * (1 - wanted) / (seeds * order.shape[1]))

@@ -1,4 +1,4 @@
-"""What comes from a stranger is data: nothing in it is run, and no name leads elsewhere."""
+"""Input from strangers is only data: nothing in it is executed, and no name leads elsewhere."""
 
 import ast
 import json
@@ -35,12 +35,12 @@ CALLS = {
     *("yaml.load", "yaml.unsafe_load", "yaml.full_load", "pd.read_pickle"),
 }
 LOADS = {"np.load", "numpy.load"}  # unless pickles are refused
-# One place makes pixels of files.
+# Only one place decodes files.
 DECODERS = {"Image.open", "simplejpeg.decode_jpeg", "pi_heif.open_heif", "pi_heif.HeifImageFile"}
 
 
 def breaches(source: str, decoder: bool = False) -> list[str]:
-    """What in a Python source could run what it reads, or decode it elsewhere."""
+    """Code in a Python source that could execute its input, or decode images elsewhere."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -62,7 +62,7 @@ def breaches(source: str, decoder: bool = False) -> list[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_no_source_runs_what_it_reads(path):
-    # The benchmark compares with the usual way, which decodes for itself.
+    # The benchmark compares with the usual way of decoding.
     decoder = path.name in ("images.py", "formats.py") or path == ROOT / "benchmarks/encode.py"
     assert not breaches(path.read_text(encoding="utf-8"), decoder)
 
@@ -88,9 +88,9 @@ def test_the_check_itself_finds(source):
     assert breaches(source)
 
 
-# Numbers, and words of which the config allows only some.
+# Numbers, and words from a list that the config allows.
 BARE = {
-    *("precision", "max_pixels", "tau", "zeta", "lam", "difficult", "ap", "construction", "reader"),
+    *("precision", "max_pixels", "tau", "zeta", "difficult", "ap", "construction", "reader"),
     *("grid", "shard_size", "seed", "train", "test", "size", "max_failed_share", "batch_size"),
     *("workers", "threads", "split", "overlap", "gpu", "engine", "aliases", "labelled_only"),
     "devices",

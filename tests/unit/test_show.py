@@ -1,4 +1,4 @@
-"""What `cdul show` says of each kind of table."""
+"""What `cdul show` prints for each kind of table."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A teacher that was trained with a sigmoid, by the commands: all scores by a direct reading."""
+"""A teacher trained with a sigmoid, through the commands: scores equal the equation's."""
 
 import csv
 import json
@@ -55,12 +55,12 @@ def make_data(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> tuple[Path, str, str]:
-    """The data set's results by the commands, the model's name, and what `label` told."""
+    """The data set's results by the commands, the model's name, and the output of `label`."""
     folder = tmp_path_factory.mktemp("results") / "data"
     images, encoder = make_data(folder), folder / "siglip"
     model, text = tiny.make_siglip(folder.parent / "weights"), encoder / "text.parquet"
     names = ("--classes", folder / "classes.txt", "--context", folder / "context.txt")
-    # None of the context's names is to be left out, however alike these weights find them.
+    # No context name is left out, however similar these weights find them.
     kept = ("--keep", "beach", "--keep", "tree")
     run("encode-text", *names, *kept, "--model", model, "--template", "a {}", "--output", text)
     for split in SIZES:
@@ -84,7 +84,7 @@ def made(tmp_path_factory) -> tuple[Path, str, str]:
 
 
 def scores_by_hand(folder: Path, model: str, split: str) -> np.ndarray:
-    """`sigmoid(cosine / tau + bias)` of a split's images (N, 1+S, C), by open_clip alone."""
+    """`sigmoid(cosine / tau + bias)` of a split's images (N, 1+S, C), from open_clip alone."""
     network, tokenizer = open_clip.create_model(model).eval(), open_clip.get_tokenizer(model)
     transform = open_clip.transform.image_transform_v2(
         open_clip.transform.PreprocessCfg(**network.visual.preprocess_cfg), is_train=False
@@ -103,7 +103,7 @@ def scores_by_hand(folder: Path, model: str, split: str) -> np.ndarray:
 
 
 def labels_by_hand(scores: np.ndarray, bias: float) -> np.ndarray:
-    """The final labels of scores, raised by a bias at the model's own sharpness, 10."""
+    """The final labels from scores, rescaled by a bias at the model's own sharpness, 10."""
     best, worst = scores[:, 1:].max(axis=1), scores[:, 1:].min(axis=1)
     joined = np.where(best >= SETTINGS["zeta"], best, worst)
     y = (scores[:, 0] + joined + 0.5 * abs(scores[:, 0] - joined)) / 2

@@ -133,7 +133,7 @@ def test_temperature_takes_the_factor_not_its_logarithm():
 
 
 def sigmoid(logit):
-    """In double precision, without overflow on either side."""
+    """In double precision, without overflow for either sign."""
     return 1 / (1 + math.exp(-logit)) if logit > 0 else math.exp(logit) / (1 + math.exp(logit))
 
 

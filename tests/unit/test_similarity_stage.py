@@ -16,7 +16,7 @@ SHARD, VIEWS, WIDTH = 2, 5, 4
 
 @pytest.fixture
 def encoded(tmp_path):
-    """Five images in three shards as the encoder leaves them; c could not be read."""
+    """Five images in three shards, as the encoder writes them; c could not be read."""
     random = np.random.default_rng(0)
     images = pa.table({"image_id": list("abcde"), "split": ["train"] * 5, "row": range(5)})
     layout = {"grid": [[2, 2]], "views": VIEWS, "shard_size": SHARD}

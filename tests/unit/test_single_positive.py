@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cdul_steps.method.single_positive import first_estimates, harden, smooth
+from cdul_steps.method.single_positive import first_estimates, observed_positives, smooth
 
 tables = arrays(
     np.float32, st.tuples(st.integers(1, 5), st.integers(1, 5)), elements=st.floats(0, 1, width=32)
@@ -15,7 +15,7 @@ shares = st.floats(0, 0.5)
 
 @given(tables)
 def test_the_best_class_of_each_image_is_its_positive(labels):
-    found = harden(torch.from_numpy(labels), "top1", 0.9).numpy()
+    found = observed_positives(torch.from_numpy(labels), "top1", 0.9).numpy()
     best = labels.max(axis=1)
     assert set(np.unique(found)) <= {0, 1}
     np.testing.assert_array_equal(found.sum(axis=1), best > 0)
@@ -24,14 +24,14 @@ def test_the_best_class_of_each_image_is_its_positive(labels):
 
 @given(tables, st.floats(0.1, 0.9))
 def test_classes_from_the_threshold_on_are_positives(labels, threshold):
-    found = harden(torch.from_numpy(labels), "threshold", threshold)
+    found = observed_positives(torch.from_numpy(labels), "threshold", threshold)
     np.testing.assert_array_equal(found, labels >= np.float32(threshold))
 
 
 @given(tables)
 def test_soft_labels_stay(labels):
     table = torch.from_numpy(labels)
-    assert torch.equal(harden(table, "soft", 0.5), table)
+    assert torch.equal(observed_positives(table, "soft", 0.5), table)
 
 
 @given(tables, shares, shares)
@@ -46,7 +46,7 @@ def test_smoothing_keeps_the_order_of_labels_and_moves_the_ends(labels, positive
 
 
 def test_estimates_start_sure_of_the_positives_and_undecided_else():
-    observed = harden(torch.rand(200, 7, generator=torch.Generator()), "top1", 0.5)
+    observed = observed_positives(torch.rand(200, 7, generator=torch.Generator()), "top1", 0.5)
     labels = torch.sigmoid(first_estimates(observed, seed=3))
     torch.testing.assert_close(labels[observed == 1], torch.full((200,), 0.995))
     others = labels[observed == 0]

@@ -30,7 +30,7 @@ def test_three_by_three_row_by_row():
 
 
 def test_half_overlapping_snippets():
-    # Three of side 200 pixels, each beginning where the one before has its middle.
+    # Three with sides of 200 pixels; each begins at the middle of the previous one.
     boxes = view_boxes(400, 400, (1, 3), 0.5)
     assert boxes[1:].tolist() == [[0, 0, 200, 400], [100, 0, 300, 400], [200, 0, 400, 400]]
 

@@ -1,4 +1,4 @@
-"""Where images lie: places in archives, and what is read from them."""
+"""Image sources: places in archives, and what is read from them."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +34,7 @@ KINDS = {
 
 
 def packed(folder: Path, kinds: dict[str, bytes]) -> dict[str, dict[str, str]]:
-    """By the form the places of the same images as files, in a tar, and in a Parquet file."""
+    """The places of the same images by form: as files, in a tar, and in a Parquet file."""
     files = {}
     for number, (name, data) in enumerate(kinds.items()):
         files[name] = str(folder / f"{number}.jpg")
@@ -65,7 +65,7 @@ def test_every_kind_of_image_has_the_pixels_and_the_size_of_its_file(tmp_path, f
 @pytest.mark.parametrize("form", ["tar", "parquet"])
 @pytest.mark.parametrize("cut", [0, 1, 300, -1])
 def test_an_image_ends_where_its_place_ends(tmp_path, form, cut):
-    """What follows it in the archive is not taken for the rest of a damaged one."""
+    """The next file in the archive is not read as the rest of a damaged one."""
     data = KINDS["jpeg"][:cut]
     places = packed(tmp_path, {"cut": data, "whole": KINDS["jpeg"]})
     statuses = set()

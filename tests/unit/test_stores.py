@@ -26,7 +26,7 @@ def vectors(rows, seed=0):
 
 
 def make_store(path, rows, written, attributes=None):
-    """A store of `rows` images with the shards of `written` in it; returns what it holds."""
+    """Make a store of `rows` images with the shards in `written`; returns its content."""
     write_metadata(path, (rows, VIEWS, VALUES), SHARD, "float16", attributes or {})
     expected = np.full((rows, VIEWS, VALUES), np.nan, np.float16)
     for shard in written:

@@ -8,8 +8,9 @@ import zarr
 
 from cdul_steps.config import Labels, Sweep
 from cdul_steps.data.tables import describe, read_facts, write_table
+from cdul_steps.data.truth import measure_table
 from cdul_steps.errors import UserError
-from cdul_steps.steps.evaluate import evaluate_labels, evaluate_scores
+from cdul_steps.steps.evaluate import evaluate_labels
 from cdul_steps.steps.label import make_labels
 from cdul_steps.steps.sweep import draw, sweep_labels
 
@@ -20,7 +21,7 @@ SETTINGS = Sweep(tau=[0.5, 2], zeta=[0, 0.4, 1], lambda_=[-1, 0, 0.5])
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two splits, rows out of order, some difficult, some without truth or cosines."""
+    """Two splits with rows out of order, some difficult, some without truth or cosines."""
     random = np.random.default_rng(0)
     tables = []
     for split, size in SIZES.items():
@@ -77,7 +78,7 @@ def test_a_row_a_split_and_setting(folder):
 
 
 def labels_of(row: dict, folder: Path) -> Path:
-    """The train split's labels with the settings of a row."""
+    """The labels of the train split with the settings of a row."""
     make_labels(
         similarity=folder / "train.zarr",
         images=folder / "images.parquet",
@@ -100,9 +101,7 @@ def test_rows_of_the_train_split_are_what_label_and_evaluate_give(difficult, fol
     for row in sweep(folder, difficult=difficult):
         if row["split"] == "train":
             labels = labels_of(row, folder)
-            result = evaluate_scores(
-                scores=labels, images=images, difficult=difficult, ap="all", output=None
-            )
+            result = measure_table(labels, images, difficult, "all")
             assert row["mAP"] == pytest.approx(result["mAP"], rel=1e-9)
             table = pq.read_table(labels)
             known = [i for i, name in enumerate(table["image_id"]) if name.as_py() != "train5"]

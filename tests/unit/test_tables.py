@@ -45,7 +45,7 @@ def test_facts_round_trip(path):
     write_table(describe(scored(np.ones((2, 3))), "scores", **facts), path)
     expected = {"kind": "scores", "schema_version": SCHEMA_VERSION, **facts}
     assert read_facts(path) == expected
-    # Any Parquet reader finds them, as JSON that people can read.
+    # Any Parquet reader finds them, as readable JSON.
     text = pq.read_schema(path).metadata[KEY].decode()
     assert json.loads(text) == expected
     assert "naïve café" in text

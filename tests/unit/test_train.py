@@ -1,4 +1,4 @@
-"""Stage train: what a training leaves behind, and that it is the same however it came about."""
+"""Stage train: its files, and that they are the same after any interruption."""
 
 import json
 import multiprocessing
@@ -152,9 +152,9 @@ def test_nothing_is_learnt_from_what_nobody_could_decide(data, tmp_path, variant
     )
     run(data, tmp_path, **VARIANTS.get(variant, {}), model_args={}, **labels)
     learnt = load_file(tmp_path / "model/model.safetensors")
-    # A head starts from weights of 0 and the classes' mean labels, here 0.5 for the last.
+    # A head starts with weights 0 and the classes' mean labels, here 0.5 for the last.
     assert not learnt["fc.weight"][2].any() and learnt["fc.weight"][:2].any(dim=1).all()
-    if VARIANTS.get(variant, {}).get("positives"):  # soft labels give all classes one offset
+    if VARIANTS.get(variant, {}).get("positives"):  # with soft labels, all classes have one offset
         assert learnt["fc.bias"][2] == 0
     assert (refined(tmp_path)[:, 2] == UNKNOWN).all()
 
@@ -238,7 +238,7 @@ def test_refined_labels_of_hard_variants(data, tmp_path, variant, ends):
 
 
 def test_refined_labels_of_role_are_its_estimates(data, tmp_path):
-    """Kept high where a positive is observed, and learnt from the network elsewhere."""
+    """They stay high for observed positives; the others are learnt from the network."""
     settings = {**VARIANTS["role"], "role": {"learning_rate_scale": 100.0}, "seed": 1}
     run(data, tmp_path, **settings, epochs=30, expected_positives=1.5)
     given = read_scores(data / "labels.parquet")[2]
@@ -381,7 +381,7 @@ def test_last_batch_of_one_joins_its_neighbour():
 
 
 def test_a_network_of_its_own_size(data, tmp_path):
-    """The model folder alone makes the network again."""
+    """The model folder is enough to rebuild the network."""
     network = {"model": "vit_tiny_patch16_224", "model_args": {"depth": 1}, "image_size": 48}
     run(data, tmp_path, **network, epochs=1)
     loaded, card = load_classifier(tmp_path / "model", torch.device("cpu"))
@@ -434,7 +434,7 @@ def test_learning_rates(schedule):
 
 def test_learning_rate_of_the_history(data, tmp_path):
     run(data, tmp_path, schedule="cosine", batch_size=6, warmup_steps=1, epochs=2)
-    # 4 steps an epoch; the rate is that of the last step of each.
+    # 4 steps per epoch; the learning rate is that of each epoch's last step.
     expected = [0.5e-3 * (1 + np.cos(np.pi * done / 7)) for done in (2, 6)]
     np.testing.assert_allclose(history(tmp_path)["learning_rate"], expected)
 

@@ -1,4 +1,4 @@
-"""A mixed folder: what is read, what is not, and what is said of it before anything is encoded."""
+"""A mixed folder: what is read, what is not, and the messages before anything is encoded."""
 
 import shutil
 from pathlib import Path
@@ -24,7 +24,7 @@ READ = ["IMG_1.HEIC", "a.jfif", "b.jpe", "c.heif", "d.hif", "e.avif", "f.PNG", "
 
 @pytest.fixture
 def mixed(tmp_path) -> Path:
-    """Images under all kinds of names, and what is none."""
+    """Images with all kinds of names, and files that are not images."""
     folder = tmp_path / "mixed"
     for number, name in enumerate(READ):
         picture = tiny.noise(folder / "x.png", number)
@@ -69,7 +69,7 @@ def test_log_and_report_say_what_was_left_out(mixed, tmp_path, capsys):
 
 
 def broken(folder: Path, count: int) -> Path:
-    """A folder of ten images, of which some are half a HEIC under another name."""
+    """A folder of ten images, some of which are half a HEIC with another suffix."""
     data = (SAMPLES / "plain.heic").read_bytes()
     for number in range(10):
         tiny.noise(folder / f"{number}.png", number)

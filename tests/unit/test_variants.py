@@ -1,4 +1,4 @@
-"""The table of an ablation, and its comparison."""
+"""The table of an ablation, and the comparison of its variants."""
 
 import json
 from pathlib import Path
@@ -135,7 +135,7 @@ TRUTH = [[0], [1], [0, 1], [1]]
 
 @pytest.fixture
 def trained(tmp_path):
-    """Two variants with two seeds each, as their trainings leave them, without one."""
+    """The trainings of two variants with two seeds each, but one is missing."""
     ids, paths = pa.array(list("abcd")), pa.array(["x.png"] * 4)
     images = pa.table({"image_id": ids, "positive": pa.array(TRUTH, pa.list_(pa.int32()))})
     write_table(images, tmp_path / "images.parquet")

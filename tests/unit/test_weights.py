@@ -1,4 +1,4 @@
-"""Files that are no weights: each reader of weights says what they are and what to do."""
+"""Files that are not weights: each reader says what they are and what to do."""
 
 import gzip
 import io
@@ -33,7 +33,7 @@ def registered(tmp_path_factory):
 
 @pytest.fixture
 def tag(tmp_path, monkeypatch) -> Path:
-    """A tag's place in the cache, without network."""
+    """A tag's path in the cache, without network."""
     tags = {"tag": {"hf_hub": f"{REPOSITORY}/"}}
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, NAME, tags)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -120,7 +120,7 @@ FILES: dict[str, tuple[str, Callable[[Path, dict], object], str]] = {
 
 def told(message: str, expected: str) -> None:
     assert expected in message, message
-    # What the libraries advise cannot be done here, and should not.
+    # The libraries' advice does not apply here, and should not be followed.
     for advice in ("weights_only", "allow_pickle", "pickle", "github.com", "arbitrary code"):
         assert advice not in message, message
 

@@ -40,7 +40,7 @@ SIGLIP = {
         "pool_type": "last",
     },
 }
-"""As open_clip's ViT-B-16-SigLIP, but for its size and its tokenizer."""
+"""Like open_clip's ViT-B-16-SigLIP, except for the size and the tokenizer."""
 PREPROCESS = {"mean": [0.5, 0.45, 0.4], "std": [0.25, 0.26, 0.27], "resize_mode": "squash"}
 WEIGHTS = "open_clip_model.safetensors"
 MAX_PIXELS = 100_000
@@ -67,7 +67,7 @@ def make_clip(folder: Path, change=lambda network: None, **model: object) -> str
 
 
 def make_siglip(folder: Path, change=lambda network: None, **text: object) -> str:
-    """Write a random SigLIP in open_clip's folder form; its name for `load_clip`.
+    """Write a random SigLIP as an open_clip folder; returns its name for `load_clip`.
 
     `text` changes its text tower.
     """

@@ -1,4 +1,4 @@
-"""A table of two variants with two seeds, cut small: what it leaves, and what it runs again."""
+"""A small ablation with two variants and two seeds: its outputs, and what re-runs."""
 
 import os
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ TWO_TRAININGS = {"train": 2, "predict": 2, "evaluate": 2, **SUMMARY}
 
 @pytest.fixture(scope="module")
 def ablated(tmp_path_factory):
-    """The ablation run whole; tests leave it as they found it."""
+    """A complete ablation; tests leave it as they found it."""
     project = copy_project(tmp_path_factory.mktemp("ablation") / "project")
     (project.folder / "variants.csv").write_text(TABLE)
     project.config = {
@@ -53,7 +53,7 @@ def test_tables(ablated):
 
 @contextmanager
 def table(project, text):
-    """Another table for a while."""
+    """Use another table temporarily."""
     path = project.folder / "variants.csv"
     stat = path.stat()
     try:
@@ -91,7 +91,7 @@ def test_another_seed_runs_that_seed_only(ablated):
 
 
 def test_a_killed_ablation_goes_on(ablated):
-    """Killed during its last training, it has neither that one's outputs nor the tables."""
+    """Killed during its last training, so its outputs and the tables are missing."""
     encoder = ablated.results / "demo/tiny-clip"
     lost = [encoder / "final/ablation/variant~role/seed~5", encoder / "ablation"]
     for folder in lost:

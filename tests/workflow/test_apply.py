@@ -1,4 +1,4 @@
-"""A trained classifier applied to a collection that nothing was learnt from."""
+"""A trained classifier applied to a collection that was not used for training."""
 
 import shutil
 
@@ -21,7 +21,7 @@ PARTS = "results/album/applied/small/train"
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Project:
-    """An album of some scenes and a damaged one, and an untrained classifier for them."""
+    """An album of some scenes, one of them damaged, and an untrained classifier for them."""
     project = copy_project(tmp_path_factory.mktemp("apply") / "project")
     project.config = {
         "datasets": {
@@ -63,7 +63,7 @@ def parts(project: Project) -> pyarrow.dataset.Dataset:
 
 
 def test_the_parts_are_one_table(project, cdul):
-    """The same as `cdul predict` on the folder, in one process."""
+    """The same scores as from `cdul predict` on the folder, in one process."""
     table = parts(project).to_table()
     assert len(list((project.folder / PARTS).iterdir())) == 3 and len(table) == 20
     assert sorted(pc.unique(table["status"]).to_pylist()) == ["ok", "truncated"]

@@ -1,11 +1,11 @@
-"""Snakemake's lint where nothing but Snakemake is installed, as the workflow catalogue runs it."""
+"""Snakemake's lint with only Snakemake installed, as the workflow catalogue runs it."""
 
 import subprocess
 import sys
 
 from copies import ROOT
 
-# Without what the package needs and Snakemake does not bring; the SLURM plugin has pandas.
+# Without the packages that this project needs and Snakemake does not.
 PROGRAM = """
 import sys
 from snakemake.cli import main

@@ -1,4 +1,4 @@
-"""Benchmarks that know the workflow's files must keep up with it."""
+"""Benchmarks that depend on the workflow's files must work with the current ones."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from copies import ROOT
 
 
 def test_planning_with_all_results_there():
-    """It fails by itself where something is left to do."""
+    """It fails by itself if something is left to do."""
     command = [sys.executable, ROOT / "benchmarks/plan.py", "--shards", "3"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""The embedded default with half its epochs: what the method claims can be seen."""
+"""The embedded demo with half its epochs: the method's claims hold."""
 
 import json
 
@@ -16,9 +16,9 @@ def test_the_default_config_shows_the_claims(project):
         # Snippets help: the aggregated labels beat those of the whole image.
         assert quality[split]["final"]["mAP"] >= quality[split]["global"]["mAP"] + 10
     history = pq.read_table(results / "aligned/history.parquet").to_pandas()
-    # Gradient alignment betters the labels.
+    # Gradient alignment improves the labels.
     assert history.label_mAP.iloc[-1] > history.label_mAP.iloc[0] + 1
     metrics = json.loads((results / "aligned/metrics.json").read_text())
-    # The classifier, which never saw CLIP, is far better than the whole image's scores.
+    # The classifier, which never used CLIP, is far better than the scores of whole images.
     assert metrics["mAP"] >= quality["test"]["global"]["mAP"] + 20
     assert project.plan() == {}

@@ -1,4 +1,4 @@
-"""The workflow as snakedeploy deploys it: a module out of a tag of a repository on GitHub."""
+"""The workflow as snakedeploy deploys it: a module from a tag of a GitHub repository."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ use rule * from cdul
 
 
 def test_deployed(tmp_path):
-    """The rules come from the tag, the package and the demo's model from what is installed."""
+    """The rules come from the tag; package and demo model come from the installation."""
     source, bare = tmp_path / "source", tmp_path / "bare/someone/cdul.git"
     environment = {
         **os.environ,
@@ -43,7 +43,7 @@ def test_deployed(tmp_path):
     )
     source.mkdir()
     run("git", "init", "--quiet", folder=source)
-    # Without the package: what a deployment uses of the repository is its rules.
+    # Without the package: a deployment uses only the repository's rules.
     for part in {*PARTS} - {"cdul_steps"}:
         run("cp", "-r", str(ROOT / part), part, folder=source)
     run("git", "add", ".", folder=source)

@@ -1,4 +1,4 @@
-"""docs/data.md and the README's picture against a real run."""
+"""docs/data.md and the README's rule graph, compared with a real run."""
 
 import json
 import re
@@ -20,7 +20,7 @@ TYPES |= {"list<element: float>": "list of float", "large_string": "string"}
 
 @pytest.fixture(scope="module")
 def whole(demo, tmp_path_factory):
-    """A copy of the demo's run, with a sweep and an ablation too."""
+    """A copy of the demo run, with a sweep and an ablation."""
     folder = tmp_path_factory.mktemp("whole") / "project"
     shutil.copytree(demo.folder, folder)
     (folder / "variants.csv").write_text("variant\nfixed\n")
@@ -32,7 +32,7 @@ def whole(demo, tmp_path_factory):
 
 
 def rows(section: str, first: str) -> dict[str, list[str]]:
-    """A section's table whose first column has that head: name to the further cells."""
+    """A section's table with this first column heading: names to the other cells."""
     found = {}
     for head, body in re.findall(r"^\| (\w+) \|.*\n\|[-|]+\n((?:\|.*\n)+)", section, re.MULTILINE):
         for line in body.splitlines() if head == first else ():
@@ -47,7 +47,7 @@ def files(results: Path, pattern: str) -> list[Path]:
 
 
 def split_optional(documented: dict[str, list[str]]) -> tuple[set[str], set[str]]:
-    """The names that a file always has, and those that it has only sometimes."""
+    """The names that a file always has, and those that it sometimes has."""
     sometimes = {name for name, cells in documented.items() if cells[-1].startswith("only")}
     return set(documented) - sometimes, sometimes
 
@@ -97,7 +97,7 @@ def test_the_picture_of_the_rules_is_true(demo):
     assert drawn == picture(demo), "run make rulegraph"
 
 
-# The demo that is cut small has other names than the whole one.
+# The reduced demo has other names than the full one.
 SMALL = {"calibrated/aligned": "final/small", "/calibrated/": "/final/"}
 RUN = [
     line

@@ -1,4 +1,4 @@
-"""A folder of images and a list of names: what a person with photographs has."""
+"""A folder of images and a list of names, as a user with photographs has them."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from cdul_steps.demo.scenes import CLASSES, write_scenes
 
 @pytest.fixture
 def photos(project, tmp_path):
-    """A folder of 12 images below the project's copy, and a config that reads it."""
+    """A folder of 12 images in the project's copy, and a config that reads it."""
     write_scenes(tmp_path / "scenes", seed=5, train=12, test=1)
     folder = project.folder / "my photos"
     folder.mkdir()
@@ -106,14 +106,14 @@ def test_changes_of_the_folder_encode_only_their_shards(photos):
     before = project.shard_times("photos", "tiny-clip")
     assert len(before) == 3
 
-    # Touched: its shard at most.
+    # Touched: at most its shard.
     names = sorted(p.name for p in folder.iterdir())
     os.utime(folder / names[0])
     project.snakemake(target)
     touched = project.shard_times("photos", "tiny-clip")
     assert {s for s in before if touched[s] != before[s]} == {"train.zarr/c/0/0/0"}
 
-    # Added, though first in the order of names: the last shard, and a new one.
+    # Added with the first name: only the last shard and a new one.
     for i in range(4):
         shutil.copy(folder / names[i], folder / f"0-new-{i}{(folder / names[i]).suffix}")
     project.snakemake(target)
@@ -150,7 +150,7 @@ def test_one_name_beside_context(photos):
     assert "Cars" in text and all(f"<td>{name}</td>" in text for name in stays)
     assert project.plan() == {}
 
-    # Another list makes the text again, and what follows it; the manifest and all shards stay.
+    # Another list remakes the text and what follows; the manifest and all shards stay.
     (project.folder / "context.txt").write_text("boat\ncat\n")
     jobs = project.plan()
     assert jobs["encode_text"] == jobs["similarity"] == jobs["label"] == jobs["train"] == 1
@@ -161,14 +161,14 @@ def test_one_name_beside_context(photos):
     assert "encode_text" in project.set("datasets.photos.context_nearness", 0.7).plan()
     again = project.set("labels.final.context_weight", 2).plan()
     assert again["label"] == 1 and "similarity" not in again
-    # A name that means the only class leaves nothing to compare it with.
+    # If the name means the only class, nothing is left to compare it with.
     (project.folder / "context.txt").write_text("Cars\n")
     line = _fails(project)
     assert "context.txt: has one class, 'car'" in line
 
 
 def _fails(project, *arguments):
-    """The one line of a run that must fail without a traceback."""
+    """The one-line error of a run that must fail without a traceback."""
     done = project.snakemake(*arguments, check=False)
     assert done.returncode == 1
     assert "Traceback" not in done.stdout, done.stdout

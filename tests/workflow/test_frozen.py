@@ -1,4 +1,4 @@
-"""A training on a frozen trunk: what its features are made again for, and what not."""
+"""A training on a frozen trunk: which changes recompute its features."""
 
 import shutil
 
@@ -17,7 +17,7 @@ MODEL = "test_byobnet"
 
 @pytest.fixture(scope="module")
 def frozen(tmp_path_factory) -> Project:
-    """A small cut of the demo with a frozen trunk, run whole; tests leave it as they found it."""
+    """A complete run of a reduced demo with a frozen trunk; tests leave it as they found it."""
     project = copy_project(tmp_path_factory.mktemp("frozen") / "project")
     save_file(timm.create_model(MODEL).state_dict(), project.folder / "trunk.safetensors")
     training = {
@@ -35,7 +35,7 @@ def frozen(tmp_path_factory) -> Project:
 
 
 def features(project: Project, jobs: dict[str, int]) -> dict[str, int]:
-    """Those of the jobs that are about features."""
+    """The jobs for features."""
     return {rule: count for rule, count in jobs.items() if rule.startswith("feature")}
 
 

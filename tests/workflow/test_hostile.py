@@ -1,4 +1,4 @@
-"""Names and images that mean harm, and faults, through real runs of one small project.
+"""Hostile names and images, and faults, in real runs of one small project.
 
 The tests build on each other's results and leave them up to date.
 """
@@ -82,7 +82,7 @@ def add_bad_images(root: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
-    """A project with names by a person of bad intentions, run whole; its run, and statuses."""
+    """A complete run of a project with hostile names; returns the run and the statuses."""
     project = copy_project(tmp_path_factory.mktemp("hostile") / "project")
     evil = "a; touch pwned"
     root = project.folder / evil
@@ -135,7 +135,7 @@ def test_hostile_names_and_images_run_whole(hostile):
     assert labels["image_id"].to_pylist() == usable
     scored = project.results / "evil/evil/final/small/predictions/train.parquet"
     scored = {row["image_id"]: row["status"] for row in pq.read_table(scored).to_pylist()}
-    # What is too thin for CLIP's views is no trouble to the classifier.
+    # An image too thin for CLIP's views is usable for the classifier.
     assert scored == expected | {"thread.png": "ok"}
     assert project.plan() == {}
 
@@ -164,7 +164,7 @@ def test_a_second_run_beside_the_first_is_refused(hostile):
     while first.started("label") is None:
         assert first.process.poll() is None, first.text
         time.sleep(0.01)
-    # So that it cannot be over before the second begins.
+    # So that it cannot end before the second begins.
     os.killpg(first.process.pid, signal.SIGSTOP)
     second = project.snakemake(target, check=False)
     os.killpg(first.process.pid, signal.SIGCONT)
@@ -179,7 +179,7 @@ def test_results_dated_in_the_future_are_kept_and_told(hostile):
     before, ahead = digests(project.results), time.time() + 7200
     for path in project.results.rglob("*"):
         os.utime(path, (ahead, ahead), follow_symlinks=False)
-    # Snakemake alone would refuse what a job made of them, when it is done.
+    # Snakemake alone would reject the outputs only after the job.
     refused = project.snakemake(target, "--forcerun", "label", check=False)
     assert refused.returncode == 1 and "dated in the future" in refused.stdout
     assert (project.folder / target).stat().st_mtime >= int(ahead)
@@ -200,7 +200,7 @@ def test_failed_images_get_another_try(hostile):
     project, _, _ = hostile
     root = project.folder / "a; touch pwned"
     target = "a; touch pwned results/evil/evil/similarity/train.zarr"
-    # Whole again, though neither size nor time say so: as when a disk comes back.
+    # Intact again with the same size and time, as after a disk comes back.
     image = root / "zeros.png"
     times = image.stat()
     image.write_bytes((root / NAMES[0]).read_bytes())

@@ -1,4 +1,4 @@
-"""The workflow out of the wheel, in folders that know nothing of a clone."""
+"""The workflow from the wheel, in folders without a clone."""
 
 import os
 import subprocess
@@ -54,7 +54,7 @@ def test_a_folder_of_ones_own(installed, tmp_path):
     mine = tmp_path / "mine"
     (mine / "small.yaml").write_text(yaml.safe_dump(SMALL))
     words = ["--configfile", "small.yaml"]
-    # To plan, the class file of the folder is read, and the model of the package.
+    # Planning reads the folder's class file and the package's model.
     scenes = "results/demo/scenes/scenes.csv"
     done = installed(mine, "cdul", "run", scenes, *words)
     assert done.returncode == 0, done.stdout
@@ -67,7 +67,7 @@ def test_a_folder_of_ones_own(installed, tmp_path):
 
 
 def test_an_empty_folder_has_the_demo(installed, tmp_path):
-    """With `--directory`, which is another one than that of the shell."""
+    """With `--directory`, another folder than the shell's."""
     snakefile = str(installed.site / "cdul_steps/project/Snakefile")
     (tmp_path / "there").mkdir()
     words = ["-s", snakefile, "--directory", "there", "-n", "--cores", "1"]

@@ -1,4 +1,4 @@
-"""Another workflow takes this one as a module, under a prefix and with a config of its own."""
+"""Another workflow uses this one as a module, with a prefix and its own config."""
 
 import os
 from pathlib import Path
@@ -79,7 +79,7 @@ def test_as_a_module(outer):
     assert int((outer / "count.txt").read_text()) == labels.stat().st_size
     assert not (outer / "found").exists() and not (outer / "results").exists()
 
-    # What reads and writes beside the rules' own files stands behind the prefix too.
+    # Other files that are read and written also have the prefix.
     encoder = outer / "taken/found/photos/tiny-clip"
     gallery = encoder / "final/small/gallery/train"
     targets = ["cdul_report", "cdul_sweep", "cdul_ablation", str(gallery.relative_to(outer))]
@@ -98,7 +98,7 @@ def test_as_a_module(outer):
 
 
 def test_the_catalogues_front_door(project):
-    """`workflow/Snakefile` plans what `Snakefile` does."""
+    """`workflow/Snakefile` plans the same as `Snakefile`."""
     plan = project.plan()
     assert plan["model_card"] == 1
     assert project.plan("--snakefile", "workflow/Snakefile") == {**plan, "default": 1}

@@ -21,7 +21,7 @@ def write_photos(root, truth, classes):
     return [root / image for images in truth.values() for image in images]
 
 
-# By data set: where it lies, who writes it, its classes, and what it shows (None: unknown). The
+# By data set: its place, its writer, its classes, and its truth (None: unknown). The
 # one image without a label is left out of COCO.
 MINIATURES = {
     "voc2007": (
@@ -68,7 +68,7 @@ MINIATURES = {
 
 
 def overlay(project, name):
-    """The overlay as it stands, but for the number of images."""
+    """The overlay, except for the number of images."""
     config = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
     for dataset in config["datasets"].values():
         dataset["expected_images"] = None
@@ -116,7 +116,7 @@ def test_manifest_runs_and_the_rest_is_planned(project, dataset):
             if shown or dataset != "coco2014"
         ]
     count = len(splits)
-    # The overlay of a person's own photographs trains a frozen trunk.
+    # The overlay for a user's photographs trains on a frozen trunk.
     frozen = {"feature_store": count, "features": count} if dataset == "photos" else {}
     assert project.plan(*words) == {
         "store": count,
@@ -144,7 +144,7 @@ def test_half_a_set_ends_the_run_before_it_starts(project):
 
 
 def test_two_overlays_at_once(project):
-    """Both sets are made, each by its own settings; without a list under `run`, one line tells."""
+    """Both sets are made with their own settings; without a list under `run`, one line says so."""
     for name in ("voc2007", "coco2014"):
         lay_out(overlay(project, name), name)
         (project.folder / f"{name}.yaml").write_text(yaml.safe_dump(project.config))

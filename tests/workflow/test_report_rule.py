@@ -1,4 +1,4 @@
-"""The report by Snakemake: ours, and Snakemake's own around it."""
+"""The report as a target, and in Snakemake's own report."""
 
 import shutil
 import zipfile
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class Loaded(HTMLParser):
-    """What a page asks a browser to fetch."""
+    """The addresses that a page makes a browser fetch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ def test_report(demo):
 
 
 def test_snakemakes_own_report_holds_results(demo):
-    """Also of a run that never made the target `report`."""
+    """Also for a run that never made the target `report`."""
     archive = demo.folder / "report.zip"
     demo.snakemake("--report", archive.name)
     with zipfile.ZipFile(archive) as report:

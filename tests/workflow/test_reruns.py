@@ -1,4 +1,4 @@
-"""The embedded demo, cut small: what a run leaves behind, and what re-runs when."""
+"""A reduced demo: its outputs, and what re-runs when."""
 
 import json
 import os
@@ -83,7 +83,7 @@ def test_label_settings_rerun_labels_only(demo, key, value):
 def test_label_variants_share_one_encoding(demo):
     variants = {
         "hard": {"harden": {"threshold": 0.5}},
-        "raised": {"tau": 0.2, "positives": 2.8, "standardise": True},
+        "rescaled": {"tau": 0.2, "positives": 2.8, "standardise": True},
         "cells": {"grid": [3, 3], "construction": "local_mean"},
     }
     project = demo.set("run.labels", list(variants)).set("labels", variants)
@@ -92,7 +92,7 @@ def test_label_variants_share_one_encoding(demo):
 
 @pytest.mark.parametrize(("key", "value"), [("grid", [[2, 2], [3, 3]]), ("overlap", 0.25)])
 def test_other_snippets_make_the_manifest_anew(demo, key, value):
-    # What follows is planned once the new manifest says which shards there are.
+    # The rest is planned once the new manifest lists the shards.
     assert demo.set(f"datasets.demo.{key}", value).plan()["manifest"] == 1
 
 
@@ -116,7 +116,7 @@ def test_labels_of_two_grids_from_one_encoding(project):
     encoder = project.results / "demo/tiny-clip"
     made = [f"results/demo/tiny-clip/{name}/quality.json" for name in variants]
     done = project.snakemake(*made)
-    assert done.stdout.count("rule encode:") == 2  # a shard a split
+    assert done.stdout.count("rule encode:") == 2  # one shard per split
     assert zarr.open_array(encoder / "embeddings/train.zarr", mode="r").shape[:2] == (12, 14)
     quality = {
         name: json.loads((encoder / name / "quality.json").read_text())["splits"]["test"]

@@ -1,4 +1,4 @@
-"""Runs that are cut short: the next one finishes, and nobody can tell from the result."""
+"""Interrupted runs: the next run finishes them with the same result."""
 
 import shutil
 import signal
@@ -17,7 +17,7 @@ REFINED = f"{TRAINING}/refined_labels.parquet"
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Project:
-    """A small cut of the demo up to its training, run without disturbance."""
+    """A reduced demo up to its training, run without interruption."""
     project = copy_project(tmp_path_factory.mktemp("undisturbed") / "project")
     scenes = {"train": 40 * SHARDS, "test": 1}
     project.config = {
@@ -44,7 +44,7 @@ def forget_shards(project: Project) -> None:
 
 
 def is_whole(project: Project, undisturbed: Project) -> bool:
-    """Whether all vectors and similarities are there, and as they should be."""
+    """Whether all vectors and similarities exist and are correct."""
     assert len(project.shard_times("demo", "tiny-clip")) == SHARDS
     embeddings = "results/demo/tiny-clip/embeddings/train.zarr/**/*"
     return same(project, undisturbed, embeddings, f"{SIMILARITY}/**/*")
@@ -53,7 +53,7 @@ def is_whole(project: Project, undisturbed: Project) -> bool:
 def test_killed_encode_jobs(project, undisturbed):
     forget_shards(project)
     run = project.start(SIMILARITY)
-    # A worker process of one job, and another job as a whole.
+    # A worker process of one job, and another job with all its processes.
     first = find_job(run, "encode")
     workers(first)[0].kill()
     second = find_job(run, "encode", (first,))
@@ -86,7 +86,7 @@ def test_killed_snakemake(project, undisturbed):
     assert is_whole(project, undisturbed)
     psutil.wait_procs([second])
     assert is_whole(project, undisturbed)
-    # Where the orphan wrote its shard last, its similarities are computed once more.
+    # If the orphan wrote its shard last, its similarities are computed again.
     assert project.plan(SIMILARITY) in ({}, {"similarity": 1})
     project.snakemake(SIMILARITY)
     assert is_whole(project, undisturbed)

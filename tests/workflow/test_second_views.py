@@ -1,4 +1,4 @@
-"""Second views as stages: what they are made again for, and what not."""
+"""Second views as stages: which changes remake them."""
 
 import json
 
@@ -18,7 +18,7 @@ AFTER = {"similarity": 1, "label": 1, "join_labels": 1}
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Project:
-    """A small cut of the demo up to labels of second views; tests leave it as they found it."""
+    """A reduced demo up to labels with second views; tests leave it as they found it."""
     project = copy_project(tmp_path_factory.mktemp("second") / "project")
     project.config = {
         "datasets": {"demo": {"shard_size": 20, "scenes": {"train": 50, "test": 20}}},

@@ -26,7 +26,7 @@ TABLE = "encode/train/1.parquet"
 
 @pytest.fixture
 def copy(demo, tmp_path, monkeypatch) -> Project:
-    """A copy of the finished run, to break; its results are at `results`."""
+    """A copy of the finished run, for tests that break it; its results are at `results`."""
     shutil.copytree(demo.folder, tmp_path / "project", symlinks=True)
     monkeypatch.chdir(tmp_path / "project")
     return Project(tmp_path / "project", demo.config)
@@ -67,7 +67,7 @@ def test_status_of_a_finished_run(demo):
 
 
 def edit_table(path, change, **facts):
-    """Write a table again, its rows and facts changed."""
+    """Rewrite a table with changed rows and facts."""
     table = pq.read_table(path)
     metadata = table.schema.metadata
     old = json.loads(metadata[KEY])
@@ -102,7 +102,7 @@ def test_status_before_the_first_shard_is_finished(encoder):
         age = time.time() - 100 * (shard == 2)
         os.utime(log, (age, age))
     row = rows(results, "encode")[0]
-    # Two jobs are at work, one is not.
+    # Two jobs are running, one is not.
     assert (row["done"], row["images_per_second"], row["seconds_left"]) == (0, 5.0, 8.0)
 
 
@@ -141,7 +141,7 @@ def cut(path):
 
 
 def empty_shard(encoder):
-    """A shard without vectors, and a table that says that this is what was written."""
+    """A shard without vectors, and a table that records exactly this."""
     array = np.full((20, 10, 128), np.nan, np.float16)
     shape = json.loads((encoder / "embeddings/train.zarr/zarr.json").read_text())["shape"]
     write_shard(encoder / "embeddings/train.zarr", 1, array[..., : shape[2]], 20)
@@ -247,7 +247,7 @@ BREAKS = {
 }
 
 
-# What no longer agrees with what is broken: the other split, or what was made of it.
+# Files that no longer agree with the broken ones: the other split, or later results.
 FURTHER = {"similarity, of other classes": 1, "labels, of other images": 1, "weights": 2}
 
 
@@ -271,7 +271,7 @@ def test_a_missing_shard_is_unfinished_before_its_similarity(copy, encoder):
 
 
 def run_command(project, *options: str) -> None:
-    """Run the command that verify names, with further options."""
+    """Run the command that `verify` prints, with more options."""
     done = cdul(project, "verify", "--json")
     assert done.returncode == 1
     command = json.loads(done.stdout)["command"]

@@ -1,4 +1,4 @@
-"""Results in a storage of Snakemake's: nothing but what its rules declare comes back from there."""
+"""Results in a Snakemake storage: only files that rules declare come back from it."""
 
 import shutil
 
@@ -13,7 +13,7 @@ pytest.importorskip("snakemake_storage_plugin_fs")
 
 @pytest.mark.skipif(shutil.which("rsync") is None, reason="the fs plugin needs rsync")
 def test_results_in_a_storage(tmp_path):
-    """A run with its report, and second plans that find nothing to do."""
+    """A run with its report; planning it again finds nothing to do."""
     project = copy_project(tmp_path / "project")
     for split in ("train",):
         (project.folder / "photos" / split).mkdir(parents=True)
@@ -49,7 +49,7 @@ def test_results_in_a_storage(tmp_path):
     shards = {path.name for path in (results / "manifest/train").glob("*.parquet")}
     assert shards == {"0.parquet", "1.parquet"}
     assert "small" in (stored / "results/report/report.html").read_text()
-    # What lies beside the storage is no more than a copy.
+    # The files outside of the storage are only copies.
     shutil.rmtree(project.folder / ".snakemake/storage", ignore_errors=True)
     assert "Nothing to be done" in snakemake("-n", "report")
     assert "Nothing to be done" in snakemake("-n")

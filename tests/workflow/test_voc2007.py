@@ -1,4 +1,4 @@
-"""Real photographs: a cut of PASCAL VOC2007, with a stand-in for CLIP."""
+"""Real photographs: part of PASCAL VOC2007, with a stand-in for CLIP."""
 
 import json
 import os
@@ -13,7 +13,7 @@ CUT = {"trainval": 40, "test": 30}
 
 @pytest.fixture
 def voc(project, tmp_path):
-    """The first photographs of each split in the devkit's own layout."""
+    """The first photographs of each split, in the devkit's layout."""
     if "CDUL_TEST_DATA" not in os.environ:
         pytest.skip("CDUL_TEST_DATA does not name a folder of test data")
     source = Path(os.environ["CDUL_TEST_DATA"]) / "voc2007/VOCdevkit/VOC2007"

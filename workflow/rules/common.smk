@@ -269,7 +269,7 @@ def flag(name, value):
 
 
 def code(step, function):
-    """Digest of a step's code: Snakemake does not look inside an imported package."""
+    """Digest of a stage's code: Snakemake does not look inside an imported package."""
     return source_digest(f"cdul_steps.steps.{step}", function)
 
 

@@ -14,6 +14,6 @@ rule gallery:
     params:
         training=subpath(input.refined, parent=True),
         code=code("gallery", "make_gallery"),
-        page=digest(PACKAGE / "gallery"),
+        page=[digest(PACKAGE / name) for name in ("gallery", "shared")],
     shell:
         "cdul gallery {params.training:q} --split {wildcards.split} --output {output:q} 2> {log:q}"
