@@ -1,4 +1,4 @@
-"""Second views as stages: which changes remake them."""
+"""Second views and dense views as stages: which changes remake them, and what a kill leaves."""
 
 import json
 
@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from copies import SMALL_TRAINING, Project, copy_project
-from jobs import kill_and_resume
+from jobs import find_job, kill_and_resume, leftovers
 
 from cdul_steps.data.tables import read_scores
 
@@ -60,6 +60,21 @@ def test_a_killed_stage_goes_on_where_it_was(project):
     shards = [f"{BOXED}/manifest/train/{shard}.parquet" for shard in range(3)]
     kill_and_resume(project, "boxes", shards, *shards)
     assert project.plan(SECOND, QUALITY) == {}
+
+
+def test_dense_views_survive_a_kill(project, cdul):
+    encoder = {"model": "local-dir:cdul_steps/demo/tiny-clip", "views": "dense"}
+    dense = project.set("encoders.dense", encoder)
+    tables = [f"results/demo/dense/encode/train/{shard}.parquet" for shard in range(3)]
+    assert dense.plan(*tables) == {"encode": 3}
+    run = dense.start(*tables)
+    find_job(run, "encode").kill()
+    assert run.communicate() and run.returncode == 1
+    assert not all((project.folder / table).exists() for table in tables)
+    dense.snakemake(*tables)
+    assert dense.plan(*tables) == {} and not leftovers(project)
+    done = cdul("verify", project.results)
+    assert done.returncode == 0, done.stdout
 
 
 def test_refined_labels_can_be_learnt_from_again(project):
