@@ -40,7 +40,7 @@ REFINED = f"{TRAINING}/refined_labels.parquet"
 PREDICTIONS = f"{TRAINING}/predictions/{{split}}.parquet"
 METRICS = f"{TRAINING}/metrics.json"
 GALLERY = f"{TRAINING}/gallery/{{split}}"
-# Of a copy: a warning that is given meanwhile adds a name to the module.
+# From a copy, because a warning issued meanwhile would add a name to the module.
 PATTERNS = tuple(value for name, value in globals().copy().items() if name.isupper())
 
 WILDCARDS = {"split": "train|test", "shard": r"\d+"}

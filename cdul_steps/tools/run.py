@@ -7,9 +7,9 @@ from cdul_steps.shipped import SNAKEFILE
 
 
 def run_workflow(words: Sequence[str]) -> NoReturn:
-    """Run Snakemake in the working directory, with targets and options of its command line.
+    """Run Snakemake in the working directory, with the arguments of its command line.
 
-    Ends the process, with status 0 on success. If neither the words nor a profile set the number of
+    Ends the process, with status 0 on success. If neither arguments nor a profile set the number of
     cores, it uses all cores of the machine.
     """
     from snakemake.cli import args_to_api, parse_args, parse_cores, print_exception

@@ -87,7 +87,7 @@ class Loader:
             worker_init_fn=partial(stop_without, os.getpid()),
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
-            # Its own, so that dropout does not depend on the number of workers or on resuming.
+            # A separate generator, so that dropout depends neither on workers nor on resuming.
             generator=torch.Generator(),
         )
 

@@ -17,7 +17,7 @@ from cdul_steps.training.ranks import Ranks
 
 
 def _learning_rate(settings: Training, step: int, steps: int) -> float:
-    """Learning rate of a step, counted from 0, of `steps` in total."""
+    """Learning rate of a step; `step` counts from 0, and `steps` is the total."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
     if settings.schedule == "constant":
@@ -110,8 +110,8 @@ class Trainer:
     def train_epoch(self, data: Iterator[tuple[Tensor, Tensor]], steps: int, label: str) -> float:
         """One pass over the images; returns the mean loss per image.
 
-        `data` is this rank's part of every batch; `steps` is the number in the whole round. Keeps
-        each image's logits for the labels.
+        `data` is this rank's part of every batch; `steps` is the number of steps in the whole
+        round. Keeps each image's logits for the labels.
         """
         self.network.train()
         self.logits.fill_(torch.nan)

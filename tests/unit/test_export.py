@@ -22,6 +22,7 @@ from cdul_steps.steps.predict import predict_images
 from cdul_steps.tools import export
 from cdul_steps.tools.export import EXAMPLES, FORMATS, export_classifier
 
+pytestmark = pytest.mark.slow
 CLASSES = ["cat", "dog", "élan | *"]
 
 

@@ -66,6 +66,7 @@ def told(function, **arguments) -> str:
     return line
 
 
+@pytest.mark.root
 def test_full_disk_while_encoding(shard, tmp_path):
     with small_disk(tmp_path / "disk", "64k") as disk:
         line = told(encode_shard, **encode_into(shard, disk))
@@ -78,6 +79,7 @@ def test_full_disk_while_encoding(shard, tmp_path):
         assert objects[0] == objects[1]
 
 
+@pytest.mark.root
 def test_full_disk_while_labelling(tmp_path):
     images = {name: [f"{i}" for i in range(4000)] for name in ("image_id", "path")}
     table = predict.pa.table({**images, "split": ["train"] * 4000, "row": range(4000)})
@@ -102,6 +104,7 @@ def train_data(tmp_path_factory) -> Path:
 
 
 # A training of one epoch writes no checkpoint.
+@pytest.mark.root
 @pytest.mark.parametrize(("epochs", "file"), [(4, "checkpoint.pt"), (1, "model.safetensors")])
 def test_full_disk_while_training(train_data, tmp_path, epochs, file):
     with small_disk(tmp_path / "disk", "1m") as disk:
@@ -114,6 +117,7 @@ def test_full_disk_while_training(train_data, tmp_path, epochs, file):
         assert same(disk, train(train_data, tmp_path / "undisturbed", epochs=epochs))
 
 
+@pytest.mark.root
 def test_read_only_disk(shard, tmp_path):
     with small_disk(tmp_path / "disk", "8m") as disk:
         remount(disk, "ro")
@@ -230,6 +234,7 @@ def predict_from(classifier: Path, folder: Path, output: Path, **changes) -> dic
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["encode", "predict", "train"])
 def test_a_killed_worker_ends_in_one_line(shard, train_data, classifier, tmp_path, deadly, stage):
     folder = shard[0].parents[2] / "images"

@@ -21,6 +21,8 @@ from cdul_steps.models.device import several_devices
 from cdul_steps.steps import train
 from cdul_steps.training.ranks import Ranks, run_ranks
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = "model/model.safetensors"
 
 

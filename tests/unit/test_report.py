@@ -575,6 +575,7 @@ def test_mistakes(measured, tmp_path):
     assert (tmp_path / "mine/photo.jpg").exists()
 
 
+@pytest.mark.root
 def test_full_disk(unmeasured, tmp_path):
     with small_disk(tmp_path / "disk", "64k") as disk:
         place = disk / "report"

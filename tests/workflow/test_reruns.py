@@ -1,5 +1,6 @@
 """A reduced demo: its outputs, and what re-runs when."""
 
+import base64
 import json
 import os
 import re
@@ -165,6 +166,15 @@ def test_aliases_rerun_no_encode(demo):
     finally:
         table.write_text(text)
     assert jobs["encode_text"] == 1 and "encode" not in jobs and "manifest" not in jobs
+
+
+def test_encode_has_the_params_of_the_first_release(demo):
+    """Snakemake encodes again if these differ from what it recorded with earlier results."""
+    name = base64.b64encode(b"results/demo/tiny-clip/encode/train/0.parquet").decode()
+    params = json.loads((demo.folder / ".snakemake/metadata" / name).read_text())["params"]
+    model, weights = "local-dir:cdul_steps/demo/tiny-clip", "ece52edde6f5c4e38751f20919e8568f"
+    recorded = {model, weights, "79d221a7dc04ce0c", "fp32"}
+    assert sorted(params) == sorted([*map(repr, recorded), "178956970", "[]", "[]"])
 
 
 def test_precision_reruns_every_encode(demo):
