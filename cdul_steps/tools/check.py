@@ -44,6 +44,7 @@ from cdul_steps.method.checking import (
     interval,
     make_cells,
     measure,
+    measure_at,
 )
 from cdul_steps.method.sampling import (
     Design,
@@ -53,6 +54,7 @@ from cdul_steps.method.sampling import (
     permanent_numbers,
 )
 from cdul_steps.progress import note
+from cdul_steps.report.words import estimate_in_words, estimate_table, percent
 from cdul_steps.results import CARD as CARD_PATTERN
 from cdul_steps.results import WEIGHTS as WEIGHTS_PATTERN
 
@@ -216,7 +218,7 @@ def _read_population(
         {
             "classes": classes,
             "id": f"{of}-{seed}",
-            "title": "/".join(path.parts[-4:]),
+            "title": str(Path(*path.parts[-4:])),
             "seed": seed,
             "thresholds": dict(zip(classes, limits.tolist(), strict=True)),
             "weights": facts.get("weights"),
@@ -369,11 +371,17 @@ def estimate_scores(answers: Path, check: Path) -> dict[str, Any]:
         "answers": len(found.yes),
         "unknown": found.unknown,
         "asked": found.asked,
+        "scores": found.population.facts["title"],
         "level": LEVEL,
         "all": over_all,
         "by_design": _by_design(found),
         "classes": classes,
-        "curve": _curve(found, positives),
+        "curve": _curve(
+            found.cells,
+            positives,
+            found.population.scores[found.rows, found.columns],
+            over_all["recall"] is not None,
+        ),
         "next": least_known,
     }
 
@@ -437,7 +445,7 @@ def _of_class(found: Answers, column: int, random: np.random.Generator) -> dict[
         "f1": some and said >= FEW_NAMED,
         "AP": some and number >= FEW_FOR_AP,
     }
-    rows: dict[str, Any] = dict.fromkeys(enough)
+    rows: dict[str, Any] = dict.fromkeys((*enough, "curve"))
     if any(enough.values()):
         cells, limits = cells_of_class(found.cells, column), population.threshold[[column]]
         positives = draw_positives(
@@ -445,32 +453,39 @@ def _of_class(found: Answers, column: int, random: np.random.Generator) -> dict[
         )
         measures = measure(cells, positives, limits)
         values = {name: draws[0] for name, draws in zip(enough, measures, strict=True)}
-        rows = _row(values, enough)
-    return {"answers": number, "yes": yes, "named": int(named.sum())} | rows
+        answered = population.scores[found.rows[own], column]
+        rows = {**_row(values, enough), "curve": _curve(cells, positives, answered, some)}
+    return {
+        "answers": number,
+        "yes": yes,
+        "named": int(named.sum()),
+        "threshold": float(population.threshold[column]),
+    } | rows
 
 
-def _curve(found: Answers, positives: np.ndarray) -> list[dict[str, Any]]:
-    """Overall precision and recall with one threshold for all classes, for each of STEPS."""
-    rows = []
-    for step in STEPS:
-        measures = measure(found.cells, positives, np.full(len(found.population.classes), step))
-        values = {"precision": measures.precision[-1], "recall": measures.recall[-1]}
-        rows.append({"threshold": step} | _row(values, dict.fromkeys(values, True)))
-    return rows
+def _curve(
+    cells: Cells, positives: np.ndarray, answered: np.ndarray, recall: bool
+) -> list[dict[str, Any]]:
+    """Precision and recall over all cells for each of STEPS, with one threshold for all classes.
 
-
-def _percent(value: list[float] | None) -> str:
-    if value is None:
-        return "too few answers"
-    low, _, high = (100 * part for part in value)
-    return f"{low:.0f} to {high:.0f}"
+    `answered` (n,) contains the scores of the entries with an answer; `recall` states whether there
+    are enough of them for recall.
+    """
+    curve = measure_at(cells, positives, np.array(STEPS))
+    return [
+        {"threshold": step}
+        | _row(
+            {"precision": curve.precision[place], "recall": curve.recall[place]},
+            {"precision": int(np.sum(answered >= step)) >= FEW_NAMED, "recall": recall},
+        )
+        for place, step in enumerate(STEPS)
+    ]
 
 
 def describe_estimate(found: dict[str, Any]) -> str:
     """An estimate as a table for people, in percent."""
-    header = ["", "answers", "yes", "named", "precision", "recall", "F1", "AP"]
-    rows = [header, _cells_of("all classes", found["all"], "mAP")]
-    rows += [_cells_of(name, row, "AP") for name, row in found["classes"].items()]
+    header, body = estimate_table(found)
+    rows = [["", *header[1:]], *([str(cell) for cell in row] for row in body)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
     lines = [
         "  ".join(
@@ -479,22 +494,7 @@ def describe_estimate(found: dict[str, Any]) -> str:
         ).rstrip()
         for row in rows
     ]
-    unknown = f", {found['unknown']} of them undecided" if found["unknown"] else ""
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"From {found['answers']} answers to {found['asked']} questions{unknown}. In percent: "
-            f"the true value lies between the two numbers in {100 * found['level']:.0f} of 100 "
-            "checks.",
-            "AP of all classes is mAP. Most uncertain classes: " + ", ".join(found["next"]) + ".",
-        ]
-    )
-
-
-def _cells_of(name: str, row: dict[str, Any], ap: str) -> list[str]:
-    counts = [str(row[key]) for key in ("answers", "yes", "named")]
-    return [name, *counts, *(_percent(row[key]) for key in ("precision", "recall", "f1", ap))]
+    return "\n".join([*lines, "", *estimate_in_words(found)])
 
 
 # -- thresholds ------------------------------------------------------------------------------------
@@ -589,7 +589,7 @@ def describe_thresholds(found: dict[str, Any]) -> str:
         source = "its own answers" if row["own"] else "all classes' answers"
         lines.append(f"{name:{width}}  {row['threshold']:9.3f}  {source}")
     bounds = " and ".join(
-        f"{name} {_percent(found['all'][name])}" for name in ("precision", "recall")
+        f"{name} {percent(found['all'][name])}" for name in ("precision", "recall")
     )
     lines += [
         "",

@@ -16,6 +16,7 @@ from cdul_steps.cli import app
 from cdul_steps.data.corrections import read_corrections
 from cdul_steps.data.files import digest, read_json, write_json
 from cdul_steps.data.tables import describe, read_facts, read_scores, score_table, write_table
+from cdul_steps.steps.report import make_report
 from cdul_steps.tools.check import (
     choose_thresholds,
     describe_estimate,
@@ -127,9 +128,12 @@ def test_estimate_is_that_of_the_answers(drawn, answers):
         assert low < middle < high
         assert abs(middle - value) < 0.12 and abs(found["by_design"][name] - value) < 0.12
     assert found["answers"] == 150 and found["all"]["named"] == named.sum()
-    assert [row["threshold"] for row in found["curve"]] == sorted(
-        row["threshold"] for row in found["curve"]
-    )
+    for point in found["curve"]:
+        named = scores >= point["threshold"]
+        low, _, high = point["recall"]
+        assert low - 0.08 <= (shown & named).sum() / shown.sum() <= high + 0.08
+    at = next(point for point in found["curve"] if point["threshold"] == 0.5)
+    assert at["precision"] == found["all"]["precision"] and at["recall"] == found["all"]["recall"]
     text = describe_estimate(found)
     assert "From 150 answers to 150 questions." in text
     assert text == describe_estimate(estimate_scores(answers, drawn))
@@ -139,6 +143,53 @@ def test_few_answers_estimate_nothing(drawn, tmp_path):
     found = estimate_scores(answer(drawn, tmp_path / "few.csv", 8), drawn)
     assert found["all"]["recall"] is None and found["classes"]["cat"]["precision"] is None
     assert "too few answers" in describe_estimate(found)
+
+
+def test_curves_have_gaps_where_answers_are_few(drawn, answers):
+    found = estimate_scores(answers, drawn)
+    table, classes, scores = read_scores(drawn / "scores.parquet")
+    rows = {i: row for row, i in enumerate(table["image_id"].to_pylist())}
+    for name, row in found["classes"].items():
+        own = [scores[rows[i], classes.index(c)] for i, c in asked(drawn) if c == name]
+        for point in row["curve"]:
+            enough = sum(score >= point["threshold"] for score in own) >= 12
+            assert (point["precision"] is not None) == enough
+            assert (point["recall"] is None) == (row["recall"] is None)
+    assert any(point["precision"] is None for point in found["classes"]["cat"]["curve"])
+
+
+def test_a_report_shows_estimates(training, drawn, answers, tmp_path):
+    found = {"some": estimate_scores(answers, drawn)}
+    found["few"] = estimate_scores(answer(drawn, tmp_path / "few.csv", 8), drawn)
+    for name, value in found.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(value))
+    output = tmp_path / "report"
+    arguments = ["report", str(training.parent), "--output", str(output)]
+    arguments += [f"--estimate={tmp_path / name}.json" for name in found]
+    assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert "From 150 answers to 150 questions." in page and "From 8 answers" in page
+    low, _, high = found["some"]["all"]["precision"]
+    assert f"<td>{100 * low:.0f} to {100 * high:.0f}</td>" in page
+    drawings = [(output / f"estimates/{n}/estimate.svg").read_text() for n in (1, 2)]
+    titles = [
+        "all classes",
+        *(f"{c} ({found['some']['classes'][c]['answers']} answers)" for c in CLASSES),
+    ]
+    assert all(title in drawings[0] for title in titles)
+    assert "all classes" in drawings[1] and "cat" not in drawings[1]
+
+
+def test_a_file_that_is_no_estimate_is_named(training, answers, tmp_path):
+    (tmp_path / "other.json").write_text("{}")
+
+    def told(path: Path) -> str:
+        arguments = {"folders": [training.parent], "output": tmp_path / "report"}
+        return message_of(lambda: make_report(**arguments, estimates=[path]))
+
+    for path in (answers, tmp_path / "other.json"):
+        assert told(path).startswith(f"{path}: not an estimate")
+    assert told(tmp_path / "no.json").endswith("no such file")
 
 
 def test_answers_are_corrections_and_corrected_entries_are_not_asked(
