@@ -55,7 +55,7 @@ def read_estimate(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         found = None
-    if not isinstance(found, dict) or not {"all", "classes", "curve"} <= found.keys():
+    if not isinstance(found, dict) or not {"all", "classes", "next"} <= found.keys():
         raise UserError(
             f"{path}: not an estimate; give the output of 'cdul check estimate ANSWERS --check "
             "FOLDER --json'"

@@ -431,13 +431,13 @@ def estimate_section(found: dict[str, Any]) -> tuple[Section, Drawn]:
     )
     section.parts.append(Table(caption, *estimate_table(found)))
     in_use = {row["threshold"] for row in found["classes"].values()}
-    panels = [("all classes", found["curve"], in_use.pop() if len(in_use) == 1 else None)]
-    panels += [
-        (f"{name} ({row['answers']} answers)", row["curve"], row["threshold"])
-        for name, row in found["classes"].items()
+    common = in_use.pop() if len(in_use) == 1 else None
+    panels = [
+        (f"{name} ({row['answers']} answers)", row["curve"], row.get("threshold", common))
+        for name, row in {"all classes": found["all"], **found["classes"]}.items()
         if row["curve"]
     ]
-    return section, {"estimate.svg": figures.draw_estimate(panels)}
+    return section, {"estimate.svg": figures.draw_estimate(panels)} if panels else {}
 
 
 def failure_section(failures: list[list[Any]]) -> Section:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -294,13 +294,36 @@ class Answers:
     unknown: int
     asked: int
 
-    @property
-    def answered(self) -> np.ndarray:
-        return self.cells.of[self.rows, self.columns]
+    @cached_property
+    def positives(self) -> np.ndarray:
+        """Draws of the number of true entries of each cell, (J, draws)."""
+        answered = self.cells.of[self.rows, self.columns]
+        random = np.random.default_rng(self.population.facts["seed"])
+        return draw_positives(self.cells, answered, self.yes, self.population.threshold, random)
 
-    def positives(self, random: np.random.Generator) -> np.ndarray:
-        return draw_positives(
-            self.cells, self.answered, self.yes, self.population.threshold, random
+    @property
+    def enough(self) -> bool:
+        """Whether there are enough answers for recall and for a threshold."""
+        return len(self.yes) >= FEW and self.yes.sum() >= FEW_YES
+
+    def of_class(self, column: int) -> "Answers":
+        """The answers for a class, without the other classes."""
+        of, own = self.population, self.columns == column
+        population = replace(
+            of,
+            classes=[of.classes[column]],
+            scores=of.scores[:, [column]],
+            open=of.open[:, [column]],
+            threshold=of.threshold[[column]],
+        )
+        return replace(
+            self,
+            population=population,
+            cells=cells_of_class(self.cells, column),
+            rows=self.rows[own],
+            columns=np.zeros(own.sum(), int),
+            yes=self.yes[own],
+            probability=self.probability[own],
         )
 
 
@@ -355,17 +378,11 @@ def estimate_scores(answers: Path, check: Path) -> dict[str, Any]:
     A measure is `[low, middle, high]`, or null if there are too few answers.
     """
     found = read_answers(answers, check)
-    random = np.random.default_rng(found.population.facts["seed"])
-    positives = found.positives(random)
-    over_all = _over_all(found, positives)
-    classes = {
-        name: _of_class(found, column, random)
-        for column, name in enumerate(found.population.classes)
-    }
+    over_all, names = _estimate(found, "mAP"), found.population.classes
     spread = [
-        positives[found.cells.column == column].sum(axis=0).std() for column in range(len(classes))
+        found.positives[found.cells.column == column].sum(axis=0).std()
+        for column in range(len(names))
     ]
-    names = found.population.classes
     least_known = [names[column] for column in np.argsort(spread)[::-1][:3]]
     return {
         "answers": len(found.yes),
@@ -375,13 +392,11 @@ def estimate_scores(answers: Path, check: Path) -> dict[str, Any]:
         "level": LEVEL,
         "all": over_all,
         "by_design": _by_design(found),
-        "classes": classes,
-        "curve": _curve(
-            found.cells,
-            positives,
-            found.population.scores[found.rows, found.columns],
-            over_all["recall"] is not None,
-        ),
+        "classes": {
+            name: _estimate(found.of_class(column), "AP")
+            | {"threshold": float(found.population.threshold[column])}
+            for column, name in enumerate(names)
+        },
         "next": least_known,
     }
 
@@ -391,29 +406,27 @@ def _row(values: dict[str, np.ndarray], enough: dict[str, bool]) -> dict[str, li
     return {name: None if value is None else list(value) for name, value in found.items()}
 
 
-def _over_all(found: Answers, positives: np.ndarray) -> dict[str, Any]:
+def _estimate(found: Answers, ap: str) -> dict[str, Any]:
+    """Measures over all classes of the population; `ap` is the name of average precision."""
     population = found.population
-    measures = measure(found.cells, positives, population.threshold)
     named = population.scores >= population.threshold
     said = int(named[found.rows, found.columns].sum())
-    yes = int(found.yes.sum())
-    enough = said >= FEW_NAMED and yes >= FEW_YES
-    some = enough and len(found.yes) >= FEW
-    rows = _row(
-        {"precision": measures.precision[-1], "recall": measures.recall[-1]}
-        | {"f1": measures.f1[-1], "mAP": measures.ap[-1]},
-        {
-            "precision": said >= FEW_NAMED,
-            "recall": some,
-            "f1": some,
-            "mAP": some and len(found.yes) >= FEW_FOR_AP,
-        },
-    )
-    return {
+    enough = {
+        "precision": said >= FEW_NAMED,
+        "recall": found.enough,
+        "f1": found.enough and said >= FEW_NAMED,
+        ap: found.enough and len(found.yes) >= FEW_FOR_AP,
+    }
+    counts = {
         "answers": len(found.yes),
-        "yes": yes,
-        "named": int(named[population.open].sum()),
-    } | rows
+        "yes": int(found.yes.sum()),
+        "named": int((named & population.open).sum()),
+    }
+    if not any(enough.values()):
+        return counts | dict.fromkeys((*enough, "curve"))
+    measures = measure(found.cells, found.positives, population.threshold)
+    values = {name: draws[-1] for name, draws in zip(enough, measures, strict=True)}
+    return {**counts, **_row(values, enough), "curve": _curve(found)}
 
 
 def _by_design(found: Answers) -> dict[str, float | None]:
@@ -431,52 +444,15 @@ def _by_design(found: Answers) -> dict[str, float | None]:
     }
 
 
-def _of_class(found: Answers, column: int, random: np.random.Generator) -> dict[str, Any]:
-    """Estimates for a class, only from its own answers."""
-    population, own = found.population, found.columns == column
-    named = (population.scores[:, column] >= population.threshold[column]) & (
-        population.open[:, column]
-    )
-    said, number, yes = int(named[found.rows[own]].sum()), int(own.sum()), int(found.yes[own].sum())
-    some = number >= FEW and yes >= FEW_YES
-    enough = {
-        "precision": said >= FEW_NAMED,
-        "recall": some,
-        "f1": some and said >= FEW_NAMED,
-        "AP": some and number >= FEW_FOR_AP,
-    }
-    rows: dict[str, Any] = dict.fromkeys((*enough, "curve"))
-    if any(enough.values()):
-        cells, limits = cells_of_class(found.cells, column), population.threshold[[column]]
-        positives = draw_positives(
-            cells, cells.of[found.rows[own], 0], found.yes[own], limits, random
-        )
-        measures = measure(cells, positives, limits)
-        values = {name: draws[0] for name, draws in zip(enough, measures, strict=True)}
-        answered = population.scores[found.rows[own], column]
-        rows = {**_row(values, enough), "curve": _curve(cells, positives, answered, some)}
-    return {
-        "answers": number,
-        "yes": yes,
-        "named": int(named.sum()),
-        "threshold": float(population.threshold[column]),
-    } | rows
-
-
-def _curve(
-    cells: Cells, positives: np.ndarray, answered: np.ndarray, recall: bool
-) -> list[dict[str, Any]]:
-    """Precision and recall over all cells for each of STEPS, with one threshold for all classes.
-
-    `answered` (n,) contains the scores of the entries with an answer; `recall` states whether there
-    are enough of them for recall.
-    """
-    curve = measure_at(cells, positives, np.array(STEPS))
+def _curve(found: Answers) -> list[dict[str, Any]]:
+    """Precision and recall over all classes for each of STEPS as their common threshold."""
+    curve = measure_at(found.cells, found.positives, np.array(STEPS))
+    answered = found.population.scores[found.rows, found.columns]
     return [
         {"threshold": step}
         | _row(
             {"precision": curve.precision[place], "recall": curve.recall[place]},
-            {"precision": int(np.sum(answered >= step)) >= FEW_NAMED, "recall": recall},
+            {"precision": int((answered >= step).sum()) >= FEW_NAMED, "recall": found.enough},
         )
         for place, step in enumerate(STEPS)
     ]
@@ -506,12 +482,20 @@ def choose_thresholds(
     """Thresholds of the classes for a requested `precision`, or for the best F1: see `choose`.
 
     With a `model`, they are written into its card, together with the estimates from the answers.
-    Raises UserError if no threshold reaches the precision, and if the check is not of this model.
+    Raises UserError for too few answers, if no threshold reaches the precision, and if the check is
+    not of this model.
     """
     found = read_answers(answers, check)
     if model:
         _check_model(model, found)
+    if not found.enough:
+        raise UserError(
+            f"{answers}: too few answers for thresholds: {len(found.yes)}, of which "
+            f"{found.yes.sum()} yes; at least {FEW} are needed, of which {FEW_YES} yes"
+        )
     result = choose(found, precision)
+    if result is None and precision is None:
+        raise UserError(f"{check}: no score reaches {STEPS[0]}, the lowest threshold")
     if result is None:
         raise UserError(
             f"{answers}: with these answers, no threshold reaches a precision of {precision:g}; "
@@ -532,9 +516,8 @@ def choose(found: Answers, precision: float | None) -> dict[str, Any] | None:
 
     A class with enough answers gets its own threshold; the others share a common one.
     """
-    random = np.random.default_rng(found.population.facts["seed"])
-    positives, names = found.positives(random), found.population.classes
-    own = [_own_choice(found, column, precision, random) for column in range(len(names))]
+    positives, names = found.positives, found.population.classes
+    own = [_own_choice(found.of_class(column), precision) for column in range(len(names))]
     # The common threshold is for the classes that need it, if there are any.
     left = np.array([choice is None for choice in own]) | all(own)
     here = left[found.cells.column]
@@ -558,16 +541,11 @@ def choose(found: Answers, precision: float | None) -> dict[str, Any] | None:
     }
 
 
-def _own_choice(
-    found: Answers, column: int, precision: float | None, random: np.random.Generator
-) -> Choice | None:
-    """A class's threshold from its own answers; None if there are too few."""
-    own = found.columns == column
-    if own.sum() < FEW or found.yes[own].sum() < FEW_YES:
+def _own_choice(found: Answers, precision: float | None) -> Choice | None:
+    """The threshold from a class's own answers; None if there are too few."""
+    if not found.enough:
         return None
-    cells, limits = cells_of_class(found.cells, column), found.population.threshold[[column]]
-    positives = draw_positives(cells, cells.of[found.rows[own], 0], found.yes[own], limits, random)
-    return find_threshold(cells, positives, precision, cells.lowest)
+    return find_threshold(found.cells, found.positives, precision, found.cells.lowest)
 
 
 def _check_model(model: Path, found: Answers) -> None:

@@ -71,10 +71,14 @@ def truth_of(check: Path) -> dict[tuple[str, str], bool]:
 def answer(check: Path, path: Path, number: int | None = None) -> Path:
     """Write the answers to the first questions of a check."""
     truth = truth_of(check)
+    return write_answers(path, {entry: int(truth[entry]) for entry in asked(check)[:number]})
+
+
+def write_answers(path: Path, given: dict[tuple[str, str], int]) -> Path:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["image_id", "class", "value"])
-        writer.writerows([*entry, int(truth[entry])] for entry in asked(check)[:number])
+        writer.writerows([*entry, value] for entry, value in given.items())
     return path
 
 
@@ -128,11 +132,11 @@ def test_estimate_is_that_of_the_answers(drawn, answers):
         assert low < middle < high
         assert abs(middle - value) < 0.12 and abs(found["by_design"][name] - value) < 0.12
     assert found["answers"] == 150 and found["all"]["named"] == named.sum()
-    for point in found["curve"]:
+    for point in found["all"]["curve"]:
         named = scores >= point["threshold"]
         low, _, high = point["recall"]
         assert low - 0.08 <= (shown & named).sum() / shown.sum() <= high + 0.08
-    at = next(point for point in found["curve"] if point["threshold"] == 0.5)
+    at = next(point for point in found["all"]["curve"] if point["threshold"] == 0.5)
     assert at["precision"] == found["all"]["precision"] and at["recall"] == found["all"]["recall"]
     text = describe_estimate(found)
     assert "From 150 answers to 150 questions." in text
@@ -171,13 +175,12 @@ def test_a_report_shows_estimates(training, drawn, answers, tmp_path):
     assert "From 150 answers to 150 questions." in page and "From 8 answers" in page
     low, _, high = found["some"]["all"]["precision"]
     assert f"<td>{100 * low:.0f} to {100 * high:.0f}</td>" in page
-    drawings = [(output / f"estimates/{n}/estimate.svg").read_text() for n in (1, 2)]
-    titles = [
-        "all classes",
-        *(f"{c} ({found['some']['classes'][c]['answers']} answers)" for c in CLASSES),
-    ]
-    assert all(title in drawings[0] for title in titles)
-    assert "all classes" in drawings[1] and "cat" not in drawings[1]
+    drawing = (output / "estimates/1/estimate.svg").read_text()
+    titles = ["all classes (150 answers)"]
+    titles += [f"{c} ({row['answers']} answers)" for c, row in found["some"]["classes"].items()]
+    assert all(title in drawing for title in titles)
+    # Eight answers give no curve.
+    assert not (output / "estimates/2").exists()
 
 
 def test_a_file_that_is_no_estimate_is_named(training, answers, tmp_path):
@@ -222,6 +225,73 @@ def test_classes_asked_for_alone(scores, tmp_path):
     assert "no class 'dog'; the classes are boat, car, cat" in message_of(
         lambda: draw(scores, tmp_path / "other", only=["dog"])
     )
+
+
+def only_class(scores: Path, path: Path, values: np.ndarray | None = None) -> Path:
+    """Scores of the class cat alone, as a project with one class has them, or other `values`."""
+    table, classes, found = read_scores(scores)
+    column = found[:, [classes.index("cat")]] if values is None else values
+    one = score_table(table["image_id"], table["path"], ["cat"], column)
+    write_table(describe(one, "scores", classes=["cat"]), path)
+    return path
+
+
+def test_a_single_class(scores, tmp_path):
+    check = draw(only_class(scores, tmp_path / "one.parquet"), tmp_path / "check", 90)
+    assert index_of(check)["classes"] == ["cat"] and len(asked(check)) == 90
+    file = answer(check, tmp_path / "answers.csv")
+    found = estimate_scores(file, check)
+    over_all, cat = found["all"], found["classes"]["cat"]
+    assert over_all["precision"] and over_all["mAP"] == cat["AP"]
+    assert all(over_all[name] == cat[name] for name in ("precision", "recall", "f1", "curve"))
+    chosen = choose_thresholds(file, check, precision=0.8, model=None)
+    assert chosen["classes"]["cat"]["own"]
+    few = answer(check, tmp_path / "few.csv", 30)
+    assert estimate_scores(few, check)["classes"]["cat"]["recall"] is None
+    message = message_of(lambda: choose_thresholds(few, check, precision=None, model=None))
+    assert "too few answers for thresholds: 30, of which" in message
+
+
+@pytest.mark.parametrize(("value", "given"), [(1.0, 1), (0.0, 0), (0.3, 1), (0.01, 1)])
+def test_a_single_class_with_the_same_score_everywhere(value, given, scores, tmp_path):
+    values = np.full((119, 1), value, np.float32)
+    check = draw(only_class(scores, tmp_path / "one.parquet", values), tmp_path / "check", 50)
+    file = write_answers(tmp_path / "answers.csv", dict.fromkeys(asked(check), given))
+    cat = estimate_scores(file, check)["classes"]["cat"]
+    if value == 1:
+        assert cat["precision"][1] > 0.9 and cat["recall"] == [1, 1, 1]
+    else:
+        assert cat["precision"] is None and cat["f1"] is None
+        assert cat["recall"] == ([0, 0, 0] if given else None)
+    if value == 0.01:
+        message = message_of(lambda: choose_thresholds(file, check, precision=None, model=None))
+        assert "no score reaches 0.02, the lowest threshold" in message
+    elif given:
+        choose_thresholds(file, check, precision=None, model=None)
+
+
+def test_a_class_that_no_image_shows(drawn, tmp_path):
+    truth = truth_of(drawn)
+    given = {entry: int(truth[entry] and entry[1] != "cat") for entry in asked(drawn)}
+    file = write_answers(tmp_path / "answers.csv", given)
+    found = estimate_scores(file, drawn)
+    cat = found["classes"]["cat"]
+    assert cat["yes"] == 0 and cat["recall"] is cat["f1"] is cat["AP"] is None
+    assert cat["precision"][0] == 0 and cat["precision"][2] < 0.2
+    assert found["all"]["recall"] and found["all"]["mAP"]
+    chosen = choose_thresholds(file, drawn, precision=None, model=None)
+    assert not chosen["classes"]["cat"]["own"] and chosen["classes"]["boat"]["own"]
+
+
+def test_only_no(drawn, tmp_path):
+    file = write_answers(tmp_path / "answers.csv", dict.fromkeys(asked(drawn), 0))
+    found = estimate_scores(file, drawn)
+    assert found["all"]["precision"][2] < 0.1 and found["all"]["recall"] is None
+    for precision in (None, 0.8):
+        message = message_of(
+            lambda p=precision: choose_thresholds(file, drawn, precision=p, model=None)
+        )
+        assert "too few answers for thresholds: 150, of which 0 yes" in message
 
 
 def edited(answers: Path, path: Path, change) -> Path:
