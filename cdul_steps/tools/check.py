@@ -149,15 +149,20 @@ def draw_sample(
             note(f"check: images skipped because they cannot be read: {shown.count(False)}")
         readable = np.array(shown)[place]
         _write_population(population, part / SCORES)
-        rows, columns, place = rows[readable], columns[readable], place[readable]
-        inclusion = drawing.inclusion(number)[rows, columns]
-        named = population.scores[rows, columns] >= population.threshold[columns]
         ids = [population.ids[row] for row in rows]
-        classes = [population.classes[column] for column in columns]
-        sample = pa.table({"image_id": ids, "class": classes, "probability": inclusion})
+        sample = pa.table(
+            {
+                "image_id": ids,
+                "class": [population.classes[column] for column in columns],
+                "probability": drawing.inclusion(number)[rows, columns],
+                # Images may disappear after their questions have been answered.
+                "asked": readable,
+            }
+        )
         write_table(describe(sample, KIND, **population.facts, number=number), part / SAMPLE)
+        named = population.scores[rows, columns] >= population.threshold[columns]
         lists = (ids, columns.tolist(), place.tolist(), named.tolist())
-        questions = list(zip(*lists, strict=True))
+        questions = [q for q, can in zip(zip(*lists, strict=True), readable, strict=True) if can]
         index = {
             "id": population.facts["id"],
             "title": population.facts["title"],
@@ -167,9 +172,13 @@ def draw_sample(
         (part / "data").mkdir()
         text = f"part({json.dumps(index, separators=(',', ':'))});\n"
         (part / "data/index.js").write_text(text, encoding="ascii")
-    if len(rows) < number:
-        note(f"check: {len(rows)} of {number}: there are no more entries, or images cannot be read")
-    note(f"check: {len(rows)} questions about {len(paths)} images; open {output / 'index.html'}")
+    if len(questions) < number:
+        note(
+            f"check: {len(questions)} of {number}: there are no more entries, or images cannot be "
+            "read"
+        )
+    page = output / "index.html"
+    note(f"check: {len(questions)} questions about {sum(shown)} images; open {page}")
 
 
 def _read_population(
@@ -343,7 +352,7 @@ def read_answers(answers: Path, check: Path) -> Answers:
     )
     given = np.full(scores.shape, np.nan, np.float32)
     apply_corrections(given, population.ids, classes, read_corrections(answers), answers)
-    sample = read_table(check / SAMPLE, ["image_id", "class", "probability"])
+    sample = read_table(check / SAMPLE, ["image_id", "class", "probability", "asked"])
     column = {name: i for i, name in enumerate(classes)}
     probability = np.zeros(scores.shape)
     rows = match_images(sample["image_id"].to_pylist(), population.ids)
@@ -368,7 +377,7 @@ def read_answers(answers: Path, check: Path) -> Answers:
         given[rows, columns] == 1,
         probability[rows, columns],
         int((given == UNKNOWN).sum()),
-        len(sample),
+        int(sample["asked"].to_numpy().sum()),
     )
 
 

@@ -16,6 +16,7 @@ from cdul_steps.cli import app
 from cdul_steps.data.corrections import read_corrections
 from cdul_steps.data.files import digest, read_json, write_json
 from cdul_steps.data.tables import describe, read_facts, read_scores, score_table, write_table
+from cdul_steps.errors import UserError
 from cdul_steps.steps.report import make_report
 from cdul_steps.tools.check import (
     choose_thresholds,
@@ -54,6 +55,7 @@ def draw(scores: Path, output: Path, number: int = 150, **further) -> Path:
 
 def asked(check: Path) -> list[tuple[str, str]]:
     table = pq.read_table(check / "sample.parquet")
+    table = table.filter(table["asked"])
     return list(zip(table["image_id"].to_pylist(), table["class"].to_pylist(), strict=True))
 
 
@@ -309,6 +311,24 @@ def test_a_spreadsheet_may_have_edited_the_answers(drawn, answers, tmp_path):
     }
     for name, change in changes.items():
         assert read_corrections(edited(answers, tmp_path / f"{name}.csv", change)) == plain, name
+    (tmp_path / "wide.csv").write_text(answers.read_text(encoding="utf-8"), encoding="utf-16")
+    assert read_corrections(tmp_path / "wide.csv") == plain
+
+
+def test_a_half_written_file_invents_no_answer(answers, tmp_path):
+    plain, text = read_corrections(answers), answers.read_text(encoding="utf-8")
+    text = text.replace(",1\n", ",unknown\n")
+    file, refused = tmp_path / "half.csv", 0
+    for end in range(len(text) - 100, len(text)):
+        file.write_text(text[:end], encoding="utf-8")
+        try:
+            found = read_corrections(file)
+        except UserError as error:
+            assert "give 1, 0 or unknown" in str(error)
+            refused += 1
+        else:
+            assert set(found) <= set(plain)
+    assert refused
 
 
 def test_bad_answers_are_one_clear_line(drawn, answers, tmp_path):
@@ -352,6 +372,21 @@ def test_images_that_are_gone_are_not_asked(tmp_path, capsys):
     check = draw(scores, tmp_path / "check")
     assert len(asked(check)) == 3 * 18
     assert "images skipped because they cannot be read: 1" in capsys.readouterr().err
+
+
+def test_answers_about_images_that_are_gone_still_count(tmp_path):
+    training = made.make_results(tmp_path / "results", {"train": NAMES[:20]}, CLASSES)
+    scores = training / "predictions/train.parquet"
+    check = draw(scores, tmp_path / "check", 20)
+    file = answer(check, tmp_path / "answers.csv")
+    image = asked(check)[0][0]
+    table = read_scores(scores)[0]
+    Path(table["path"][table["image_id"].to_pylist().index(image)].as_py()).unlink()
+    draw(scores, check, 30)
+    questions = index_of(check)["questions"]
+    assert len(questions) < 30 and image not in {question[0] for question in questions}
+    found = estimate_scores(file, check)
+    assert found["answers"] == 20 and found["asked"] == len(questions)
 
 
 def test_scores_that_cannot_be_checked(tmp_path, scores):
