@@ -961,11 +961,15 @@ def report(
     output: Annotated[
         Path, Option(help="Folder to write: report.html, and the figures as files.")
     ] = Path("results/report"),
+    estimate: Annotated[
+        list[Path] | None,
+        Option(help="Output of `cdul check estimate --json` to show; repeatable."),
+    ] = None,
 ) -> None:
     """Write one HTML page with tables and figures of the results."""
     from cdul_steps.steps.report import make_report
 
-    make_report(folders=folders or [Path("results")], output=output)
+    make_report(folders=folders or [Path("results")], output=output, estimates=estimate or [])
 
 
 @app.command()

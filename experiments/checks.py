@@ -6,8 +6,9 @@
 
 Every reviewer answers a different sample. A surprising answer, one that contradicts the score, is
 asked again, and a third time if the two differ; all looks count as answers. The tables, in
-Markdown, go to stdout: how many of 100 intervals of 90 % contain the true value, and their mean
-width in points.
+Markdown, go to stdout: how many of 100 intervals of 90 % contain the true value, in how many the
+value lies below or above, and, in points, the mean width of the intervals, the mean error of their
+middle, and its standard deviation.
 """
 
 import argparse
@@ -147,6 +148,7 @@ def simulate(data: Scored, size: int, wrong: float, reviewers: int) -> list[Sequ
                 f"{100 * np.mean(value < low):.0f}/{100 * np.mean(value > high):.0f}",
                 f"{100 * np.mean(high - low):.1f}",
                 f"{100 * (np.mean(middle) - value):+.1f}",
+                f"{100 * np.std(middle):.1f}",
             ]
         )
     return rows_
@@ -240,8 +242,9 @@ def main() -> None:
     if arguments.held_out:
         show_held_out(data, read(arguments, arguments.held_out), arguments.reviewers)
         return
-    print("| answers | wrong | of | measure | true | given | held | low/high | width | bias |")
-    print(f"|{'---|' * 10}")
+    header = ["answers", "wrong", "of", "measure", "true", "given", "held", "low/high", "width"]
+    header += ["bias", "spread"]
+    print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
     for wrong in arguments.wrong:
         for size in arguments.sizes:
             for row in simulate(data, size, wrong, arguments.reviewers):

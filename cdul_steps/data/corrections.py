@@ -54,6 +54,8 @@ def read_corrections(path: Path) -> Corrections:
                     raise UserError(
                         f"{where}: {entry[1]!r} of image {entry[0]!r} has another value further up"
                     )
+    except UnicodeError as error:
+        raise UserError(f"{path}: not in UTF-8; save it as CSV in UTF-8") from error
     except (OSError, ValueError, csv.Error) as error:
         problem = getattr(error, "strerror", None) or first_line(error)
         raise UserError(f"{path}: the corrections cannot be read: {problem}") from error

@@ -260,7 +260,8 @@ def measure(cells: Cells, positives: np.ndarray, threshold: np.ndarray) -> Measu
 def _by_class(cells: Cells, values: np.ndarray, class_count: int) -> np.ndarray:
     """Sums of values (J, n) over the cells of each class; the last row is the total: (C + 1, n)."""
     total = np.zeros((class_count + 1, values.shape[1]))
-    np.add.at(total, cells.column, values)
+    starts = np.flatnonzero(np.diff(cells.column, prepend=-1))
+    total[cells.column[starts]] = np.add.reduceat(values, starts, axis=0)
     total[-1] = values.sum(axis=0)
     return total
 
@@ -318,6 +319,31 @@ def interval(draws: np.ndarray) -> Interval | None:
     return Interval(*np.quantile(some, [tail, 0.5, 1 - tail]).tolist())
 
 
+class Curve(NamedTuple):
+    """Draws of precision, recall and F1 from each of n thresholds on, float64 (n, draws).
+
+    NaN if a measure is not defined: no entry is named, or there is no positive.
+    """
+
+    precision: np.ndarray
+    recall: np.ndarray
+    f1: np.ndarray
+
+
+def measure_at(cells: Cells, positives: np.ndarray, steps: np.ndarray) -> Curve:
+    """Measures over all cells, which are named from each of the thresholds `steps` (n,) on.
+
+    `positives` are draws (J, draws); no cell spans a threshold.
+    """
+    order = np.argsort(-cells.lowest, kind="stable")
+    named = len(order) - np.searchsorted(cells.lowest[order][::-1], steps)
+    hits = np.vstack([np.zeros_like(positives[:1]), positives[order].cumsum(axis=0)])
+    said = np.append(0, cells.entries[order].cumsum())[named, None]
+    there, hits = hits[-1], hits[named]
+    with np.errstate(invalid="ignore"):
+        return Curve(hits / said, hits / there, 2 * hits / (said + there))
+
+
 class ChosenThreshold(NamedTuple):
     """A threshold with its precision and recall."""
 
@@ -334,25 +360,17 @@ def find_threshold(
     Without a `precision`, the threshold with the best F1. `positives` are draws (J, draws); no cell
     spans a threshold. None if there is no such threshold.
     """
-    order = np.argsort(-cells.lowest, kind="stable")
-    rising = cells.lowest[order][::-1]
-    steps = np.unique(steps)
-    last = len(rising) - np.searchsorted(rising, steps) - 1
-    steps, last = steps[last >= 0], last[last >= 0]
+    steps = np.unique(steps[steps <= cells.lowest.max(initial=-np.inf)])
     if not len(steps):
         return None
-    hits = positives[order].cumsum(axis=0)
-    said = cells.entries[order].cumsum()[last, None]
-    there, hits = hits[-1], hits[last]
-    with np.errstate(invalid="ignore"):
-        right, found, both = hits / said, hits / there, 2 * hits / (said + there)
-    best = int(np.argmax(np.median(both, axis=1)))
+    curve = measure_at(cells, positives, steps)
+    best = int(np.argmax(np.median(curve.f1, axis=1)))
     if precision is not None:
-        fits = np.flatnonzero(np.median(right, axis=1) >= precision)
+        fits = np.flatnonzero(np.median(curve.precision, axis=1) >= precision)
         if not len(fits):
             return None
         best = int(fits[0])
-    of_precision, of_recall = interval(right[best]), interval(found[best])
+    of_precision, of_recall = interval(curve.precision[best]), interval(curve.recall[best])
     if of_precision is None or of_recall is None:
         return None
     return ChosenThreshold(float(steps[best]), of_precision, of_recall)

@@ -4,6 +4,7 @@ TITLES = {
     "scores": "Scores of whole images and of snippets",
     "average_precision": "Average precision of every class",
     "precision_recall": "Precision and recall",
+    "estimate": "Precision and recall at each threshold, estimated from answers",
     "learning": "Learning curves",
     "class_maps": "Class activation maps",
     "cooccurrence": "Labels that occur together",
@@ -29,6 +30,12 @@ CAPTIONS = {
     "also many wrong ones). Higher is better; the dots mark a threshold of 0.5. Right: the "
     "classifier's curve for each class (grey); the classes with the highest, middle and lowest "
     "average precision are named.",
+    "estimate": "One panel for all classes with a common threshold, and one for each class that "
+    "has enough answers of its own. As the threshold rises, fewer pairs of image and class are "
+    "named: more of the named pairs are right (precision, solid line), but more of the true pairs "
+    "are missed (recall, dashed line). At each threshold, the shaded area contains the true value "
+    "in 90 of 100 checks. A line ends where there are too few answers. Dotted vertical line: the "
+    "threshold in use.",
     "learning": "By epoch, from top to bottom: the training loss; mAP if the ground truth is "
     "known, which is never used for training (refined labels, classifier on the training images, "
     "classifier on the test images); and the mean change of a pseudo-label in the label step, "

@@ -205,6 +205,42 @@ def draw_precision_recall(
     return figure
 
 
+# Estimates from answers
+
+
+def draw_estimate(
+    panels: Sequence[tuple[str, Sequence[Mapping[str, Any]], float | None]],
+) -> Figure:
+    """Precision and recall against the threshold; a panel is its title, points, threshold in use.
+
+    A point has `threshold` and the bounds `precision` and `recall`, each `[low, middle, high]` in
+    0..1, or None if there are too few answers.
+    """
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure((WIDTH, 0.6 + 2.1 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axis, (title, points, in_use) in zip(axes.flat, panels, strict=False):
+        steps = [point["threshold"] for point in points]
+        for name, (colour, dashes) in zip(("precision", "recall"), LINES, strict=False):
+            unknown = [np.nan] * 3
+            low, middle, high = 100 * np.array([point[name] or unknown for point in points]).T
+            axis.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
+            axis.plot(steps, middle, color=colour, ls=dashes, lw=1.4, label=name)
+        if in_use is not None:
+            axis.axvline(in_use, color="#555555", ls=":", lw=1)
+        axis.set(title=title, xlim=(0, 1), ylim=(0, 102))
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis in axes.flat[: len(panels)][-columns:]:
+        axis.set_xlabel("threshold (score, 0 to 1)")
+        axis.tick_params(labelbottom=True)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("estimate (%)")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return figure
+
+
 # Learning
 
 

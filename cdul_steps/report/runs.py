@@ -1,5 +1,6 @@
 """The files of one combination of data set, encoder, labels and training."""
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,6 +45,22 @@ COLUMNS = (
 def read_if_there(path: Path) -> dict[str, Any]:
     """A JSON file; empty if there is none. Raises UserError like `read_json`."""
     return read_json(path) if path.is_file() else {}
+
+
+def read_estimate(path: Path) -> dict[str, Any]:
+    """The output of `cdul check estimate --json`. Raises UserError for any other file."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not {"all", "classes", "next"} <= found.keys():
+        raise UserError(
+            f"{path}: not an estimate; give the output of 'cdul check estimate ANSWERS --check "
+            "FOLDER --json'"
+        )
+    return found
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,12 @@ from cdul_steps.progress import note
 from cdul_steps.report import figures
 from cdul_steps.report.page import PageSection, Table
 from cdul_steps.report.runs import RunFolder, Scored
-from cdul_steps.report.words import checked_in_words, labels_in_words
+from cdul_steps.report.words import (
+    checked_in_words,
+    estimate_in_words,
+    estimate_table,
+    labels_in_words,
+)
 from cdul_steps.results import MODEL, PSEUDO_LABELS, TEXT
 
 SHOWN_FAILURES = 200
@@ -415,6 +420,24 @@ def _named(scored: Scored, place: int, c: int) -> str:
     if not scored.counted[place, c]:
         return words
     return f"{words}, {'present' if scored.truth[place, c] else 'absent'}"
+
+
+def estimate_section(found: dict[str, Any]) -> tuple[PageSection, Drawn]:
+    """An estimate as read by `read_estimate`."""
+    section = PageSection(f"Check by a person: {found['scores']}", notes=estimate_in_words(found))
+    caption = (
+        "Estimates at the threshold in use. 'named' is the number of images whose score reaches "
+        "the threshold. A class is estimated only from its own answers."
+    )
+    section.parts.append(Table(caption, *estimate_table(found)))
+    in_use = {row["threshold"] for row in found["classes"].values()}
+    common = in_use.pop() if len(in_use) == 1 else None
+    panels = [
+        (f"{name} ({row['answers']} answers)", row["curve"], row.get("threshold", common))
+        for name, row in {"all classes": found["all"], **found["classes"]}.items()
+        if row["curve"]
+    ]
+    return section, {"estimate.svg": figures.draw_estimate(panels)} if panels else {}
 
 
 def failure_section(failures: list[list[Any]]) -> PageSection:

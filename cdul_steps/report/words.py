@@ -1,6 +1,6 @@
 """Facts of labels and classifiers in words, for the report, the gallery and the model card."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cdul_steps.data.labels import LabelFacts
@@ -58,6 +58,40 @@ def checked_in_words(checked: Mapping[str, Any]) -> str:
         if checked.get(name)
     ]
     return f"checked on {checked['answers']} answers: {', '.join(bounds)} percent"
+
+
+def percent(bounds: Sequence[float] | None) -> str:
+    """The bounds of an estimate `[low, middle, high]` in 0..1, in percent."""
+    if bounds is None:
+        return "too few answers"
+    low, _, high = (100 * part for part in bounds)
+    return f"{low:.0f} to {high:.0f}"
+
+
+def estimate_table(found: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """The header and rows of an estimate from a person's answers: all classes, then each class."""
+    rows = [
+        [
+            name,
+            *(row[key] for key in ("answers", "yes", "named")),
+            *(percent(row[key]) for key in ("precision", "recall", "f1", ap)),
+        ]
+        for name, row, ap in [
+            ("all classes", found["all"], "mAP"),
+            *((name, row, "AP") for name, row in found["classes"].items()),
+        ]
+    ]
+    return ["class", "answers", "yes", "named", "precision", "recall", "F1", "AP"], rows
+
+
+def estimate_in_words(found: Mapping[str, Any]) -> list[str]:
+    """How to read the table of an estimate, in lines."""
+    unknown = f", {found['unknown']} of them undecided" if found["unknown"] else ""
+    return [
+        f"From {found['answers']} answers to {found['asked']} questions{unknown}. In percent: the "
+        f"true value lies between the two numbers in {100 * found['level']:.0f} of 100 checks.",
+        f"AP of all classes is mAP. Most uncertain classes: {', '.join(found['next'])}.",
+    ]
 
 
 def _number(value: float | None) -> str | None:

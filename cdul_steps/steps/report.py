@@ -15,21 +15,29 @@ from cdul_steps.provenance import git_state
 from cdul_steps.report import figures
 from cdul_steps.report.costs import costs
 from cdul_steps.report.page import PageSection, Picture, render
-from cdul_steps.report.runs import RunFolder, find_runs, unique_levels
-from cdul_steps.report.sections import SECTIONS, failure_section, overview, software_section
+from cdul_steps.report.runs import RunFolder, find_runs, read_estimate, unique_levels
+from cdul_steps.report.sections import (
+    SECTIONS,
+    estimate_section,
+    failure_section,
+    overview,
+    software_section,
+)
 
 PAGE = "report.html"
 REPORT = (PAGE, "*/*.svg", "*/*.jpg")
 """The files of a report."""
 
 
-def make_report(*, folders: Sequence[Path], output: Path) -> None:
+def make_report(*, folders: Sequence[Path], output: Path, estimates: Sequence[Path] = ()) -> None:
     """Write the folder `output`: `report.html`, which is self-contained, and its figures.
 
-    `folders` are read as by `find_runs`; missing results are left out. Raises UserError if they
-    contain no results, or if `output` is a folder with other contents.
+    `folders` are read as by `find_runs`; missing results are left out. `estimates` are files of
+    `cdul check estimate --json`. Raises UserError if the folders contain no results, if `output` is
+    a folder with other contents, and for a file that is not an estimate.
     """
     runs = find_runs(folders)
+    checks = [read_estimate(path) for path in estimates]
     check_replaceable(output, REPORT)
     failures = _failures(runs)
     with replacing(output, REPORT) as part, figures.style():
@@ -39,6 +47,11 @@ def make_report(*, folders: Sequence[Path], output: Path) -> None:
             note(f"report: {' / '.join(run.names[:depth])}")
             section, drawn = SECTIONS[depth](run)
             folder = part.joinpath(*run.names[:depth])
+            section.parts += [_write(figure, folder / name) for name, figure in drawn.items()]
+            sections.append(section)
+        for number, check in enumerate(checks, 1):
+            section, drawn = estimate_section(check)
+            folder = part / f"estimates/{number}"
             section.parts += [_write(figure, folder / name) for name, figure in drawn.items()]
             sections.append(section)
         sections += [

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from cdul_steps.method.checking import (
     interval,
     make_cells,
     measure,
+    measure_at,
 )
 from cdul_steps.method.sampling import (
     Design,
@@ -54,6 +55,7 @@ from cdul_steps.method.sampling import (
     permanent_numbers,
 )
 from cdul_steps.progress import note
+from cdul_steps.report.words import estimate_in_words, estimate_table, percent
 from cdul_steps.results import CARD as CARD_PATTERN
 from cdul_steps.results import WEIGHTS as WEIGHTS_PATTERN
 
@@ -150,15 +152,20 @@ def draw_sample(
             note(f"check: images skipped because they cannot be read: {shown.count(False)}")
         readable = np.array(shown)[place]
         _write_population(population, part / SCORES)
-        rows, columns, place = rows[readable], columns[readable], place[readable]
-        inclusion = drawing.inclusion(number)[rows, columns]
-        named = population.scores[rows, columns] >= population.threshold[columns]
         ids = [population.ids[row] for row in rows]
-        classes = [population.classes[column] for column in columns]
-        sample = pa.table({"image_id": ids, "class": classes, "probability": inclusion})
+        sample = pa.table(
+            {
+                "image_id": ids,
+                "class": [population.classes[column] for column in columns],
+                "probability": drawing.inclusion(number)[rows, columns],
+                # Images may disappear after their questions have been answered.
+                "asked": readable,
+            }
+        )
         write_table(describe(sample, KIND, **population.facts, number=number), part / SAMPLE)
+        named = population.scores[rows, columns] >= population.threshold[columns]
         lists = (ids, columns.tolist(), place.tolist(), named.tolist())
-        questions = list(zip(*lists, strict=True))
+        questions = [q for q, can in zip(zip(*lists, strict=True), readable, strict=True) if can]
         index = {
             "id": population.facts["id"],
             "title": population.facts["title"],
@@ -168,9 +175,13 @@ def draw_sample(
         (part / "data").mkdir()
         text = f"part({json.dumps(index, separators=(',', ':'))});\n"
         (part / "data/index.js").write_text(text, encoding="ascii")
-    if len(rows) < number:
-        note(f"check: {len(rows)} of {number}: there are no more entries, or images cannot be read")
-    note(f"check: {len(rows)} questions about {len(paths)} images; open {output / 'index.html'}")
+    if len(questions) < number:
+        note(
+            f"check: {len(questions)} of {number}: there are no more entries, or images cannot be "
+            "read"
+        )
+    page = output / "index.html"
+    note(f"check: {len(questions)} questions about {sum(shown)} images; open {page}")
 
 
 def _read_population(
@@ -219,7 +230,7 @@ def _read_population(
         {
             "classes": classes,
             "id": f"{of}-{seed}",
-            "title": "/".join(path.parts[-4:]),
+            "title": str(Path(*path.parts[-4:])),
             "seed": seed,
             "thresholds": dict(zip(classes, limits.tolist(), strict=True)),
             "weights": facts.get("weights"),
@@ -295,13 +306,36 @@ class Answers:
     unknown: int
     asked: int
 
-    @property
-    def answered(self) -> np.ndarray:
-        return self.cells.of[self.rows, self.columns]
+    @cached_property
+    def positives(self) -> np.ndarray:
+        """Draws of the number of true entries of each cell, (J, draws)."""
+        answered = self.cells.of[self.rows, self.columns]
+        random = np.random.default_rng(self.population.facts["seed"])
+        return draw_positives(self.cells, answered, self.yes, self.population.threshold, random)
 
-    def positives(self, random: np.random.Generator) -> np.ndarray:
-        return draw_positives(
-            self.cells, self.answered, self.yes, self.population.threshold, random
+    @property
+    def enough(self) -> bool:
+        """Whether there are enough answers for recall and for a threshold."""
+        return len(self.yes) >= FEW and self.yes.sum() >= FEW_YES
+
+    def of_class(self, column: int) -> "Answers":
+        """The answers for a class, without the other classes."""
+        of, own = self.population, self.columns == column
+        population = replace(
+            of,
+            classes=[of.classes[column]],
+            scores=of.scores[:, [column]],
+            open=of.open[:, [column]],
+            threshold=of.threshold[[column]],
+        )
+        return replace(
+            self,
+            population=population,
+            cells=cells_of_class(self.cells, column),
+            rows=self.rows[own],
+            columns=np.zeros(own.sum(), int),
+            yes=self.yes[own],
+            probability=self.probability[own],
         )
 
 
@@ -321,7 +355,7 @@ def read_answers(answers: Path, check: Path) -> Answers:
     )
     given = np.full(scores.shape, np.nan, np.float32)
     apply_corrections(given, population.ids, classes, read_corrections(answers), answers)
-    sample = read_table(check / SAMPLE, ["image_id", "class", "probability"])
+    sample = read_table(check / SAMPLE, ["image_id", "class", "probability", "asked"])
     column = {name: i for i, name in enumerate(classes)}
     probability = np.zeros(scores.shape)
     rows = match_images(sample["image_id"].to_pylist(), population.ids)
@@ -346,7 +380,7 @@ def read_answers(answers: Path, check: Path) -> Answers:
         given[rows, columns] == 1,
         probability[rows, columns],
         int((given == UNKNOWN).sum()),
-        len(sample),
+        int(sample["asked"].to_numpy().sum()),
     )
 
 
@@ -356,27 +390,25 @@ def estimate_scores(answers: Path, check: Path) -> dict[str, Any]:
     A measure is `[low, middle, high]`, or null if there are too few answers.
     """
     found = read_answers(answers, check)
-    random = np.random.default_rng(found.population.facts["seed"])
-    positives = found.positives(random)
-    over_all = _over_all(found, positives)
-    classes = {
-        name: _of_class(found, column, random)
-        for column, name in enumerate(found.population.classes)
-    }
+    over_all, names = _estimate(found, "mAP"), found.population.classes
     spread = [
-        positives[found.cells.column == column].sum(axis=0).std() for column in range(len(classes))
+        found.positives[found.cells.column == column].sum(axis=0).std()
+        for column in range(len(names))
     ]
-    names = found.population.classes
     least_known = [names[column] for column in np.argsort(spread)[::-1][:3]]
     return {
         "answers": len(found.yes),
         "unknown": found.unknown,
         "asked": found.asked,
+        "scores": found.population.facts["title"],
         "level": LEVEL,
         "all": over_all,
         "by_design": _by_design(found),
-        "classes": classes,
-        "curve": _curve(found, positives),
+        "classes": {
+            name: _estimate(found.of_class(column), "AP")
+            | {"threshold": float(found.population.threshold[column])}
+            for column, name in enumerate(names)
+        },
         "next": least_known,
     }
 
@@ -386,29 +418,27 @@ def _row(values: dict[str, np.ndarray], enough: dict[str, bool]) -> dict[str, li
     return {name: None if value is None else list(value) for name, value in found.items()}
 
 
-def _over_all(found: Answers, positives: np.ndarray) -> dict[str, Any]:
+def _estimate(found: Answers, ap: str) -> dict[str, Any]:
+    """Measures over all classes of the population; `ap` is the name of average precision."""
     population = found.population
-    measures = measure(found.cells, positives, population.threshold)
     named = population.scores >= population.threshold
     said = int(named[found.rows, found.columns].sum())
-    yes = int(found.yes.sum())
-    enough = said >= FEW_NAMED and yes >= FEW_YES
-    some = enough and len(found.yes) >= FEW
-    rows = _row(
-        {"precision": measures.precision[-1], "recall": measures.recall[-1]}
-        | {"f1": measures.f1[-1], "mAP": measures.ap[-1]},
-        {
-            "precision": said >= FEW_NAMED,
-            "recall": some,
-            "f1": some,
-            "mAP": some and len(found.yes) >= FEW_FOR_AP,
-        },
-    )
-    return {
+    enough = {
+        "precision": said >= FEW_NAMED,
+        "recall": found.enough,
+        "f1": found.enough and said >= FEW_NAMED,
+        ap: found.enough and len(found.yes) >= FEW_FOR_AP,
+    }
+    counts = {
         "answers": len(found.yes),
-        "yes": yes,
-        "named": int(named[population.open].sum()),
-    } | rows
+        "yes": int(found.yes.sum()),
+        "named": int((named & population.open).sum()),
+    }
+    if not any(enough.values()):
+        return counts | dict.fromkeys((*enough, "curve"))
+    measures = measure(found.cells, found.positives, population.threshold)
+    values = {name: draws[-1] for name, draws in zip(enough, measures, strict=True)}
+    return {**counts, **_row(values, enough), "curve": _curve(found)}
 
 
 def _by_design(found: Answers) -> dict[str, float | None]:
@@ -426,54 +456,24 @@ def _by_design(found: Answers) -> dict[str, float | None]:
     }
 
 
-def _of_class(found: Answers, column: int, random: np.random.Generator) -> dict[str, Any]:
-    """Estimates for a class, only from its own answers."""
-    population, own = found.population, found.columns == column
-    named = (population.scores[:, column] >= population.threshold[column]) & (
-        population.open[:, column]
-    )
-    said, number, yes = int(named[found.rows[own]].sum()), int(own.sum()), int(found.yes[own].sum())
-    some = number >= FEW and yes >= FEW_YES
-    enough = {
-        "precision": said >= FEW_NAMED,
-        "recall": some,
-        "f1": some and said >= FEW_NAMED,
-        "AP": some and number >= FEW_FOR_AP,
-    }
-    rows: dict[str, Any] = dict.fromkeys(enough)
-    if any(enough.values()):
-        cells, limits = cells_of_class(found.cells, column), population.threshold[[column]]
-        positives = draw_positives(
-            cells, cells.of[found.rows[own], 0], found.yes[own], limits, random
+def _curve(found: Answers) -> list[dict[str, Any]]:
+    """Precision and recall over all classes for each of STEPS as their common threshold."""
+    curve = measure_at(found.cells, found.positives, np.array(STEPS))
+    answered = found.population.scores[found.rows, found.columns]
+    return [
+        {"threshold": step}
+        | _row(
+            {"precision": curve.precision[place], "recall": curve.recall[place]},
+            {"precision": int((answered >= step).sum()) >= FEW_NAMED, "recall": found.enough},
         )
-        measures = measure(cells, positives, limits)
-        values = {name: draws[0] for name, draws in zip(enough, measures, strict=True)}
-        rows = _row(values, enough)
-    return {"answers": number, "yes": yes, "named": int(named.sum())} | rows
-
-
-def _curve(found: Answers, positives: np.ndarray) -> list[dict[str, Any]]:
-    """Overall precision and recall with one threshold for all classes, for each of STEPS."""
-    rows = []
-    for step in STEPS:
-        measures = measure(found.cells, positives, np.full(len(found.population.classes), step))
-        values = {"precision": measures.precision[-1], "recall": measures.recall[-1]}
-        rows.append({"threshold": step} | _row(values, dict.fromkeys(values, True)))
-    return rows
-
-
-def _percent(value: list[float] | None) -> str:
-    if value is None:
-        return "too few answers"
-    low, _, high = (100 * part for part in value)
-    return f"{low:.0f} to {high:.0f}"
+        for place, step in enumerate(STEPS)
+    ]
 
 
 def describe_estimate(found: dict[str, Any]) -> str:
     """An estimate as a table for people, in percent."""
-    header = ["", "answers", "yes", "named", "precision", "recall", "F1", "AP"]
-    rows = [header, _cells_of("all classes", found["all"], "mAP")]
-    rows += [_cells_of(name, row, "AP") for name, row in found["classes"].items()]
+    header, body = estimate_table(found)
+    rows = [["", *header[1:]], *([str(cell) for cell in row] for row in body)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
     lines = [
         "  ".join(
@@ -482,22 +482,7 @@ def describe_estimate(found: dict[str, Any]) -> str:
         ).rstrip()
         for row in rows
     ]
-    unknown = f", {found['unknown']} of them undecided" if found["unknown"] else ""
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"From {found['answers']} answers to {found['asked']} questions{unknown}. In percent: "
-            f"the true value lies between the two numbers in {100 * found['level']:.0f} of 100 "
-            "checks.",
-            "AP of all classes is mAP. Most uncertain classes: " + ", ".join(found["next"]) + ".",
-        ]
-    )
-
-
-def _cells_of(name: str, row: dict[str, Any], ap: str) -> list[str]:
-    counts = [str(row[key]) for key in ("answers", "yes", "named")]
-    return [name, *counts, *(_percent(row[key]) for key in ("precision", "recall", "f1", ap))]
+    return "\n".join([*lines, "", *estimate_in_words(found)])
 
 
 # -- thresholds ------------------------------------------------------------------------------------
@@ -509,12 +494,20 @@ def choose_thresholds(
     """Thresholds of the classes for a requested `precision`, or for the best F1: see `choose`.
 
     With a `model`, they are written into its card, together with the estimates from the answers.
-    Raises UserError if no threshold reaches the precision, and if the check is not of this model.
+    Raises UserError for too few answers, if no threshold reaches the precision, and if the check is
+    not of this model.
     """
     found = read_answers(answers, check)
     if model:
         _check_model(model, found)
+    if not found.enough:
+        raise UserError(
+            f"{answers}: too few answers for thresholds: {len(found.yes)}, of which "
+            f"{found.yes.sum()} yes; at least {FEW} are needed, of which {FEW_YES} yes"
+        )
     result = choose(found, precision)
+    if result is None and precision is None:
+        raise UserError(f"{check}: no score reaches {STEPS[0]}, the lowest threshold")
     if result is None:
         raise UserError(
             f"{answers}: with these answers, no threshold reaches a precision of {precision:g}; "
@@ -535,9 +528,8 @@ def choose(found: Answers, precision: float | None) -> dict[str, Any] | None:
 
     A class with enough answers gets its own threshold; the others share a common one.
     """
-    random = np.random.default_rng(found.population.facts["seed"])
-    positives, names = found.positives(random), found.population.classes
-    own = [_own_choice(found, column, precision, random) for column in range(len(names))]
+    positives, names = found.positives, found.population.classes
+    own = [_own_choice(found.of_class(column), precision) for column in range(len(names))]
     # The common threshold is for the classes that need it, if there are any.
     left = np.array([choice is None for choice in own]) | all(own)
     here = left[found.cells.column]
@@ -561,16 +553,11 @@ def choose(found: Answers, precision: float | None) -> dict[str, Any] | None:
     }
 
 
-def _own_choice(
-    found: Answers, column: int, precision: float | None, random: np.random.Generator
-) -> ChosenThreshold | None:
-    """A class's threshold from its own answers; None if there are too few."""
-    own = found.columns == column
-    if own.sum() < FEW or found.yes[own].sum() < FEW_YES:
+def _own_choice(found: Answers, precision: float | None) -> ChosenThreshold | None:
+    """The threshold from a class's own answers; None if there are too few."""
+    if not found.enough:
         return None
-    cells, limits = cells_of_class(found.cells, column), found.population.threshold[[column]]
-    positives = draw_positives(cells, cells.of[found.rows[own], 0], found.yes[own], limits, random)
-    return find_threshold(cells, positives, precision, cells.lowest)
+    return find_threshold(found.cells, found.positives, precision, found.cells.lowest)
 
 
 def _check_model(model: Path, found: Answers) -> None:
@@ -592,7 +579,7 @@ def describe_thresholds(found: dict[str, Any]) -> str:
         source = "its own answers" if row["own"] else "all classes' answers"
         lines.append(f"{name:{width}}  {row['threshold']:9.3f}  {source}")
     bounds = " and ".join(
-        f"{name} {_percent(found['all'][name])}" for name in ("precision", "recall")
+        f"{name} {percent(found['all'][name])}" for name in ("precision", "recall")
     )
     lines += [
         "",

@@ -16,6 +16,8 @@ from cdul_steps.cli import app
 from cdul_steps.data.corrections import read_corrections
 from cdul_steps.data.files import digest, read_json, write_json
 from cdul_steps.data.tables import describe, read_facts, read_scores, score_table, write_table
+from cdul_steps.errors import UserError
+from cdul_steps.steps.report import make_report
 from cdul_steps.tools.check import (
     choose_thresholds,
     describe_estimate,
@@ -53,6 +55,7 @@ def draw(scores: Path, output: Path, number: int = 150, **further) -> Path:
 
 def asked(check: Path) -> list[tuple[str, str]]:
     table = pq.read_table(check / "sample.parquet")
+    table = table.filter(table["asked"])
     return list(zip(table["image_id"].to_pylist(), table["class"].to_pylist(), strict=True))
 
 
@@ -70,10 +73,14 @@ def truth_of(check: Path) -> dict[tuple[str, str], bool]:
 def answer(check: Path, path: Path, number: int | None = None) -> Path:
     """Write the answers to the first questions of a check."""
     truth = truth_of(check)
+    return write_answers(path, {entry: int(truth[entry]) for entry in asked(check)[:number]})
+
+
+def write_answers(path: Path, given: dict[tuple[str, str], int]) -> Path:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["image_id", "class", "value"])
-        writer.writerows([*entry, int(truth[entry])] for entry in asked(check)[:number])
+        writer.writerows([*entry, value] for entry, value in given.items())
     return path
 
 
@@ -127,9 +134,12 @@ def test_estimate_is_that_of_the_answers(drawn, answers):
         assert low < middle < high
         assert abs(middle - value) < 0.12 and abs(found["by_design"][name] - value) < 0.12
     assert found["answers"] == 150 and found["all"]["named"] == named.sum()
-    assert [row["threshold"] for row in found["curve"]] == sorted(
-        row["threshold"] for row in found["curve"]
-    )
+    for point in found["all"]["curve"]:
+        named = scores >= point["threshold"]
+        low, _, high = point["recall"]
+        assert low - 0.08 <= (shown & named).sum() / shown.sum() <= high + 0.08
+    at = next(point for point in found["all"]["curve"] if point["threshold"] == 0.5)
+    assert at["precision"] == found["all"]["precision"] and at["recall"] == found["all"]["recall"]
     text = describe_estimate(found)
     assert "From 150 answers to 150 questions." in text
     assert text == describe_estimate(estimate_scores(answers, drawn))
@@ -139,6 +149,52 @@ def test_few_answers_estimate_nothing(drawn, tmp_path):
     found = estimate_scores(answer(drawn, tmp_path / "few.csv", 8), drawn)
     assert found["all"]["recall"] is None and found["classes"]["cat"]["precision"] is None
     assert "too few answers" in describe_estimate(found)
+
+
+def test_curves_have_gaps_where_answers_are_few(drawn, answers):
+    found = estimate_scores(answers, drawn)
+    table, classes, scores = read_scores(drawn / "scores.parquet")
+    rows = {i: row for row, i in enumerate(table["image_id"].to_pylist())}
+    for name, row in found["classes"].items():
+        own = [scores[rows[i], classes.index(c)] for i, c in asked(drawn) if c == name]
+        for point in row["curve"]:
+            enough = sum(score >= point["threshold"] for score in own) >= 12
+            assert (point["precision"] is not None) == enough
+            assert (point["recall"] is None) == (row["recall"] is None)
+    assert any(point["precision"] is None for point in found["classes"]["cat"]["curve"])
+
+
+def test_a_report_shows_estimates(training, drawn, answers, tmp_path):
+    found = {"some": estimate_scores(answers, drawn)}
+    found["few"] = estimate_scores(answer(drawn, tmp_path / "few.csv", 8), drawn)
+    for name, value in found.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(value))
+    output = tmp_path / "report"
+    arguments = ["report", str(training.parent), "--output", str(output)]
+    arguments += [f"--estimate={tmp_path / name}.json" for name in found]
+    assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert "From 150 answers to 150 questions." in page and "From 8 answers" in page
+    low, _, high = found["some"]["all"]["precision"]
+    assert f"<td>{100 * low:.0f} to {100 * high:.0f}</td>" in page
+    drawing = (output / "estimates/1/estimate.svg").read_text()
+    titles = ["all classes (150 answers)"]
+    titles += [f"{c} ({row['answers']} answers)" for c, row in found["some"]["classes"].items()]
+    assert all(title in drawing for title in titles)
+    # Eight answers give no curve.
+    assert not (output / "estimates/2").exists()
+
+
+def test_a_file_that_is_no_estimate_is_named(training, answers, tmp_path):
+    (tmp_path / "other.json").write_text("{}")
+
+    def told(path: Path) -> str:
+        arguments = {"folders": [training.parent], "output": tmp_path / "report"}
+        return message_of(lambda: make_report(**arguments, estimates=[path]))
+
+    for path in (answers, tmp_path / "other.json"):
+        assert told(path).startswith(f"{path}: not an estimate")
+    assert told(tmp_path / "no.json").endswith("no such file")
 
 
 def test_answers_are_corrections_and_corrected_entries_are_not_asked(
@@ -173,6 +229,73 @@ def test_classes_asked_for_alone(scores, tmp_path):
     )
 
 
+def only_class(scores: Path, path: Path, values: np.ndarray | None = None) -> Path:
+    """Scores of the class cat alone, as a project with one class has them, or other `values`."""
+    table, classes, found = read_scores(scores)
+    column = found[:, [classes.index("cat")]] if values is None else values
+    one = score_table(table["image_id"], table["path"], ["cat"], column)
+    write_table(describe(one, "scores", classes=["cat"]), path)
+    return path
+
+
+def test_a_single_class(scores, tmp_path):
+    check = draw(only_class(scores, tmp_path / "one.parquet"), tmp_path / "check", 90)
+    assert index_of(check)["classes"] == ["cat"] and len(asked(check)) == 90
+    file = answer(check, tmp_path / "answers.csv")
+    found = estimate_scores(file, check)
+    over_all, cat = found["all"], found["classes"]["cat"]
+    assert over_all["precision"] and over_all["mAP"] == cat["AP"]
+    assert all(over_all[name] == cat[name] for name in ("precision", "recall", "f1", "curve"))
+    chosen = choose_thresholds(file, check, precision=0.8, model=None)
+    assert chosen["classes"]["cat"]["own"]
+    few = answer(check, tmp_path / "few.csv", 30)
+    assert estimate_scores(few, check)["classes"]["cat"]["recall"] is None
+    message = message_of(lambda: choose_thresholds(few, check, precision=None, model=None))
+    assert "too few answers for thresholds: 30, of which" in message
+
+
+@pytest.mark.parametrize(("value", "given"), [(1.0, 1), (0.0, 0), (0.3, 1), (0.01, 1)])
+def test_a_single_class_with_the_same_score_everywhere(value, given, scores, tmp_path):
+    values = np.full((119, 1), value, np.float32)
+    check = draw(only_class(scores, tmp_path / "one.parquet", values), tmp_path / "check", 50)
+    file = write_answers(tmp_path / "answers.csv", dict.fromkeys(asked(check), given))
+    cat = estimate_scores(file, check)["classes"]["cat"]
+    if value == 1:
+        assert cat["precision"][1] > 0.9 and cat["recall"] == [1, 1, 1]
+    else:
+        assert cat["precision"] is None and cat["f1"] is None
+        assert cat["recall"] == ([0, 0, 0] if given else None)
+    if value == 0.01:
+        message = message_of(lambda: choose_thresholds(file, check, precision=None, model=None))
+        assert "no score reaches 0.02, the lowest threshold" in message
+    elif given:
+        choose_thresholds(file, check, precision=None, model=None)
+
+
+def test_a_class_that_no_image_shows(drawn, tmp_path):
+    truth = truth_of(drawn)
+    given = {entry: int(truth[entry] and entry[1] != "cat") for entry in asked(drawn)}
+    file = write_answers(tmp_path / "answers.csv", given)
+    found = estimate_scores(file, drawn)
+    cat = found["classes"]["cat"]
+    assert cat["yes"] == 0 and cat["recall"] is cat["f1"] is cat["AP"] is None
+    assert cat["precision"][0] == 0 and cat["precision"][2] < 0.2
+    assert found["all"]["recall"] and found["all"]["mAP"]
+    chosen = choose_thresholds(file, drawn, precision=None, model=None)
+    assert not chosen["classes"]["cat"]["own"] and chosen["classes"]["boat"]["own"]
+
+
+def test_only_no(drawn, tmp_path):
+    file = write_answers(tmp_path / "answers.csv", dict.fromkeys(asked(drawn), 0))
+    found = estimate_scores(file, drawn)
+    assert found["all"]["precision"][2] < 0.1 and found["all"]["recall"] is None
+    for precision in (None, 0.8):
+        message = message_of(
+            lambda p=precision: choose_thresholds(file, drawn, precision=p, model=None)
+        )
+        assert "too few answers for thresholds: 150, of which 0 yes" in message
+
+
 def edited(answers: Path, path: Path, change) -> Path:
     path.write_text(change(answers.read_text(encoding="utf-8")), encoding="utf-8")
     return path
@@ -188,6 +311,24 @@ def test_a_spreadsheet_may_have_edited_the_answers(drawn, answers, tmp_path):
     }
     for name, change in changes.items():
         assert read_corrections(edited(answers, tmp_path / f"{name}.csv", change)) == plain, name
+    (tmp_path / "wide.csv").write_text(answers.read_text(encoding="utf-8"), encoding="utf-16")
+    assert read_corrections(tmp_path / "wide.csv") == plain
+
+
+def test_a_half_written_file_invents_no_answer(answers, tmp_path):
+    plain, text = read_corrections(answers), answers.read_text(encoding="utf-8")
+    text = text.replace(",1\n", ",unknown\n")
+    file, refused = tmp_path / "half.csv", 0
+    for end in range(len(text) - 100, len(text)):
+        file.write_text(text[:end], encoding="utf-8")
+        try:
+            found = read_corrections(file)
+        except UserError as error:
+            assert "give 1, 0 or unknown" in str(error)
+            refused += 1
+        else:
+            assert set(found) <= set(plain)
+    assert refused
 
 
 def test_bad_answers_are_one_clear_line(drawn, answers, tmp_path):
@@ -231,6 +372,21 @@ def test_images_that_are_gone_are_not_asked(tmp_path, capsys):
     check = draw(scores, tmp_path / "check")
     assert len(asked(check)) == 3 * 18
     assert "images skipped because they cannot be read: 1" in capsys.readouterr().err
+
+
+def test_answers_about_images_that_are_gone_still_count(tmp_path):
+    training = made.make_results(tmp_path / "results", {"train": NAMES[:20]}, CLASSES)
+    scores = training / "predictions/train.parquet"
+    check = draw(scores, tmp_path / "check", 20)
+    file = answer(check, tmp_path / "answers.csv")
+    image = asked(check)[0][0]
+    table = read_scores(scores)[0]
+    Path(table["path"][table["image_id"].to_pylist().index(image)].as_py()).unlink()
+    draw(scores, check, 30)
+    questions = index_of(check)["questions"]
+    assert len(questions) < 30 and image not in {question[0] for question in questions}
+    found = estimate_scores(file, check)
+    assert found["answers"] == 20 and found["asked"] == len(questions)
 
 
 def test_scores_that_cannot_be_checked(tmp_path, scores):

@@ -8,9 +8,9 @@ import made
 import pytest
 from axe_core_python.selenium import Axe
 from browsers import PHONE, focused, press, start_browser, wait_until
+from check_page import close_and_open_again, download, find, open_page, question
 from selenium import webdriver
 from selenium.webdriver import Keys
-from selenium.webdriver.common.by import By
 
 from cdul_steps.data.corrections import read_corrections
 from cdul_steps.tools.check import draw_sample, estimate_scores
@@ -69,29 +69,6 @@ def driver(chromium, check) -> Iterator[webdriver.Chrome]:
     assert chromium.execute_script("return window.hit") is None
 
 
-def open_page(driver, check: Path) -> None:
-    driver.get("about:blank")
-    driver.get((check / "index.html").as_uri())
-    wait_until(driver, lambda d: find(d, "question").text != "Loading")
-
-
-def find(driver, name: str):
-    return driver.find_element(By.ID, name)
-
-
-def question(driver) -> str:
-    return find(driver, "question").text
-
-
-def download(driver, folder: Path) -> Path:
-    """The downloaded file."""
-    for file in folder.iterdir():
-        file.unlink()
-    find(driver, "download").click()
-    wait_until(driver, lambda d: (folder / "answers.csv").is_file())
-    return folder / "answers.csv"
-
-
 def expected_key(entry: tuple) -> str:
     """The answer that agrees with the score, so that no question is repeated."""
     return "y" if entry[3] else "n"
@@ -102,11 +79,7 @@ def test_fifty_answers_by_keyboard_outlive_the_tab(driver, check, questions, dow
         assert question(driver) == f"{entry[1]}?"
         press(driver, expected_key(entry))
     assert find(driver, "status").text.startswith("50 of 60; precision so far ")
-    driver.switch_to.new_window("tab")
-    driver.switch_to.window(driver.window_handles[0])
-    driver.close()
-    driver.switch_to.window(driver.window_handles[0])
-    open_page(driver, check)
+    close_and_open_again(driver, check)
     assert find(driver, "status").text.startswith("50 of 60")
     assert question(driver) == f"{questions[50][1]}?"
     for entry in questions[50:]:

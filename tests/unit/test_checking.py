@@ -12,6 +12,7 @@ from cdul_steps.method.checking import (
     interval,
     make_cells,
     measure,
+    measure_at,
 )
 from cdul_steps.method.metrics import average_precision, mean_average_precision
 from cdul_steps.method.sampling import band_shifts, design, permanent_numbers
@@ -131,6 +132,21 @@ def test_threshold_has_the_wanted_precision_and_the_most_recall():
         2 * TRUTH[step <= SCORES].sum() / ((step <= SCORES).sum() + TRUTH.sum()) for step in steps
     ]
     assert find_threshold(cells, positives, None, steps).threshold == steps[np.argmax(f1)]
+
+
+def test_measures_at_thresholds_are_those_of_one_common_threshold():
+    cells = make_cells(SCORES, ALL, THRESHOLD)
+    positives = np.random.default_rng(0).integers(
+        0, cells.entries[:, None] + 1, (len(cells.entries), 3)
+    )
+    positives[:, 0] = 0
+    steps = np.array([*STEPS, 1.0])
+    found = measure_at(cells, positives, steps)
+    for place, step in enumerate(steps):
+        expected = measure(cells, positives, np.full(4, step))
+        for of, draws in zip(found, expected, strict=False):
+            np.testing.assert_allclose(of[place], draws[-1])
+    assert np.isnan(found.recall[:, 0]).all() and np.isnan(found.precision[-1]).all()
 
 
 def test_classes_and_scores_of_one_kind():

@@ -60,7 +60,7 @@ def test_other_columns_and_blank_values_are_ignored(tmp_path):
         ("image_id,class,value\na,dog,1\na,dog,yes\n", ["line 3", "'yes'", "1, 0 or unknown"]),
         ("image_id,class,value\na,dog,1\na,dog,0\n", ["line 3", "'dog' of image 'a'"]),
         ('image_id,class,value\n"a,dog,1\n', ["cannot be read"]),
-        (b"image_id,class,value\n\xff,dog,1\n", ["cannot be read"]),
+        (b"image_id,class,value\n\xff,dog,1\n", ["c.csv: not in UTF-8; save it as CSV in UTF-8"]),
     ],
 )
 def test_mistakes_in_the_file_are_one_line(tmp_path, text, parts):

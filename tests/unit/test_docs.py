@@ -198,7 +198,7 @@ OTHERS = {
 
 @pytest.mark.parametrize(("page", "line"), command_lines(), ids=lambda x: x[:60])
 def test_commands_can_be_given(page, line):
-    words = shlex.split(line)
+    words = shlex.split(line.partition(" > ")[0])
     while words and re.fullmatch(r"\w+=.*", words[0]):
         words.pop(0)
     program = words[0].removeprefix(".venv/bin/")
