@@ -1,6 +1,7 @@
 """Sharded Zarr arrays: row i of a store is image i of its split."""
 
 import math
+import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -255,3 +256,13 @@ def new_store(
     check_store(path, attributes.get("kind"))
     with replacing(path, STORE) as part:
         yield _create(part, shape, shard_size, dtype, attributes)
+
+
+def on_disk(shape: tuple[int, ...], folder: Path) -> np.ndarray:
+    """A float32 array of zeros in a nameless file in `folder`, which is gone with the array.
+
+    The system keeps of it in memory what is in use and fits.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return np.memmap(file, np.float32, "w+", shape=shape)

@@ -232,7 +232,8 @@ def _new_trainer(
     labels = new_labels(torch.from_numpy(scores).to(device), corrected, settings)
     if task.inputs.features:
         rows = _rows(task.inputs.images, "train", table["image_id"].to_pylist())
-        return HeadTrainer(task.inputs.features["train"], rows, network, card, settings, labels)
+        store = task.inputs.features["train"]
+        return HeadTrainer(store, rows, network, card, settings, labels, task.output)
     if task.inputs.start:
         _start_from(network, card, task.inputs.start)
     else:
@@ -359,10 +360,9 @@ def _test_set(
     if isinstance(trainer, HeadTrainer):
         if "test" not in task.inputs.features:
             return None
-        features = read_features(
-            task.inputs.features["test"], _rows(task.inputs.images, "test", names)
-        )
-        loader: Loader | FeatureLoader = FeatureLoader(trainer.standardise(features))
+        rows = _rows(task.inputs.images, "test", names)
+        features = read_features(task.inputs.features["test"], rows, task.output)
+        loader: Loader | FeatureLoader = FeatureLoader(trainer.standardise(features, task.output))
     else:
         loader = _pixels(task, card, table, workers, trainer.device)
     return lambda trainer: truth.mean_average_precision(
