@@ -109,25 +109,26 @@ def link_photos(
 def measure(command: list[object], *, memory: bool) -> dict[str, Any]:
     """Run a command: its `start` and `end` by the monotonic clock (s), and its `log`.
 
-    With `memory` also the `peak_MiB` of all its processes, with shared pages counted once;
-    measuring it slows the command down. Exits if the command fails.
+    With `memory` also the `peak_MiB` of all its processes, with shared pages counted once, and
+    `anonymous_MiB`, the peak without pages of files, which the system can drop; measuring it slows
+    the command down. Exits if the command fails.
     """
     start = time.monotonic()
     process = subprocess.Popen([str(w) for w in command], stderr=subprocess.PIPE, text=True)
-    peak = 0
+    peaks = {"Pss": 0, "Pss_Anon": 0}
 
     def watch() -> None:
-        nonlocal peak
         while process.poll() is None:
-            total = 0
+            total = dict.fromkeys(peaks, 0)
             try:
                 parent = psutil.Process(process.pid)
                 for one in [parent, *parent.children(recursive=True)]:
                     text = Path(f"/proc/{one.pid}/smaps_rollup").read_text()
-                    total += int(re.search(r"^Pss:\s+(\d+)", text, re.MULTILINE)[1])
+                    for name in peaks:
+                        total[name] += int(re.search(rf"^{name}:\s+(\d+)", text, re.MULTILINE)[1])
             except (psutil.Error, OSError, TypeError):  # it has just ended
                 pass
-            peak = max(peak, total)
+            peaks.update({name: max(peaks[name], total[name]) for name in peaks})
             time.sleep(0.25)
 
     watcher = threading.Thread(target=watch)
@@ -137,7 +138,8 @@ def measure(command: list[object], *, memory: bool) -> dict[str, Any]:
     found: dict[str, Any] = {"start": start, "end": time.monotonic(), "log": log}
     if memory:
         watcher.join()
-        found["peak_MiB"] = round(peak / 1024, 1)
+        found["peak_MiB"] = round(peaks["Pss"] / 1024, 1)
+        found["anonymous_MiB"] = round(peaks["Pss_Anon"] / 1024, 1)
     if process.returncode:
         sys.exit(f"{' '.join(map(str, command))} failed:\n{log}")
     return found

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from cdul_steps.config import Labels
 from cdul_steps.data.stores import context_of, read_blocks
-from cdul_steps.data.tables import describe, read_facts, write_table
+from cdul_steps.data.tables import read_facts, write_scores
 from cdul_steps.errors import UserError
 from cdul_steps.method.aggregation import build_labels, rescale_and_harden
 from cdul_steps.method.calibration import ClassStatistics, class_statistics
@@ -120,8 +120,8 @@ class LabelFacts:
         """From the metadata of a table; raises UserError as `read_facts` does."""
         return cls.of(read_facts(path), path)
 
-    def write(self, table: pa.Table, path: Path) -> None:
-        """Write the table of labels with these facts in its metadata."""
+    def write(self, images: pa.Table, labels: np.ndarray, path: Path) -> None:
+        """Write a table of labels (N, C) with these facts in its metadata; see `write_scores`."""
         values = {key.name.rstrip("_"): getattr(self, key.name) for key in fields(self)}
         del values["whole"]
         if self.logit_bias is None:
@@ -131,7 +131,7 @@ class LabelFacts:
                 del values[key]
         if not self.context:
             del values["context_weight"]
-        write_table(describe(table, "scores", **values), path)
+        write_scores(images, values.pop("classes"), labels, path, **values)
 
 
 RECIPE_KEYS = (

@@ -1,6 +1,8 @@
 """Sharded Zarr arrays: row i of a store is image i of its split."""
 
 import math
+import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -255,3 +257,18 @@ def new_store(
     check_store(path, attributes.get("kind"))
     with replacing(path, STORE) as part:
         yield _create(part, shape, shard_size, dtype, attributes)
+
+
+def on_disk(shape: tuple[int, ...], folder: Path) -> np.ndarray:
+    """A float32 array of zeros in a nameless file in `folder`, which is gone with the array.
+
+    The system keeps of it in memory what is in use and fits. Raises OSError if there is no space.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            # Without space, writing into the array would end the process with a signal.
+            os.posix_fallocate(file.fileno(), 0, max(1, 4 * math.prod(shape)))
+            return np.asarray(np.memmap(file, np.float32, "r+", shape=shape))
+    except OSError as error:
+        raise OSError(error.errno, os.strerror(error.errno or 0), str(folder)) from error

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ KEY = b"cdul"
 # Scores and names hardly repeat, so trying a dictionary first only triples the time.
 PARQUET: dict[str, Any] = {"compression": "zstd", "use_dictionary": False}
 _TEXT, _WHOLE, _INDICES = pa.string(), pa.int64(), pa.list_(pa.int32())
+_ROW_GROUP = 1 << 17
+"""Rows of a score table that are written together."""
 TYPES = {
     **dict.fromkeys(("image_id", "path", "split", "status", "class"), _TEXT),
     **dict.fromkeys(("row", "shard", "width", "height", "x0", "y0", "x1", "y1"), _WHOLE),
@@ -136,6 +139,26 @@ def score_table(
         [image_ids, paths, *(pa.array(column) for column in columns)],
         names=["image_id", "path", *classes],
     )
+
+
+def write_scores(
+    images: pa.Table, classes: Sequence[str], scores: np.ndarray, path: Path, **facts: Any
+) -> None:
+    """Write a score table with these facts atomically, one row group at a time.
+
+    `images` has `image_id`, `path`, and further columns, which follow those of the classes; scores
+    are (N, C).
+    """
+    with replacing(path) as part, ExitStack() as stack:
+        writer = None
+        for first in range(0, max(1, len(images)), _ROW_GROUP):
+            some, group = images.slice(first, _ROW_GROUP), scores[first : first + _ROW_GROUP]
+            table = score_table(some["image_id"], some["path"], classes, group)
+            for name in images.column_names[2:]:
+                table = table.append_column(name, some[name])
+            table = describe(table, "scores", classes=list(classes), **facts)
+            writer = writer or stack.enter_context(pq.ParquetWriter(part, table.schema, **PARQUET))
+            writer.write_table(table)
 
 
 def read_scores(path: Path) -> tuple[pa.Table, list[str], np.ndarray]:

@@ -1,6 +1,7 @@
 """The global-local aggregator: pseudo-labels from CLIP's scores."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -56,34 +57,49 @@ CONSTRUCTIONS: dict[Construction, Callable[[np.ndarray, float, float], np.ndarra
 """Label constructions by name: scores (N, 1+S, C), zeta and lambda to labels (N, C) in 0..1."""
 
 
-def build_labels(
+def label_blocks(
     blocks: Iterable[tuple[int, np.ndarray]],
-    shape: tuple[int, int],
+    class_count: int,
     constructions: Sequence[Construction],
     *,
     scoring: Scoring,
     zeta: float,
     lambda_: float,
     statistics: ClassStatistics | None = None,
-) -> dict[str, np.ndarray]:
-    """Labels by each of the named constructions, float32 of `shape` (N, C), stored by column.
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """Labels by each of the named constructions, in blocks: `(first image, float32 (n, C))`.
 
     `blocks` gives `(first image, cosines (n, 1+S, C+M))`, so that the data set need not fit in
-    memory. The M columns after the classes are context, which gets no labels. With `statistics` the
-    cosines are standardised first. Images with NaN cosines get NaN labels.
+    memory. The M columns after the `class_count` (C) classes are context, which gets no labels.
+    With `statistics` the cosines are standardised first. Images with NaN cosines get NaN labels.
     """
-    class_count = shape[1]
-    labels: dict[str, np.ndarray] = {
-        name: np.full(shape[::-1], np.nan, np.float32).T for name in constructions
-    }
     for first, cosines in blocks:
         for piece in pieces(cosines):
             comparable = standardise(piece, statistics) if statistics else piece
             scores = scoring(comparable, class_count)[..., :class_count]
-            for name in constructions:
-                made = CONSTRUCTIONS[name](scores, zeta, lambda_)
-                labels[name][first : first + len(scores)] = made
+            yield (
+                first,
+                {name: CONSTRUCTIONS[name](scores, zeta, lambda_) for name in constructions},
+            )
             first += len(scores)
+
+
+def build_labels(
+    blocks: Iterable[tuple[int, np.ndarray]],
+    shape: tuple[int, int],
+    constructions: Sequence[Construction],
+    **settings: Any,
+) -> dict[str, np.ndarray]:
+    """Labels as `label_blocks` makes them, with its `settings`, of all images.
+
+    Each is float32 of `shape` (N, C), stored by column, with NaN for images that are in no block.
+    """
+    labels: dict[str, np.ndarray] = {
+        name: np.full(shape[::-1], np.nan, np.float32).T for name in constructions
+    }
+    for first, made in label_blocks(blocks, shape[1], constructions, **settings):
+        for name, values in made.items():
+            labels[name][first : first + len(values)] = values
     return labels
 
 

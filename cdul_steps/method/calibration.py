@@ -75,16 +75,25 @@ def rescale(labels: np.ndarray, bias: float, slope: float = 1.0) -> np.ndarray:
     return 1 / (1 + np.float32(np.exp(-bias)) * odds_against(labels, slope))
 
 
-def find_bias(labels: np.ndarray, positives: float, slope: float = 1.0) -> float:
+def find_bias(
+    labels: np.ndarray,
+    positives: float,
+    slope: float = 1.0,
+    *,
+    scratch: np.ndarray | None = None,
+) -> float:
     """The `bias` for which rescaled labels (N, C) sum to `positives` per image on average.
 
-    Found by bisection in -50..50. Raises ValueError if there is none: `positives` must be above the
-    mean number of labels per image that are 1, and below that of labels that are not 0.
+    Found by bisection in -50..50. `scratch` is an array like the labels, for example on disk, whose
+    values are replaced; without it one is made in memory. Raises ValueError if there is no such
+    bias: `positives` must be above the mean number of labels per image that are 1, and below that
+    of labels that are not 0.
     """
-    lowest, highest = (labels == 1).sum() / len(labels), (labels > 0).sum() / len(labels)
+    lowest = sum((piece == 1).sum() for piece in pieces(labels)) / len(labels)
+    highest = sum((piece > 0).sum() for piece in pieces(labels)) / len(labels)
     if not lowest < positives < highest:
         raise ValueError(f"{positives:g} is not in {lowest:g}..{highest:g}")
-    against = np.empty_like(labels)
+    against = np.empty_like(labels) if scratch is None else scratch
     for part, piece in zip(pieces(against), pieces(labels), strict=True):
         part[:] = odds_against(piece, slope)
     low, high = -50.0, 50.0

@@ -18,11 +18,11 @@ from cdul_steps.data.labels import (
     views_of,
 )
 from cdul_steps.data.manifest import check_classes, check_rows, read_split
-from cdul_steps.data.stores import context_of, open_similarity, read_logit_bias
-from cdul_steps.data.tables import read_facts, read_scores, score_table
+from cdul_steps.data.stores import context_of, on_disk, open_similarity, read_logit_bias
+from cdul_steps.data.tables import read_facts, read_scores
 from cdul_steps.errors import UserError
-from cdul_steps.method.aggregation import build_labels, rescale_and_harden
-from cdul_steps.method.calibration import find_bias
+from cdul_steps.method.aggregation import label_blocks, rescale_and_harden
+from cdul_steps.method.calibration import find_bias, pieces
 from cdul_steps.method.scoring import Scoring
 from cdul_steps.method.similarity import temperature
 from cdul_steps.progress import Progress, note
@@ -52,26 +52,31 @@ def make_labels(
     views, statistics = views_of(images, settings.grid), None
     if settings.standardise:
         statistics = learn_statistics(similarity, array, rows, views)
-    shape = (array.shape[0], len(classes))
-    with Progress("label", shape[0], "images") as progress:
-        labels = build_labels(
+    # Class by class, which is their order in the file.
+    of_rows = on_disk((len(classes), array.shape[0]), output.parent).T
+    with Progress("label", array.shape[0], "images") as progress:
+        for first, made in label_blocks(
             progress.watch(read_views(similarity, array, views)),
-            shape,
+            len(classes),
             [settings.construction],
             scoring=Scoring(tau, logit_bias, settings.context_weight),
             zeta=settings.zeta,
             lambda_=settings.lambda_,
             statistics=statistics,
-        )[settings.construction]
-    usable = np.isfinite(labels).all(axis=1)[rows]
+        ):
+            values = made[settings.construction]
+            of_rows[first : first + len(values)] = values
+    usable = np.concatenate([np.isfinite(piece).all(axis=1) for piece in pieces(of_rows)])[rows]
     if not usable.any():
         raise UserError(f"{similarity}: no image of split {split!r} has a similarity")
-    table = table.filter(pa.array(usable))
-    # Class by class, which is their order in memory and in the file.
-    labels = np.take(labels.T, rows[usable], axis=1).T
-    bias, slope = _calibrate(labels, settings.positives, tau, array.attrs, similarity)
+    table, rows = table.filter(pa.array(usable)), rows[usable]
+    labels = on_disk((len(classes), len(rows)), output.parent).T
+    # In the mode "raise" NumPy makes a copy in memory.
+    np.take(of_rows.T, rows, axis=1, out=labels.T, mode="clip")
+    scratch = of_rows[: len(rows)]
+    bias, slope = _calibrate(labels, settings.positives, tau, array.attrs, similarity, scratch)
     rescale_and_harden(labels, bias=bias, slope=slope, **settings.harden.model_dump())
-    result, corrections = _corrected(table, classes, labels, settings.corrections)
+    table, corrections = _corrected(table, classes, labels, settings.corrections)
     facts = LabelFacts(
         classes=classes,
         split=split,
@@ -92,11 +97,11 @@ def make_labels(
         similarity={k: v for k, v in array.attrs.items() if k != "classes"},
         software=versions("numpy", "pyarrow", "zarr"),
     )
-    facts.write(result, output)
+    facts.write(table, labels, output)
     if logit_bias is not None and context_of(array):
         note("label: each class has its own sigmoid, so the context names are not used")
     note(
-        f"label: {len(result)} of {len(rows)} images labelled ({settings.construction}, "
+        f"label: {len(table)} of {len(usable)} images labelled ({settings.construction}, "
         f"{'softmax' if logit_bias is None else 'sigmoid'}, tau {tau:g})"
     )
 
@@ -129,7 +134,7 @@ def join_labels(*, tables: Sequence[Path], settings: Labels, output: Path) -> No
     joined = np.mean([of[2][place] for of, place in zip(read, places, strict=True)], axis=0)
     bias = None if settings.positives is None else _bias(joined, settings.positives)
     rescale_and_harden(joined, bias=bias, **settings.harden.model_dump())
-    result, corrections = _corrected(images, classes, joined, settings.corrections)
+    images, corrections = _corrected(images, classes, joined, settings.corrections)
     facts = LabelFacts(
         classes=classes,
         split=parts[0].split,
@@ -146,10 +151,10 @@ def join_labels(*, tables: Sequence[Path], settings: Labels, output: Path) -> No
         similarity=parts[0].similarity,
         software=versions("numpy", "pyarrow"),
     )
-    facts.write(result, output)
+    facts.write(images, joined, output)
     left_out = len(set().union(*rows)) - len(common)
     note(
-        f"label: {len(result)} images labelled by {len(tables)} tables"
+        f"label: {len(images)} images labelled by {len(tables)} tables"
         + f"; {left_out} that are not in all of them are left out" * bool(left_out)
     )
 
@@ -173,21 +178,27 @@ def _calibrate(
     tau: float,
     attributes: Mapping[str, Any],
     similarity: Path,
+    scratch: np.ndarray,
 ) -> tuple[float | None, float]:
-    """The bias (None without `positives`) and the slope that make labels (N, C) sum to it."""
+    """The bias (None without `positives`) and the slope that make labels (N, C) sum to it.
+
+    `scratch` is an array of that shape, whose values are replaced.
+    """
     if positives is None:
         return None, 1.0
     own = attributes.get("logit_scale")
     if not (isinstance(own, int | float) and own > 0):
         raise UserError(f"{similarity}: has no attribute 'logit_scale', which positives needs")
     slope = tau / temperature(own)
-    return _bias(labels, positives, slope), slope
+    return _bias(labels, positives, slope, scratch), slope
 
 
-def _bias(labels: np.ndarray, positives: float, slope: float = 1.0) -> float:
+def _bias(
+    labels: np.ndarray, positives: float, slope: float = 1.0, scratch: np.ndarray | None = None
+) -> float:
     """The bias that makes labels (N, C) sum to `positives`; UserError if none does."""
     try:
-        return find_bias(labels, positives, slope)
+        return find_bias(labels, positives, slope, scratch=scratch)
     except ValueError as error:
         raise UserError(
             f"positives: no bias makes the labels of an image sum to {positives:g}: {error}"
@@ -197,11 +208,12 @@ def _bias(labels: np.ndarray, positives: float, slope: float = 1.0) -> float:
 def _corrected(
     images: pa.Table, classes: list[str], labels: np.ndarray, corrections: str | None
 ) -> tuple[pa.Table, int]:
-    """The table of labels with corrections applied, and the number of corrections."""
+    """Apply corrections to labels (N, C): `image_id`, `path` and, if there are any, the corrected
+    classes of the images; and the number of corrections."""
+    images = images.select(["image_id", "path"])
     if not corrections:
-        return score_table(images["image_id"], images["path"], classes, labels), 0
+        return images, 0
     entries = read_corrections(Path(corrections))
     ids = images["image_id"].to_pylist()
     corrected = apply_corrections(labels, ids, classes, entries, Path(corrections))
-    table = score_table(images["image_id"], images["path"], classes, labels)
-    return table.append_column(COLUMN, corrected), len(entries)
+    return images.append_column(COLUMN, corrected), len(entries)

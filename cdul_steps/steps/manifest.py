@@ -1,9 +1,9 @@
 """Stage manifest: find the images, assign each a row, and cut each into views."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,20 @@ from cdul_steps.data.tables import describe, read_facts, read_table, to_bytes, w
 from cdul_steps.errors import UserError
 from cdul_steps.method.snippets import view_boxes
 from cdul_steps.progress import Progress, note
+
+_TOGETHER = 10_000
+"""Images whose headers are read together: each is a task of the threads until its turn."""
+
+
+class _Known(NamedTuple):
+    """An image of an earlier manifest."""
+
+    path: str
+    row: int
+    bytes: int
+    modified: int
+    width: int
+    height: int
 
 
 def _size(path: str, max_pixels: int) -> tuple[int, int, str]:
@@ -86,7 +100,7 @@ def make_manifest(*, dataset: Dataset, output: Path) -> None:
     tables = []
     for split in splits:
         members = [r for r in records if r.split == split]
-        known_rows = {i: old["row"] for i, old in earlier.get(split, {}).items()}
+        known_rows = {i: old.row for i, old in earlier.get(split, {}).items()}
         rows, used[split] = assign_rows(
             [r.image_id for r in members], known_rows, used.get(split, 0)
         )
@@ -123,25 +137,32 @@ def _note_unknown(records: list[ImageRecord], names: Sequence[str]) -> None:
         note(f"manifest: no image shows {', '.join(unseen)}; check the spelling of the classes")
 
 
-def _earlier(output: Path, layout: dict[str, Any]) -> tuple[dict[str, dict], dict[str, int]]:
+def _earlier(
+    output: Path, layout: dict[str, Any]
+) -> tuple[dict[str, dict[str, _Known]], dict[str, int]]:
     """Images of an earlier manifest by split and id, and how many rows each split used."""
     if not output.is_file():
         return {}, {}
     facts = read_facts(output)
     if facts.get("layout") != layout or "rows" not in facts:
         return {}, {}
-    found: dict[str, dict] = {}
-    table = read_table(output, ["split", *IMAGE_COLUMNS])
-    for image in table.to_pylist():
-        found.setdefault(image["split"], {})[image["image_id"]] = image
+    found: dict[str, dict[str, _Known]] = {}
+    table = read_table(output, ["split", "image_id", *_Known._fields])
+    for split, image_id, *fields in zip(*map(_values, table.columns), strict=True):
+        found.setdefault(split, {})[image_id] = _Known(*fields)
     return found, dict(facts["rows"])
+
+
+def _values(column: pa.ChunkedArray) -> Iterator[Any]:
+    """The values of a column, of which few at a time become Python objects."""
+    return (value.as_py() for value in column)
 
 
 def _image_table(
     members: list[ImageRecord],
     rows: list[int],
     shard_size: int,
-    earlier: dict[str, dict],
+    earlier: dict[str, _Known],
     max_pixels: int,
 ) -> tuple[pa.Table, dict[str, str]]:
     """The rows of a split, and the errors of images that cannot be read, by their paths."""
@@ -152,15 +173,16 @@ def _image_table(
             stat = state(record.path) or (0, 0)
             old = earlier.get(record.image_id)
             # An image without a size may have become readable with none of this changed.
-            known = old and (old["path"], old["bytes"], old["modified"])
-            if old and known == (record.path, *stat) and old["width"]:
-                return *stat, old["width"], old["height"], ""
+            known = old and (old.path, old.bytes, old.modified)
+            if old and known == (record.path, *stat) and old.width:
+                return *stat, old.width, old.height, ""
             return *stat, *_size(record.path, max_pixels)
 
         measures = []
-        for measured in pool.map(measure, members):
-            measures.append(measured)
-            progress.update()
+        for first in range(0, len(members), _TOGETHER):
+            for measured in pool.map(measure, members[first : first + _TOGETHER]):
+                measures.append(measured)
+                progress.update()
     size, modified, width, height, errors = zip(*measures, strict=True)
     failed = {r.path: error for r, error in zip(members, errors, strict=True) if error}
     indices = pa.list_(pa.int32())
@@ -184,10 +206,14 @@ def _image_table(
 
 
 def _boxes(images: list[dict[str, Any]], layout: dict[str, Any]) -> np.ndarray:
+    """The views of each image, int32 (images, 1+S, 4); of one without a size they are 0."""
     boxes = np.zeros((len(images), layout["views"], 4), np.int32)
+    of_size: dict[tuple[int, int], np.ndarray] = {}
     for box, image in zip(boxes, images, strict=True):
-        if image["width"]:
-            box[:] = view_boxes(image["width"], image["height"], layout["grid"], layout["overlap"])
+        if size := image["width"] and (image["width"], image["height"]):
+            if size not in of_size:
+                of_size[size] = view_boxes(*size, layout["grid"], layout["overlap"])
+            box[:] = of_size[size]
     return boxes
 
 
@@ -211,21 +237,22 @@ def _write_shards(
                 "in a separate folder"
             )
     shards = -(-used // layout["shard_size"])
-    by_shard: dict[int, list[dict]] = {k: [] for k in range(shards)}
-    for image in table.select([*IMAGE_COLUMNS, "shard"]).to_pylist():
-        by_shard[image["shard"]].append(image)
-    written = 0
-    for shard, images in by_shard.items():
+    of_shard = table["shard"].to_numpy()
+    order = np.argsort(of_shard, kind="stable")
+    ends = np.searchsorted(of_shard[order], np.arange(shards), side="right")
+    table, written = table.select(IMAGE_COLUMNS), 0
+    for shard, places in enumerate(np.split(order, ends[:-1])):
         path = folder / f"{shard}.parquet"
+        images = table.take(pa.array(places)).to_pylist()
         if keep:
             images = sorted(images + _gone(path, images), key=lambda i: i["row"])
         facts = {"split": folder.name, "shard": shard}
         facts |= {name: layout[name] for name in ("shard_size", "views", "grid", "overlap")}
-        table = shard_table(images, _boxes(images, layout))
-        data = to_bytes(describe(table, SHARD_KIND, **facts))
+        views = shard_table(images, _boxes(images, layout))
+        data = to_bytes(describe(views, SHARD_KIND, **facts))
         written += write_if_changed(path, data)
     for path in _shard_files(folder):
-        if int(path.stem) not in by_shard:
+        if int(path.stem) >= shards:
             path.unlink()
     return written
 

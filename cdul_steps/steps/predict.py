@@ -100,7 +100,7 @@ def predict_images(
         table = _listed(inputs)
     logits = np.full((len(table), len(card.classes)), np.nan, np.float32)
     if features:
-        rows = read_features(features, table["row"].to_numpy())
+        rows = read_features(features, table["row"].to_numpy(), output.parent)
         with torch.inference_mode():
             logits[:] = network.cpu().get_classifier()(torch.from_numpy(rows)).numpy()
     # Images without features, or to find out why an image has none.

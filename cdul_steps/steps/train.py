@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from cdul_steps.config import Training
-from cdul_steps.data.corrections import COLUMN, corrected_entries
+from cdul_steps.data.corrections import corrected_entries
 from cdul_steps.data.files import digest, replacing
 from cdul_steps.data.manifest import read_split
-from cdul_steps.data.tables import describe, read_facts, read_scores, score_table, write_table
+from cdul_steps.data.tables import describe, read_facts, read_scores, write_scores, write_table
 from cdul_steps.data.truth import Truth
 from cdul_steps.errors import UserError, first_line
 from cdul_steps.method.choices import Difficult
@@ -232,7 +232,8 @@ def _new_trainer(
     labels = new_labels(torch.from_numpy(scores).to(device), corrected, settings)
     if task.inputs.features:
         rows = _rows(task.inputs.images, "train", table["image_id"].to_pylist())
-        return HeadTrainer(task.inputs.features["train"], rows, network, card, settings, labels)
+        store = task.inputs.features["train"]
+        return HeadTrainer(store, rows, network, card, settings, labels, task.output)
     if task.inputs.start:
         _start_from(network, card, task.inputs.start)
     else:
@@ -359,10 +360,9 @@ def _test_set(
     if isinstance(trainer, HeadTrainer):
         if "test" not in task.inputs.features:
             return None
-        features = read_features(
-            task.inputs.features["test"], _rows(task.inputs.images, "test", names)
-        )
-        loader: Loader | FeatureLoader = FeatureLoader(trainer.standardise(features))
+        rows = _rows(task.inputs.images, "test", names)
+        features = read_features(task.inputs.features["test"], rows, task.output)
+        loader: Loader | FeatureLoader = FeatureLoader(trainer.standardise(features, task.output))
     else:
         loader = _pixels(task, card, table, workers, trainer.device)
     return lambda trainer: truth.mean_average_precision(
@@ -404,10 +404,7 @@ def _write_results(
     refined = _array(trainer.labels.labels)
     facts = {"classes": card.classes, **card.provenance}
     save_classifier(trainer.finished_network(), card, output / "model")
-    scores = score_table(table["image_id"], table["path"], card.classes, refined)
-    if COLUMN in table.column_names:
-        scores = scores.append_column(COLUMN, table[COLUMN])
-    write_table(describe(scores, "scores", **facts), output / "refined_labels.parquet")
+    write_scores(table, card.classes, refined, output / "refined_labels.parquet", **card.provenance)
     types = {"epoch": pa.int32()}
     columns = {n: pa.array([r[n] for r in history], types.get(n, pa.float64())) for n in history[0]}
     write_table(describe(pa.table(columns), "history", **facts), output / "history.parquet")

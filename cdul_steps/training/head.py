@@ -34,13 +34,14 @@ class HeadTrainer(Trainer):
         card: Card,
         settings: Training,
         labels: FixedLabels,
+        scratch: Path,
     ) -> None:
         """`rows` int (N,) are the rows of the labels' images in the feature store of the `whole`
-        network's trunk."""
-        features = read_features(store, rows)
+        network's trunk. The features are kept in a nameless file in the folder `scratch`."""
+        features = read_features(store, rows, scratch)
         both = settings.model_args.get("global_pool") == "catavgmax"
         self.standardise = Standardised(features, poolings=2 if both else 1)
-        self.features = self.standardise(features)
+        self.features = self.standardise(features, scratch)
         head = torch.nn.Linear(self.features.shape[1], len(card.classes))
         super().__init__(head, card, settings, labels, torch.device("cpu"), Ranks())
         self.rounds = 2 if isinstance(labels, AlignedLabels) else 1

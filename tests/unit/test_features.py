@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ from cdul_steps.training.features import FeatureLoader, Standardised, read_featu
 
 MODEL = "test_byobnet"
 SIZE = 40
+SCRATCH = Path(tempfile.gettempdir())
 
 
 def features_by_hand(images: list[Path], weights: Path) -> np.ndarray:
@@ -61,7 +63,7 @@ numbers = st.floats(-100, 100, width=32)
 @given(arrays(np.float32, st.tuples(st.integers(2, 9), st.integers(1, 5)), elements=numbers))
 @settings(deadline=None)
 def test_standardised_features_have_mean_0_and_deviation_1(features):
-    found = Standardised(features)(features).numpy()
+    found = Standardised(features)(features, SCRATCH).numpy()
     assert np.allclose(found.mean(axis=0), 0, atol=1e-2)
     varied = features.std(axis=0, dtype=np.float64) > 1e-2
     assert np.allclose(found.std(axis=0)[varied], 1, atol=1e-2)
@@ -78,7 +80,7 @@ def test_a_folded_head_gives_what_the_head_gives(features, weight):
     head, onto = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
     head.weight.data[:] = torch.from_numpy(weight)
     standardised.fold(head, onto)
-    expected, found = head(standardised(features)), onto(torch.from_numpy(features))
+    expected, found = head(standardised(features, SCRATCH)), onto(torch.from_numpy(features))
     spread = max(1, float((standardised.scale * torch.from_numpy(np.abs(features))).max()))
     assert torch.allclose(expected, found, atol=1e-4 * spread)
 
@@ -87,10 +89,23 @@ def test_images_without_features_take_no_part():
     features = np.array([[1, 2], [np.nan, np.nan], [3, 6]], np.float32)
     standardised = Standardised(features)
     assert standardised.mean.tolist() == [2, 4]
-    loader = FeatureLoader(standardised(features))
+    loader = FeatureLoader(standardised(features, SCRATCH))
     index, found = zip(*loader.epoch(0, [[2, 1], [1], [0]]), strict=True)
     assert [i.tolist() for i in index] == [[2], [], [0]]
     assert found[0].tolist() == [[1, 1]] and found[1].shape == (0, 2)
+
+
+def test_features_in_blocks_are_standardised_as_in_one_piece():
+    features = np.random.default_rng(0).normal(3, 2, (5000, 160)).astype(np.float32)
+    features[[0, 4000]] = np.nan
+    usable = np.delete(features, [0, 4000], axis=0)
+    mean, deviation = (f(axis=0, dtype=np.float64) for f in (usable.mean, usable.std))
+    standardised = Standardised(features, poolings=2)
+    assert np.array_equal(standardised.mean, mean.astype(np.float32))
+    assert np.array_equal(standardised.scale, (1 / deviation).astype(np.float32))
+    expected = (torch.from_numpy(features) - standardised.mean) * standardised.scale
+    expected = expected.reshape(5000, 2, 80).mean(dim=1)
+    np.testing.assert_array_equal(standardised(features, SCRATCH), expected)
 
 
 def test_without_any_features_nothing_is_learnt():
@@ -102,9 +117,9 @@ def test_rows_are_read_in_the_order_asked_for(tmp_path, rows):
     values = np.random.default_rng(0).normal(size=(7, 1, 3)).astype(np.float32)
     with new_store(tmp_path / "a.zarr", values.shape, 2, "float32", {"kind": "features"}) as store:
         store[:] = values
-    found = read_features(tmp_path / "a.zarr", np.array(rows, int))
+    found = read_features(tmp_path / "a.zarr", np.array(rows, int), tmp_path)
     assert np.array_equal(found, values[rows, 0])
-    assert "no row 7" in message_of(read_features, tmp_path / "a.zarr", np.array([7]))
+    assert "no row 7" in message_of(read_features, tmp_path / "a.zarr", np.array([7]), tmp_path)
 
 
 def test_a_network_without_a_linear_last_layer_cannot_be_frozen():

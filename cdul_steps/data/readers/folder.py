@@ -52,10 +52,12 @@ def read_folder(
             )
     walk = _Walk(root, list(tops.values()), exclude)
     records = []
+    # Paths of pathlib would take most of the time for millions of files.
+    before = (root / "x").as_posix().removesuffix("x")
     for split, top in tops.items():
         ids = sorted(walk.images(top))
         check_names(ids, root)
-        records += [ImageRecord(i, split, (root / i).as_posix(), None) for i in ids]
+        records += [ImageRecord(i, split, before + i, None) for i in ids]
     walk.tell(root, tell)
     return records
 
@@ -125,13 +127,14 @@ class _Rules:
             return self.leave("folder{s} by 'exclude'", pattern)
         return True
 
-    def takes(self, name: str, relative: str, file: Path | None = None) -> bool:
-        """Whether a file is an image; one without a suffix is opened as `file`."""
+    def takes(self, name: str, relative: str, folder: Path | None = None) -> bool:
+        """Whether a file is an image; one without a suffix is opened if its `folder` is given."""
         if name.startswith("."):
             return self.leave("hidden file{s}", name)
-        suffix = PurePosixPath(name).suffix.lower()
-        if suffix not in IMAGE_SUFFIXES and (suffix or not (file and begins_as_image(file))):
-            return self.leave("file{s} without the name of an image", suffix or "no suffix")
+        if not name.lower().endswith(IMAGE_SUFFIXES):
+            suffix = PurePosixPath(name).suffix.lower()
+            if suffix or not (folder and begins_as_image(folder / name)):
+                return self.leave("file{s} without the name of an image", suffix or "no suffix")
         if pattern := pattern_of(relative, self.exclude):
             return self.leave("image{s} by 'exclude'", pattern)
         return True
@@ -157,7 +160,8 @@ class _Walk(_Rules):
         for folder, subfolders, files in os.walk(top, onerror=_folder_error, followlinks=True):
             here = Path(folder)
             subfolders[:] = [name for name in sorted(subfolders) if self._is_entered(here / name)]
-            ids += [self._relative(here / name) for name in files if self._is_image(here / name)]
+            inside = self._relative(here / "x").removesuffix("x")
+            ids += [inside + name for name in files if self.takes(name, inside + name, here)]
         return ids
 
     def _relative(self, path: Path) -> str:
@@ -174,9 +178,6 @@ class _Walk(_Rules):
                 return self.leave("link{s} back into the data set", folder.name)
             self.entered.add(target)
         return True
-
-    def _is_image(self, file: Path) -> bool:
-        return self.takes(file.name, self._relative(file), file)
 
 
 def _folder_error(error: OSError) -> NoReturn:
