@@ -72,7 +72,9 @@ def rescale(labels: np.ndarray, bias: float, slope: float = 1.0) -> np.ndarray:
     slope of `tau / (the model's tau)` gives labels of a warmer softmax the sharpness that the model
     was trained with. The order of the images within a class is preserved, as are 0 and 1.
     """
-    return 1 / (1 + np.float32(np.exp(-bias)) * odds_against(labels, slope))
+    # Infinite odds make the label 0.
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.float32(np.exp(-bias)) * odds_against(labels, slope))
 
 
 def find_bias(

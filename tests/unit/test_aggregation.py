@@ -196,7 +196,7 @@ def test_a_label_of_exactly_the_threshold_counts():
 
 
 @given(tables, st.floats(-3, 3), st.sampled_from([{}, {"threshold": 0.5}, {"top_k": 1}]))
-def test_finish_rescales_and_then_hardens(labels, bias, hard):
+def test_labels_are_rescaled_and_then_hardened(labels, bias, hard):
     expected = rescale(labels, bias, 2.0)
     if hard:
         expected = harden(expected, **hard)
