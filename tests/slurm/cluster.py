@@ -71,6 +71,7 @@ SchedulerParameters=sched_interval=1,batch_sched_delay=0,sched_min_interval=0
 JobAcctGatherType=jobacct_gather/none
 NodeName={host} NodeAddr=127.0.0.1 CPUs=16 RealMemory=128000 Gres=gpu:1 State=UNKNOWN
 PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
+PartitionName=gpus Nodes={host} MaxTime=INFINITE State=UP
 """
     )
     (CONF / "gres.conf").write_text(f"{MARK}\nName=gpu File=/dev/zero\n")

@@ -5,6 +5,7 @@ import subprocess
 import time
 
 import pytest
+import yaml
 from copies import SMALL_TRAINING, copy_project
 
 pytestmark = pytest.mark.slurm
@@ -49,8 +50,11 @@ def gpus(jobs: list[dict[str, str]]) -> list[tuple[str, str | None]]:
 
 def test_the_demo_on_slurm(cluster, project):
     log = project.results / "logs/train/cut/tiny-clip/final/small.log"
-    project.snakemake(*OPTIONS, "--until", "quality")
-    run = project.start(*OPTIONS, "--retries", "0")
+    limits = {"main": {"max_runtime": "1d"}, "gpus": {"max_runtime": "1d", "max_gpu": 1}}
+    (project.folder / "partitions.yaml").write_text(yaml.safe_dump({"partitions": limits}))
+    options = [*OPTIONS, "--slurm-partition-config", "partitions.yaml"]
+    project.snakemake(*options, "--until", "quality")
+    run = project.start(*options, "--retries", "0")
     while not (log.exists() and "epoch 3:" in log.read_text()):
         assert run.poll() is None, run.stdout.read()
         time.sleep(0.1)
@@ -66,10 +70,14 @@ def test_the_demo_on_slurm(cluster, project):
         ("label", None),
         ("train", one),
     ]
+    assert [job["Partition"] for job in jobs] == ["main", "main", "gpus", "main", "gpus"]
     assert "Traceback" not in log.read_text()
 
     # On a cluster without GPUs, this is enough.
-    project.snakemake(*OPTIONS, "--resources", "gpu=0")
+    reserve = ["ReservationName=mine", "Users=root", "Nodes=ALL", "StartTime=now", "Duration=60"]
+    subprocess.run(["scontrol", "create", "reservation", *reserve], check=True)
+    words = ["--slurm-reservation", "mine", "--set-resources", "train:mem_mb=0", "train:nodes=1"]
+    project.snakemake(*OPTIONS, "--resources", "gpu=0", *words)
     later = submissions()[len(jobs) :]
     assert gpus(later) == [("train", None), ("predict", None), ("evaluate", None)]
     assert "resuming after epoch" in log.read_text()

@@ -1,6 +1,7 @@
 """The documentation is correct: its links, messages, commands and examples."""
 
 import ast
+import json
 import re
 import shlex
 import shutil
@@ -17,6 +18,7 @@ from click import Context
 from snakemake.cli import parse_args
 
 from cdul_steps import __version__, cli
+from cdul_steps.config import Config
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("config/*.md")])
@@ -185,6 +187,8 @@ OTHERS = {
     "pip",
     "conda",
     "docker",
+    "buildah",
+    "debootstrap",
     "apptainer",
     "pytest",
     "git",
@@ -268,6 +272,10 @@ def test_the_catalogue_finds_what_it_looks_for():
     assert (ROOT / "workflow/Snakefile").is_file() and (ROOT / "config/README.md").is_file()
     readme = (ROOT / "README.md").read_text().lower()
     assert "snakemake" in readme and "workflow" in readme
+    # Its page of a workflow has a table of the schema's keys.
+    schema = json.loads((ROOT / "workflow/schemas/config.schema.json").read_text())
+    assert schema["properties"].keys() == Config.model_fields.keys()
+    assert all(key["description"] for key in schema["properties"].values())
 
 
 def test_contributing_names_files_that_are_there():
@@ -275,6 +283,14 @@ def test_contributing_names_files_that_are_there():
     for name in re.findall(r"`([\w/.]+/[\w.]+)`", text):
         if "NAME" not in name:
             assert (ROOT / name).exists(), name
+
+
+def test_ways_to_run_it_name_tests_that_are_there():
+    text = (ROOT / "docs/deployment.md").read_text()
+    named = re.findall(r"`((?:tests|\.github)/[\w/.]+)`", text)
+    assert len(named) > 12
+    for name in named:
+        assert (ROOT / name).exists(), name
 
 
 # Files of a public project

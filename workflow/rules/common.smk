@@ -387,10 +387,13 @@ def shard_manifest(wildcards):
     """The views of a shard. The manifest writes them only when they change."""
     path = Path(images_of(wildcards.dataset)).parent / wildcards.split
     path /= f"{wildcards.shard}.parquet"
-    if not (path.is_file() or IN_STORAGE or wildcards.dataset in BOXED):
-        raise UserError(f"{path} is missing: run again with --forcerun manifest")
-    # Not `path`: if this workflow is a module, Snakemake adds its prefix to the result.
-    return SHARD
+    if path.is_file() or IN_STORAGE or wildcards.dataset in BOXED:
+        # Not `path`: if this workflow is a module, Snakemake adds its prefix to the result.
+        return SHARD
+    if workflow.dag_settings.allowed_rules and not workflow.remote_exec:
+        # A generated unit test of another rule, whose folder has only the inputs of that rule.
+        return []
+    raise UserError(f"{path} is missing: run again with --forcerun manifest")
 
 
 @cache
