@@ -47,7 +47,7 @@ GUARDS = (
     ),
     Guard(
         "images",
-        "a JPEG of endless scans takes hours",
+        "a JPEG with endless scans takes hours",
         "cdul_steps/data/images.py",
         "if number > MAX_SCANS:",
         "if False:",
@@ -71,7 +71,7 @@ GUARDS = (
     ),
     Guard(
         "images",
-        "an image as thin as a thread fills the memory",
+        "an extremely thin image fills the memory",
         "cdul_steps/models/embedding.py",
         "if (sides.max(axis=1) > MAX_ASPECT * sides.min(axis=1)).any():",
         "if False:",
@@ -79,7 +79,7 @@ GUARDS = (
     ),
     Guard(
         "images",
-        "an exception other than the usual ends the run",
+        "an unexpected exception ends the run",
         "cdul_steps/data/images.py",
         "    except Exception as error:\n        # Pillow's own OSErrors",
         "    except OSError as error:\n        # Pillow's own OSErrors",
@@ -87,7 +87,7 @@ GUARDS = (
     ),
     Guard(
         "archives",
-        "images behind a damaged header are missing without a word",
+        "images after a damaged header are silently missing",
         "cdul_steps/data/tar.py",
         'if _number(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * ord(" "):',
         "if False:",
@@ -103,7 +103,7 @@ GUARDS = (
     ),
     Guard(
         "archives",
-        "a tar leads back and is read for ever",
+        "a tar that points backwards is read forever",
         "cdul_steps/data/tar.py",
         "if number < 0:",
         "if False:",
@@ -111,7 +111,7 @@ GUARDS = (
     ),
     Guard(
         "archives",
-        "a Parquet file that was replaced gives the images of the old one",
+        "a replaced Parquet file returns the images of the old one",
         "cdul_steps/data/sources.py",
         "cells = _cells(file, found.st_size, found.st_mtime_ns, column, group)",
         "cells = _cells(file, 0, 0, column, group)",
@@ -127,7 +127,7 @@ GUARDS = (
     ),
     Guard(
         "data",
-        "a torn shard is read as data",
+        "a corrupt shard is read as data",
         "cdul_steps/data/stores.py",
         "compressors=Crc32cCodec(),",
         "compressors=None,",
@@ -151,7 +151,7 @@ GUARDS = (
     ),
     Guard(
         "models",
-        "embeddings that are no finite vectors become labels",
+        "embeddings that are not finite become labels",
         "cdul_steps/models/embedding.py",
         "if np.isfinite(vectors).all():",
         "if True:",
@@ -167,7 +167,7 @@ GUARDS = (
     ),
     Guard(
         "models",
-        "a training goes on from a checkpoint of other labels",
+        "a training continues from a checkpoint of other labels",
         "cdul_steps/steps/train.py",
         'if state["identity"] != identity:',
         "if False:",
@@ -183,7 +183,7 @@ GUARDS = (
     ),
     Guard(
         "faults",
-        "what killed writers leave piles up",
+        "files left by killed writers pile up",
         "cdul_steps/data/files.py",
         "    _remove_stale(path)\n",
         "",
@@ -191,7 +191,7 @@ GUARDS = (
     ),
     Guard(
         "faults",
-        "GPU memory that runs out ends the job",
+        "running out of GPU memory ends the job",
         "cdul_steps/models/device.py",
         "if self.batch_size == 1:",
         "if True:",
@@ -199,7 +199,7 @@ GUARDS = (
     ),
     Guard(
         "faults",
-        "results dated in the future hide what is out of date",
+        "results dated in the future hide outdated files",
         "cdul_steps/data/files.py",
         "if (date - now).total_seconds() > CLOCKS_DIFFER:",
         "if False:",
@@ -216,7 +216,7 @@ GUARDS = (
     ),
     Guard(
         "security",
-        "a Zarr store of the format that has pickles is opened",
+        "a Zarr store in the format that allows pickles is opened",
         "cdul_steps/data/stores.py",
         ', mode="r", zarr_format=3)',
         ', mode="r")',
@@ -224,7 +224,7 @@ GUARDS = (
     ),
     Guard(
         "security",
-        "a model card reads weights of elsewhere",
+        "a model card loads weights from elsewhere",
         "cdul_steps/models/classifier.py",
         "if elsewhere := ELSEWHERE & set(card.model_args):",
         "if elsewhere := ():",
@@ -256,7 +256,7 @@ GUARDS = (
     ),
     Guard(
         "security",
-        "YAML makes objects that run",
+        "YAML creates objects that run code",
         "cdul_steps/data/classes.py",
         "yaml.safe_load(text)",
         "yaml.unsafe_load(text)",
@@ -264,7 +264,7 @@ GUARDS = (
     ),
     Guard(
         "fuzz",
-        "metadata that is no JSON mapping ends in a traceback",
+        "metadata that is not a JSON mapping ends in a traceback",
         "cdul_steps/data/tables.py",
         "except (ValueError, TypeError, RecursionError) as error:",
         "except RecursionError as error:",

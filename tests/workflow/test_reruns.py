@@ -56,6 +56,14 @@ def test_a_gallery_is_made_when_asked_for(demo):
     demo.snakemake(gallery)
     assert (demo.folder / gallery / "index.html").is_file()
     assert len(list((demo.folder / gallery / "thumbnails").iterdir())) == 20
+    assert demo.plan(gallery) == {}
+    page = demo.folder / "cdul_steps/shared/shared.css"
+    text = page.read_text()
+    try:
+        page.write_text(text + "\n")
+        assert demo.plan(gallery) == {"gallery": 1}
+    finally:
+        page.write_text(text)
 
 
 def test_second_run_does_nothing(demo):
