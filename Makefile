@@ -25,7 +25,8 @@ help:
 
 install: .venv/installed
 
-.venv/installed: pyproject.toml requirements.lock
+# The version, which the installed package reports, is in cdul_steps/__init__.py.
+.venv/installed: pyproject.toml requirements.lock cdul_steps/__init__.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile \
 		-r requirements.lock
