@@ -37,6 +37,7 @@ from cdul_steps.method.similarity import scores as scores_of
 from cdul_steps.tools.check import (
     FEW,
     FEW_FOR_AP,
+    FEW_FOR_MAP,
     FEW_NAMED,
     FEW_YES,
     Answers,
@@ -115,6 +116,8 @@ def simulate(data: Scored, size: int, wrong: float, reviewers: int) -> list[Sequ
             data.threshold,
         )
         for name, values in zip(NAMES, draws, strict=True):
+            if name == "ap" and number < FEW_FOR_MAP:
+                continue
             found.setdefault((-1, name), []).append(np.nanquantile(values[-1], [0.05, 0.5, 0.95]))
         for column in frequent:
             own = columns == column

@@ -72,7 +72,7 @@ SIDE = 1024
 REFINED = "refined_labels.parquet"
 FEW_NAMED, FEW, FEW_YES = 12, 40, 8
 """Minimum answers for an estimate: on named entries for precision; in total and yes for recall."""
-FEW_FOR_AP = 60
+FEW_FOR_AP, FEW_FOR_MAP = 60, 150
 """Minimum answers on a class for its average precision, and in total for mAP."""
 
 
@@ -423,11 +423,12 @@ def _estimate(found: Answers, ap: str) -> dict[str, Any]:
     population = found.population
     named = population.scores >= population.threshold
     said = int(named[found.rows, found.columns].sum())
+    few_for_ap = FEW_FOR_AP if len(population.classes) == 1 else FEW_FOR_MAP
     enough = {
         "precision": said >= FEW_NAMED,
         "recall": found.enough,
         "f1": found.enough and said >= FEW_NAMED,
-        ap: found.enough and len(found.yes) >= FEW_FOR_AP,
+        ap: found.enough and len(found.yes) >= few_for_ap,
     }
     counts = {
         "answers": len(found.yes),

@@ -149,6 +149,8 @@ def test_few_answers_estimate_nothing(drawn, tmp_path):
     found = estimate_scores(answer(drawn, tmp_path / "few.csv", 8), drawn)
     assert found["all"]["recall"] is None and found["classes"]["cat"]["precision"] is None
     assert "too few answers" in describe_estimate(found)
+    found = estimate_scores(answer(drawn, tmp_path / "more.csv", 140), drawn)["all"]
+    assert found["recall"] and found["mAP"] is None
 
 
 def test_curves_have_gaps_where_answers_are_few(drawn, answers):
