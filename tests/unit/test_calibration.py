@@ -179,6 +179,13 @@ def test_labels_that_meet_the_target_need_no_bias():
     assert find_bias(labels, 1.0) == pytest.approx(0, abs=1e-4)
 
 
+def test_the_bias_is_the_same_with_an_array_for_scratch_values():
+    labels = np.asfortranarray(scores(random(40, 5), 0.1))
+    before, scratch = labels.copy(), np.empty_like(labels)
+    assert find_bias(labels, 2.0, 3.0, scratch=scratch) == find_bias(labels, 2.0, 3.0)
+    assert np.array_equal(labels, before) and not np.array_equal(scratch, before)
+
+
 @pytest.mark.parametrize("positives", [0.5, 3.0, 4.0])
 def test_a_target_that_no_bias_can_meet(positives):
     labels = np.array([[1, 0.5, 0.2, 0], [0, 0.1, 0.7, 0.1]], np.float32)

@@ -12,6 +12,7 @@ from cdul_steps.data.manifest import read_shard, read_split, read_truth
 from cdul_steps.data.tables import read_facts
 from cdul_steps.errors import UserError
 from cdul_steps.method.snippets import view_boxes
+from cdul_steps.steps import manifest
 from cdul_steps.steps.manifest import assign_rows, make_manifest
 
 SHARD = 2
@@ -68,6 +69,12 @@ def folder(tmp_path):
     folder.draw("a", "b", "c", "d", "e")
     folder.make()
     return folder
+
+
+def test_headers_are_read_a_few_at_a_time(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest, "_TOGETHER", 2)
+    folder.make(output=tmp_path / "again/images.parquet")
+    assert (tmp_path / "again/images.parquet").read_bytes() == folder.output.read_bytes()
 
 
 def test_columns_and_types(folder):

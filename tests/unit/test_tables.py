@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from messages import message_of
 
+from cdul_steps.data import tables
 from cdul_steps.data.tables import (
     KEY,
     SCHEMA_VERSION,
@@ -15,6 +16,7 @@ from cdul_steps.data.tables import (
     read_table,
     score_table,
     to_bytes,
+    write_scores,
     write_table,
 )
 
@@ -49,6 +51,22 @@ def test_facts_round_trip(path):
     text = pq.read_schema(path).metadata[KEY].decode()
     assert json.loads(text) == expected
     assert "naïve café" in text
+
+
+@pytest.mark.parametrize("together", [2, 5])
+def test_scores_are_written_a_row_group_at_a_time(path, monkeypatch, together):
+    monkeypatch.setattr(tables, "_ROW_GROUP", together)
+    table = scored(np.arange(15).reshape(5, 3) / 15)
+    corrected = pa.array([[], ["dog"], [], [], ["cat"]], pa.list_(pa.string()))
+    images = table.select(["image_id", "path"]).append_column("corrected", corrected)
+    values = np.stack([table[name] for name in CLASSES], axis=1)
+    write_scores(images, CLASSES, values, path, tau=0.01)
+    assert pq.read_metadata(path).num_row_groups == (3 if together == 2 else 1)
+    expected = table.append_column("corrected", corrected)
+    assert pq.read_table(path).replace_schema_metadata(None) == expected
+    if together == 5:
+        whole = describe(expected, "scores", classes=CLASSES, tau=0.01)
+        assert path.read_bytes() == to_bytes(whole)
 
 
 def test_describe_keeps_other_metadata():

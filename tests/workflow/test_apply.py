@@ -1,6 +1,8 @@
-"""A trained classifier applied to a collection that was not used for training."""
+"""A trained classifier applied to tar files that were not used for training."""
 
 import shutil
+import tarfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
@@ -9,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from copies import ROOT, SMALL_TRAINING, Project, copy_project
-from jobs import kill_and_resume
+from jobs import find_job, kill_and_resume, leftovers
 
 from cdul_steps.config import Network
 from cdul_steps.data.classes import load_classes
@@ -27,7 +29,7 @@ def project(tmp_path_factory) -> Project:
         "datasets": {
             "demo": {"shard_size": 40, "scenes": {"train": 20, "test": 1}},
             "album": {
-                "reader": "folder",
+                "reader": "webdataset",
                 "root": "album",
                 "classes": "config/classes/demo.yaml",
                 "splits": {"train": "."},
@@ -47,15 +49,23 @@ def project(tmp_path_factory) -> Project:
         )
     save_classifier(network, card, project.folder / "model")
     project.snakemake("results/demo/scenes/scenes.csv")
-    (project.folder / "album").mkdir()
+    for folder in ("files", "album"):
+        (project.folder / folder).mkdir()
     scenes = sorted((project.results / "demo/scenes").rglob("*.jpg"))
     scenes = [*{scene.name: scene for scene in scenes}.values()]
-    for scene in scenes[:20]:
-        shutil.copy(scene, project.folder / "album" / scene.name)
-    damaged = project.folder / "album" / scenes[3].name
-    damaged.write_bytes(damaged.read_bytes()[:-900])
+    files = [Path(shutil.copy(scene, project.folder / "files")) for scene in scenes[:20]]
+    files[3].write_bytes(files[3].read_bytes()[:-900])
+    pack(project.folder / "album/0.tar", files[:12])
+    pack(project.folder / "album/1.tar", files[12:])
     project.snakemake("apply")
     return project
+
+
+def pack(path: Path, files: list[Path]) -> None:
+    """Write a tar of files."""
+    with tarfile.open(path, "w") as tar:
+        for file in files:
+            tar.add(file, file.name)
 
 
 def parts(project: Project) -> pyarrow.dataset.Dataset:
@@ -63,13 +73,13 @@ def parts(project: Project) -> pyarrow.dataset.Dataset:
 
 
 def test_the_parts_are_one_table(project, cdul):
-    """The same scores as from `cdul predict` on the folder, in one process."""
+    """The same scores as from `cdul predict` on the files, in one process."""
     table = parts(project).to_table()
     assert len(list((project.folder / PARTS).iterdir())) == 3 and len(table) == 20
     assert sorted(pc.unique(table["status"]).to_pylist()) == ["ok", "truncated"]
     output = project.folder / "predictions.parquet"
     cdul(
-        "predict", project.folder / "album", "--model", project.folder / "model", "--output", output
+        "predict", project.folder / "files", "--model", project.folder / "model", "--output", output
     )
     expected = pq.read_table(output)
     names = [name for name in expected.column_names if name not in ("image_id", "path")]
@@ -88,19 +98,38 @@ def test_a_killed_run_goes_on_where_it_was(project):
     kill_and_resume(project, "predict", files, "apply")
 
 
+def test_a_killed_encode_job_goes_on_where_it_was(project):
+    store = "results/album/tiny-clip/embeddings/train.zarr"
+    files = [f"{store}/c/{shard}/0/0" for shard in range(2)]
+    run = project.start(*files)
+    find_job(run, "encode").kill()
+    assert run.communicate() and run.returncode == 1
+    finished = {
+        file: path.stat().st_mtime_ns for file in files if (path := project.folder / file).exists()
+    }
+    project.snakemake(*files)
+    assert all((project.folder / f).stat().st_mtime_ns == t for f, t in finished.items())
+    statuses = [
+        pq.read_table(project.results / f"album/tiny-clip/encode/train/{shard}.parquet")["status"]
+        for shard in range(2)
+    ]
+    assert [pc.sum(pc.equal(status, "ok")).as_py() for status in statuses] == [7, 8]
+    assert not leftovers(project)
+
+
 def test_a_model_of_the_run_is_made_first(project):
     jobs = project.set("apply.small.model", MADE).plan("apply")
     assert jobs["train"] == 1 and jobs["apply_shard"] == 3
 
 
 def test_a_new_image_scores_its_shard_alone(project):
-    shutil.copy(next((project.folder / "album").iterdir()), project.folder / "album/new.jpg")
+    pack(project.folder / "album/2.tar", [next((project.folder / "files").iterdir())])
     try:
         assert project.plan("apply") == {"manifest": 1, "apply": 1}
         project.snakemake("apply")
         assert len(parts(project).to_table()) == 21
     finally:
-        (project.folder / "album/new.jpg").unlink()
+        (project.folder / "album/2.tar").unlink()
 
 
 def test_status_knows_the_parts(project, cdul):
