@@ -80,5 +80,7 @@ def test_the_demo_on_slurm(cluster, project):
     project.snakemake(*OPTIONS, "--resources", "gpu=0", *words)
     later = submissions()[len(jobs) :]
     assert gpus(later) == [("train", None), ("predict", None), ("evaluate", None)]
+    assert [job["Reservation"] for job in later] == ["mine"] * 3
+    assert [job["MinMemoryNode"] for job in later] == ["0", "8000M", "8000M"]
     assert "resuming after epoch" in log.read_text()
     assert project.plan() == {}
