@@ -1073,9 +1073,10 @@ def config_schema() -> None:
 
 
 def _stop(*_: object) -> None:
-    # The workers get the signal too: ignore repeats, and torch's report that they have ended.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # The workers get the signal too: ignore repeats, and torch's report that they have ended. If a
+    # signal that has already arrived had no handler any more, Python would print a traceback.
+    for number in (signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, lambda *_: None)
     sys.exit(128 + signal.SIGTERM)
 
 
