@@ -1072,11 +1072,17 @@ def config_schema() -> None:
     typer.echo(schema(), nl=False)
 
 
-def _stop(*_: object) -> None:
-    # The workers get the signal too: ignore repeats, and torch's report that they have ended. If a
-    # signal that has already arrived had no handler any more, Python would print a traceback.
+def _end_quietly() -> None:
+    """Ignore stop signals and the ends of processes, because this command is ending anyway."""
+    # The default handlers would not do: Python prints a traceback for a signal that has already
+    # arrived if its handler is gone.
     for number in (signal.SIGTERM, signal.SIGCHLD):
         signal.signal(number, lambda *_: None)
+
+
+def _stop(*_: object) -> None:
+    # The workers get the signal too, and torch reports that they have ended.
+    _end_quietly()
     sys.exit(128 + signal.SIGTERM)
 
 
@@ -1099,11 +1105,11 @@ def main() -> None:
         print(f"cdul: error: {text}{words}", file=sys.stderr)
         sys.exit(error.exit_code)
     except Exception as error:
-        # Otherwise torch's handler would raise an exception when the next process ends.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        _end_quietly()
         if line := explain(error):
             sys.exit(f"cdul: error: {line}")
         raise
+    _end_quietly()
     sys.exit(status)
 
 
