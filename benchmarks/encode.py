@@ -61,7 +61,7 @@ def encode(
         words += ["--table", Path(name, "0.parquet"), "--model", model]
         words += ["--precision", options.precision, "--device", options.device]
         words += ["--threads", options.threads, "--views", options.views]
-        command = [*noting("cdul_steps.steps.encode", "load_clip"), *words]
+        command = [*noting("cdul_steps.steps.encode", "load_tower"), *words]
         return measure(command, memory=memory)
 
 

@@ -54,6 +54,7 @@ def seconds(folder: Path, aligned: bool, options: argparse.Namespace) -> float:
         "image_size": options.size,
         "batch_size": options.batch_size,
         "epochs": options.epochs,
+        "precision": options.precision,
         "alignment": {"enabled": aligned, "warmup": 0},
     }
     try:
@@ -83,6 +84,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=20)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
@@ -96,10 +98,20 @@ def main() -> None:
     images = options.images * options.epochs
     rates = {way: [round(images / s, 2) for s in found] for way, found in taken.items()}
     medians = {way: float(np.median(found)) for way, found in rates.items()}
-    sizes = ("model", "size", "batch_size", "images", "classes", "epochs", "device", "threads")
+    keys = [
+        "model",
+        "size",
+        "batch_size",
+        "images",
+        "classes",
+        "epochs",
+        "precision",
+        "device",
+        "threads",
+    ]
     print_result(
         ["torch", "timm"],
-        **{key: getattr(options, key) for key in sizes},
+        **{key: getattr(options, key) for key in keys},
         images_per_second=rates,
         **{"aligned/fixed": round(medians["aligned"] / medians["fixed"], 4)},
     )

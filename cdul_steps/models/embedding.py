@@ -2,12 +2,15 @@
 
 import os
 import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from itertools import chain
-from typing import Any
+from itertools import chain, islice
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_convert
 
@@ -33,11 +36,18 @@ class BatchedEncoder(InBatches):
         return unit(super().__call__(views))
 
 
-Item = tuple[int, np.ndarray | None, str, str, float]
-"""`(index, array, status, error, seconds)` of an image. The array is float32 vectors (V, D), or
-(1, V, D) for dense views, or uint8 views (V, 3, H, W), or None for an unusable image; `seconds` is
-the time for decoding and cutting.
-"""
+class Item(NamedTuple):
+    """An image: its `array` is float32 vectors (V, D), or (1, V, D) for dense views, or uint8 views
+    (V, 3, H, W), or None for an unusable image and for views in shared memory.
+
+    `seconds` is the time for decoding and cutting.
+    """
+
+    number: int
+    array: np.ndarray | None
+    status: str
+    error: str
+    seconds: float
 
 
 class ImageViews(Dataset):
@@ -46,7 +56,12 @@ class ImageViews(Dataset):
     With `encode`, the views are also embedded here: on a CPU every worker process runs the tower on
     one thread, which is more efficient than threads that wait for each other at every layer, and
     makes the vectors independent of the number of threads.
+
+    With `shared`, uint8 (slots, V, 3, H, W), the views of image i are written to slot i modulo
+    their number: handing over a tensor per image takes longer than a GPU needs for its views.
     """
+
+    shared: torch.Tensor | None = None
 
     def __init__(
         self,
@@ -71,39 +86,94 @@ class ImageViews(Dataset):
     def __getitems__(self, indices: list[int]) -> list[Item]:
         """Several images, whose views are embedded together."""
         items = [self._views(index) for index in indices]
-        views = [array for _, array, *_ in items if array is not None]
+        if self.shared is not None:
+            return [self._share(item, self.shared) for item in items]
+        views = [item.array for item in items if item.array is not None]
         if not (self.encode and views):
             return items
         vectors = self.encode(np.concatenate(views))
         parts = iter(np.split(vectors, np.cumsum([len(array) for array in views])[:-1]))
-        return [
-            (index, None if array is None else next(parts), status, detail, seconds)
-            for index, array, status, detail, seconds in items
-        ]
+        return [item if item.array is None else item._replace(array=next(parts)) for item in items]
+
+    @staticmethod
+    def _share(item: Item, shared: torch.Tensor) -> Item:
+        if item.array is not None:
+            shared[item.number % len(shared)] = torch.from_numpy(item.array)
+        return item._replace(array=None)
 
     def _views(self, index: int) -> Item:
         start = time.perf_counter()
+        array, status, error = self._cut(index)
+        return Item(index, array, status, error, time.perf_counter() - start)
+
+    def _cut(self, index: int) -> tuple[np.ndarray | None, str, str]:
+        """An image's views, its status, and an error message."""
         try:
             image = decode(self.paths[index].as_py(), max_pixels=self.max_pixels)
         except ImageError as error:
-            return index, None, str(error.status), error.detail, time.perf_counter() - start
+            return None, str(error.status), error.detail
         if self.boxes is None:
-            views = self.preprocess.views(image, np.array([[0, 0, *image.size]]))
-            return index, views, "ok", "", time.perf_counter() - start
+            return self.preprocess.views(image, np.array([[0, 0, *image.size]])), "ok", ""
         boxes = self.boxes[index]
         if tuple(boxes[0]) != (0, 0, *image.size):
             text = f"is {image.width}x{image.height} pixels, unlike in the manifest"
-            return index, None, "changed", text, time.perf_counter() - start
+            return None, "changed", text
         sides = boxes[:, 2:] - boxes[:, :2]
         if (sides.max(axis=1) > MAX_ASPECT * sides.min(axis=1)).any():
             text = f"{image.width}x{image.height} pixels, aspect ratio over {MAX_ASPECT}"
-            return index, None, "bad_shape", text, time.perf_counter() - start
+            return None, "bad_shape", text
         try:
-            views = self.preprocess.views(image, boxes)
+            return self.preprocess.views(image, boxes), "ok", ""
         except MemoryError:
-            text = "not enough memory to cut it into views"
-            return index, None, "too_large", text, time.perf_counter() - start
-        return index, views, "ok", "", time.perf_counter() - start
+            return None, "too_large", "not enough memory to cut it into views"
+
+
+def embed_images(
+    images: ImageViews, encode: InBatches, workers: int, together: int = 1
+) -> Iterator[Item]:
+    """The images in order, with their vectors.
+
+    On a CPU, `images` encode themselves, `together` at a time. On a GPU, a batch is encoded while
+    the next ones are decoded.
+    """
+    prefetch = 8
+    if images.encode is None:
+        each = 1 if images.boxes is None else images.boxes.shape[1]
+        at_once = max(1, encode.batch_size // each)
+        # Those being decoded, one batch being collected, and one being encoded.
+        batches = 2 + -(-(workers * prefetch + 1) // at_once)
+        shape = (batches * at_once, each, 3, *images.preprocess.size)
+        images.shared = torch.empty(shape, dtype=torch.uint8).share_memory_()
+    items: Iterator[Item] = chain.from_iterable(
+        DataLoader(
+            images,
+            batch_size=1 if images.encode is None else together,
+            collate_fn=default_convert,
+            num_workers=workers,
+            prefetch_factor=prefetch if workers else None,
+            worker_init_fn=partial(stop_without, os.getpid()),
+        )
+    )
+    if images.shared is None:
+        yield from items
+        return
+    running: list[tuple[list[Item], Future[np.ndarray]]] = []
+    with ThreadPoolExecutor(1) as background:
+        while batch := list(islice(items, at_once)):
+            slot = batch[0].number % len(images.shared)
+            views = images.shared[slot : slot + len(batch)].flatten(0, 1)
+            running.append((batch, background.submit(encode, views.numpy())))
+            if len(running) > 1:
+                yield from _with_vectors(*running.pop(0))
+        for last in running:
+            yield from _with_vectors(*last)
+
+
+def _with_vectors(items: list[Item], vectors: Future[np.ndarray]) -> Iterator[Item]:
+    found = vectors.result()
+    rows = found.reshape(len(items), -1, found.shape[-1])
+    for item, of_image in zip(items, rows, strict=True):
+        yield item._replace(array=of_image if item.status == "ok" else None)
 
 
 Outcome = tuple[str, str, float]
@@ -122,47 +192,22 @@ def encode_images(
     """Encode images into `rows` (N, V, D), image i at `places[i]`; failed images' rows do not
     change.
 
-    On a CPU, `images` encode themselves, `together` at a time. Returns the outcome of each image
-    and the total seconds.
+    For `together`, see `embed_images`. Returns the outcome of each image and the total seconds.
     """
-    in_workers = images.encode is not None
-    loader = DataLoader(
-        images,
-        batch_size=together if in_workers else 1,
-        collate_fn=default_convert,
-        num_workers=workers,
-        prefetch_factor=8 if workers else None,
-        worker_init_fn=partial(stop_without, os.getpid()),
-    )
-    outcome: list[Outcome] = [("", "", 0.0)] * len(images)
-    waiting: dict[int, np.ndarray] = {}
+    outcome: list[Outcome] = []
     start = time.monotonic()
-
-    def keep(index: int, vectors: np.ndarray) -> None:
-        if np.isfinite(vectors).all():
-            rows[places[index]] = vectors
-        else:
-            text = f"the model's embedding is not a finite vector in {encoder.dtype}"
-            outcome[index] = ("not_finite", text, outcome[index][2])
-
-    def flush() -> None:
-        vectors = encode(np.concatenate(list(waiting.values())))
-        for index, of_image in zip(waiting, vectors.reshape(-1, *rows.shape[1:]), strict=True):
-            keep(index, of_image)
-        waiting.clear()
-
     with Progress(encode.stage, len(images), "images") as progress:
-        for index, array, status, error, seconds in chain.from_iterable(loader):
-            outcome[index] = (status, error, seconds)
-            if array is not None and in_workers:
-                keep(index, np.asarray(array))
-            elif array is not None:
-                waiting[index] = np.asarray(array)
-                if (len(waiting) + 1) * len(array) > encode.batch_size:
-                    flush()
+        for item in embed_images(images, encode, workers, together):
+            status, error = item.status, item.error
+            if item.array is not None:
+                vectors = np.asarray(item.array)
+                if np.isfinite(vectors).all():
+                    rows[places[item.number]] = vectors
+                else:
+                    status = "not_finite"
+                    error = f"the model's embedding is not a finite vector in {encoder.dtype}"
+            outcome.append((status, error, item.seconds))
             progress.update()
-        if waiting:
-            flush()
     return outcome, time.monotonic() - start
 
 

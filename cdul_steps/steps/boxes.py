@@ -26,6 +26,7 @@ from cdul_steps.models.cam import activation_maps, has_map
 from cdul_steps.models.classifier import WEIGHTS, load_classifier
 from cdul_steps.models.device import InBatches, Machine
 from cdul_steps.models.embedding import encode_shard_images
+from cdul_steps.models.engine import GPU_BATCH
 from cdul_steps.models.timm_encoder import TOGETHER, TimmEncoder
 from cdul_steps.progress import note
 
@@ -77,7 +78,8 @@ def make_boxes(
         )
     count = min(settings.classes, len(card.classes))
     encoder = TimmEncoder(network, card, target, partial(_find, network, settings, count))
-    encode = InBatches(encoder, machine.batch_size or TOGETHER, "boxes")
+    together = TOGETHER if target.type == "cpu" else GPU_BATCH
+    encode = InBatches(encoder, machine.batch_size or together, "boxes")
     found, outcome, seconds = encode_shard_images(
         (facts, images, boxes[:, :1]),
         encode,

@@ -19,7 +19,6 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from packaging.requirements import Requirement
 from snakemake.common.configfile import load_configfile
 from snakemake.utils import update_config
-from torch.utils.data import DataLoader
 
 from cdul_steps.config import Config, Dataset, Encoder, Labels, Runtime, Training, clashes, load
 from cdul_steps.data.classes import check_choice, load_names
@@ -35,7 +34,7 @@ from cdul_steps.method.snippets import view_boxes
 from cdul_steps.models.classifier import fitting_args, network_and_card, new_classifier
 from cdul_steps.models.dense import load_tower, new_encoder, passes
 from cdul_steps.models.device import DTYPES, Machine
-from cdul_steps.models.embedding import BatchedEncoder, ImageViews
+from cdul_steps.models.embedding import BatchedEncoder, ImageViews, embed_images
 from cdul_steps.models.encoder import MissingWeightsError, TextEncoder, load_clip, logit_facts
 from cdul_steps.models.engine import choose_engine
 from cdul_steps.models.recipe import assumed
@@ -390,7 +389,7 @@ def _encode_time(
             dataset.max_pixels,
             encode if in_workers else None,
         )
-        rate = _rate(shard, workers, encode, seconds)
+        rate = _rate(shard, workers, encode, together, seconds)
     duration = images / rate
     text = (
         f"about {_duration(duration)} for {images * views} views "
@@ -399,26 +398,18 @@ def _encode_time(
     return text, {"seconds": duration, "views_per_second": rate * views, "engine": choice.engine}
 
 
-def _rate(shard: ImageViews, workers: int, encode: BatchedEncoder, seconds: float) -> float:
+def _rate(
+    shard: ImageViews, workers: int, encode: BatchedEncoder, together: int, seconds: float
+) -> float:
     """Images per second, counted from the first image that is ready."""
-    loader = DataLoader(
-        shard, batch_size=None, num_workers=workers, prefetch_factor=2 if workers else None
-    )
-    done, start, waiting = 0, 0.0, []
-    for _, array, *_ in loader:
-        if array is not None and shard.encode is None:
-            waiting.append(np.asarray(array))
-            if sum(map(len, waiting)) >= encode.batch_size:
-                encode(np.concatenate(waiting))
-                waiting.clear()
+    done, start = 0, 0.0
+    for _ in embed_images(shard, encode, workers, together):
         if not start:
             start = time.monotonic()
         else:
             done += 1
         if time.monotonic() - start > seconds:
             break
-    if waiting:
-        encode(np.concatenate(waiting))
     return done / (time.monotonic() - start)
 
 

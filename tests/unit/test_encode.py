@@ -22,6 +22,7 @@ from cdul_steps.data.stores import shard_file
 from cdul_steps.data.tables import read_facts
 from cdul_steps.errors import UserError
 from cdul_steps.models import dense
+from cdul_steps.models.embedding import BatchedEncoder, ImageViews, encode_images
 from cdul_steps.steps.encode import encode_text
 
 
@@ -188,6 +189,40 @@ def test_batch_size_does_not_matter(data, clip, tmp_path):
     for batch_size in (1, 3, 5, 12, 1000):
         rows, _ = run(manifest, tmp_path / str(batch_size), clip, batch_size=batch_size)
         assert cosines(rows, expected).min() >= 0.99999
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory) -> Path:
+    """The manifest of 61 images, two of which cannot be read."""
+    folder = tmp_path_factory.mktemp("many")
+    for i in range(61):
+        tiny.noise(folder / f"images/{i:02}.png", i)
+    shards = tiny.folder_manifest(folder / "images", folder / "manifest", 61)
+    for i in (7, 60):
+        (folder / f"images/{i:02}.png").write_bytes(b"GIF")
+    return shards / "0.parquet"
+
+
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (5, 2), (64, 0), (64, 2), (1000, 1)])
+def test_batches_through_shared_memory(many, clip, batch_size, workers):
+    """As on a GPU, where the workers only decode: each image gets its own vectors."""
+    _, tower = dense.load_tower(Encoder(model=clip), torch.device("cpu"), [(2, 2)], 0)
+    _, images, boxes = read_shard(many)
+    paths = images["path"].combine_chunks()
+
+    def encode(in_workers: BatchedEncoder | None, size: int) -> tuple[np.ndarray, list[str]]:
+        views = ImageViews(paths, boxes, tower.preprocess, tiny.MAX_PIXELS, in_workers)
+        rows = np.full((61, VIEWS, DIMENSION), np.nan, np.float32)
+        batches = BatchedEncoder(tower, size)
+        outcome, _ = encode_images(views, batches, tower, rows, np.arange(61), workers)
+        return rows, [status for status, _, _ in outcome]
+
+    expected, statuses = encode(BatchedEncoder(tower, VIEWS), VIEWS)
+    rows, found = encode(None, batch_size)
+    assert found == statuses
+    read = np.array(statuses) == "ok"
+    assert np.isnan(rows[~read]).all() and not read[[7, 60]].any()
+    assert cosines(rows[read], expected[read]).min() >= 0.99999
 
 
 class SmallDevice(dense.ImageEncoder):
