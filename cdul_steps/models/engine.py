@@ -23,6 +23,8 @@ GPU_BATCH = 256
 """Views per forward pass that fill a GPU."""
 MEASURED_WORK = 20.0
 """Seconds of work below which measuring engines takes longer than it saves."""
+LONG = 0.3
+"""Seconds of a measurement that need no repetition."""
 FASTER = 1.05
 """How much faster another engine or batch size must be; less is within measurement noise."""
 EQUAL_COSINE = 0.9999
@@ -89,13 +91,17 @@ class OnnxEncoder:
 
 
 def _seconds(encode: Encoder, views: Tensor) -> float:
-    """Seconds of processor time per view on one thread, the best of a few runs."""
-    encode(views)
+    """Seconds of processor time per view on one thread, the best of a few runs.
+
+    The first run also prepares memory, so it counts only if it was long.
+    """
     spent: list[float] = []
-    while len(spent) < 3 and sum(spent) < 0.1:
+    while len(spent) < 4 and (len(spent) < 2 or sum(spent[1:]) < 0.1):
         start = time.thread_time()
         encode(views)
         spent.append(time.thread_time() - start)
+        if spent[0] > LONG:
+            break
     return min(spent) / len(views)
 
 
@@ -133,38 +139,34 @@ def choose_engine(
         name, tower = ("onnx", _onnx(encoder, probe)) if engine == "onnx" else ("torch", encoder)
         if engine != "auto" and batch_size:
             return ChosenEngine(name, tower, batch_size)
-        seconds = _seconds(tower, probe[:middle])
+        seconds = _seconds(tower, probe[: sizes[0]])
         if seconds * work < MEASURED_WORK:
             return ChosenEngine(name, tower, middle)
         onnx = _working_onnx(encoder, probe) if engine == "auto" else None
         if onnx:
-            its = _seconds(onnx, probe[:middle])
+            its = _seconds(onnx, probe[: sizes[0]])
             note(
-                f"encode: in batches of {middle} views, torch embeds {1 / seconds:.1f} and onnx "
-                f"{1 / its:.1f} views/s per thread"
+                f"encode: torch embeds {1 / seconds:.1f} and onnx {1 / its:.1f} views/s per thread, "
+                f"in batches of {sizes[0]}"
             )
             if seconds > FASTER * its:
                 name, tower, seconds = "onnx", onnx, its
-        return ChosenEngine(name, tower, _best_size(tower, name, sizes, probe, {middle: seconds}))
+        return ChosenEngine(name, tower, _best_size(tower, name, sizes, probe, seconds))
     finally:
         torch.set_num_threads(threads)
 
 
-def _best_size(
-    tower: Encoder, name: str, sizes: list[int], probe: Tensor, seconds: dict[int, float]
-) -> int:
-    """The best of ascending batch sizes; `seconds` has the known seconds per view.
+def _best_size(tower: Encoder, name: str, sizes: list[int], probe: Tensor, first: float) -> int:
+    """The best of ascending batch sizes; `first` are the seconds per view of the smallest.
 
     Small batches stay in the processor's cache; large ones read the weights less often.
     """
-    best = sizes[0]
-    for size in sizes:
-        if size not in seconds:
-            seconds[size] = _seconds(tower, probe[:size])
-        if size != best:
-            if seconds[best] <= FASTER * seconds[size]:
-                break
-            best = size
+    best, seconds = sizes[0], {sizes[0]: first}
+    for size in sizes[1:]:
+        seconds[size] = _seconds(tower, probe[:size])
+        if seconds[best] <= FASTER * seconds[size]:
+            break
+        best = size
     rates = ", ".join(f"{1 / seconds[size]:.1f} in batches of {size}" for size in sorted(seconds))
     note(f"encode: {name} embeds {rates}")
     return best
