@@ -12,8 +12,11 @@ def workers(job: psutil.Process) -> list[psutil.Process]:
     return [child for child in job.children() if child.cmdline() == job.cmdline()]
 
 
-def find_job(run, stage: str, known: tuple = ()) -> psutil.Process:
-    """Wait for a job of a stage that is running and not one of the `known` ones."""
+def find_job(run, stage: str, known: tuple = (), *, decoding: bool = True) -> psutil.Process:
+    """Wait for a job of a stage that is running and not one of the `known` ones.
+
+    `decoding`: wait until it has decoding processes.
+    """
     while True:
         assert run.poll() is None, run.stdout.read()
         for process in psutil.Process(run.pid).children(recursive=True):
@@ -21,7 +24,11 @@ def find_job(run, stage: str, known: tuple = ()) -> psutil.Process:
                 words = process.cmdline()
                 if words[1:2] and words[1].endswith("cdul") and words[2] == stage:
                     is_worker = process.parent().cmdline() == words
-                    if process not in known and not is_worker and workers(process):
+                    if (
+                        process not in known
+                        and not is_worker
+                        and (workers(process) or not decoding)
+                    ):
                         return process
         time.sleep(0.01)
 

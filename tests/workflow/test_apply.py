@@ -117,6 +117,29 @@ def test_a_killed_encode_job_goes_on_where_it_was(project):
     assert not leftovers(project)
 
 
+@pytest.mark.parametrize(
+    ("stage", "file"),
+    [
+        ("manifest", "manifest/images.parquet"),
+        ("label", "tiny-clip/final/pseudo_labels.parquet"),
+        ("train", "tiny-clip/final/small/refined_labels.parquet"),
+    ],
+)
+def test_a_killed_job_leaves_nothing_and_is_repeated(project, stage, file):
+    target = f"results/album/{file}"
+    project.snakemake(target)
+    path = project.folder / target
+    before = path.read_bytes()
+    path.unlink()
+    run = project.start(target)
+    find_job(run, stage, decoding=stage == "train").kill()
+    assert run.communicate() and run.returncode == 1
+    assert not path.exists()
+    project.snakemake(target)
+    assert path.read_bytes() == before
+    assert not leftovers(project)
+
+
 def test_a_model_of_the_run_is_made_first(project):
     jobs = project.set("apply.small.model", MADE).plan("apply")
     assert jobs["train"] == 1 and jobs["apply_shard"] == 3
