@@ -617,6 +617,7 @@ def boxes(
     max_pixels: MaxPixels = MAX_PIXELS,
     device: Device = "auto",
     gpus: Gpus = 1,
+    engine: RunBy = "auto",
     workers: Workers = -1,
     threads: Threads = 0,
 ) -> None:
@@ -630,7 +631,7 @@ def boxes(
         model=model,
         settings=read_box_shape(settings),
         max_pixels=max_pixels,
-        machine=Machine(device=device, gpus=gpus, workers=workers, threads=threads),
+        machine=Machine(device=device, gpus=gpus, workers=workers, threads=threads, engine=engine),
         output=output,
     )
 

@@ -20,14 +20,15 @@ class _Head(nn.Module):
         return self.network.forward_head(self.features(features))
 
 
-def has_map(network: nn.Module, images: Tensor) -> bool:
-    """Whether the features of images (B, 3, H, W) are a map (B, K, h, w) of more than one cell.
+def map_shape(network: nn.Module, images: Tensor) -> torch.Size | None:
+    """The shape (K, h, w) of an image's map of features, for images (B, 3, H, W).
 
-    A transformer's features are tokens (B, N, K), or a map with channels last, which Grad-CAM
-    would misread.
+    None if the features are no map of more than one cell: a transformer's are tokens (B, N, K), or
+    a map with channels last, which Grad-CAM would misread.
     """
     with torch.no_grad():
-        return _is_map(network, network.forward_features(images))
+        features = network.forward_features(images)
+    return features.shape[1:] if _is_map(network, features) else None
 
 
 def _is_map(network: nn.Module, features: object) -> bool:

@@ -146,8 +146,8 @@ def choose_engine(
         if onnx:
             its = _seconds(onnx, probe[: sizes[0]])
             note(
-                f"encode: torch embeds {1 / seconds:.1f} and onnx {1 / its:.1f} views/s per thread, "
-                f"in batches of {sizes[0]}"
+                f"encode: torch embeds {1 / seconds:.1f} and onnx {1 / its:.1f} views/s per "
+                f"thread, in batches of {sizes[0]}"
             )
             if seconds > FASTER * its:
                 name, tower, seconds = "onnx", onnx, its

@@ -22,11 +22,11 @@ from cdul_steps.data.manifest import (
 from cdul_steps.data.tables import describe, read_facts, read_table, require, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.boxes import map_boxes, to_pixels
-from cdul_steps.models.cam import activation_maps, has_map
+from cdul_steps.models.cam import activation_maps, map_shape
 from cdul_steps.models.classifier import WEIGHTS, load_classifier
 from cdul_steps.models.device import InBatches, Machine
 from cdul_steps.models.embedding import encode_shard_images
-from cdul_steps.models.engine import GPU_BATCH
+from cdul_steps.models.engine import choose_engine
 from cdul_steps.models.timm_encoder import TOGETHER, TimmEncoder
 from cdul_steps.progress import note
 
@@ -71,19 +71,26 @@ def make_boxes(
     target, workers = machine.set_up(cpu_workers=0)
     facts, images, boxes = read_shard(manifest)
     network, card = load_classifier(model, target)
-    if not has_map(network, torch.zeros((1, 3, card.image_size, card.image_size), device=target)):
+    blank = torch.zeros((1, 3, card.image_size, card.image_size), device=target)
+    shape = map_shape(network, blank)
+    if shape is None:
         raise UserError(
             f"{model}: {card.model} has no feature map, so it cannot locate a class; boxes need a "
             "convolutional network"
         )
     count = min(settings.classes, len(card.classes))
-    encoder = TimmEncoder(network, card, target, partial(_find, network, settings, count))
-    together = TOGETHER if target.type == "cpu" else GPU_BATCH
-    encode = InBatches(encoder, machine.batch_size or together, "boxes")
+    trunk = TimmEncoder(
+        network, card, target, lambda images: network.forward_features(images).flatten(1)
+    )
+    work = len(images) / max(1, workers)
+    choice = choose_engine(trunk, machine.engine, machine.batch_size, views=TOGETHER, work=work)
+    in_batches = InBatches(choice.encoder, choice.batch_size, "boxes")
+    find = partial(_find, network, in_batches, shape, settings, count)
+    encode = InBatches(find, max(choice.batch_size, TOGETHER), "boxes")
     found, outcome, seconds = encode_shard_images(
         (facts, images, boxes[:, :1]),
         encode,
-        encoder,
+        trunk,
         np.float32,
         workers,
         max_pixels,
@@ -120,19 +127,27 @@ def make_boxes(
     )
 
 
-def _find(network: torch.nn.Module, settings: BoxShape, count: int, images: Tensor) -> Tensor:
-    """From the network's input (B, 3, H, W) to the boxes of its best `count` classes.
+def _find(
+    network: torch.nn.Module,
+    trunk: InBatches,
+    shape: torch.Size,
+    settings: BoxShape,
+    count: int,
+    images: Tensor,
+) -> np.ndarray:
+    """The boxes of the best `count` classes of uint8 images (B, 3, H, W): float32 (B, count * 5).
 
-    Returns float32 (B, count * 5). Each box is the index of its class and `x0, y0, x1, y1` as
-    shares of the image.
+    Each box is the index of its class and `x0, y0, x1, y1` as shares of the image. `trunk` maps
+    the images to the network's maps of features, each of `shape`.
     """
     # Maps need gradients, which inference mode does not compute.
     with torch.inference_mode(mode=False), torch.no_grad():
-        features = network.forward_features(images.clone())
+        vectors = torch.from_numpy(trunk(images.numpy())).to(next(network.parameters()).device)
+        features = vectors.view(-1, *shape)
         best = network.forward_head(features).topk(count, dim=1).indices
         maps = activation_maps(network, features, best)
         boxes = map_boxes(maps, settings.threshold, settings.margin)
-    return torch.cat([best[:, :, None].float(), boxes], dim=2).flatten(1)
+    return torch.cat([best[:, :, None].float(), boxes], dim=2).flatten(1).cpu().numpy()
 
 
 def _own(facts: dict) -> dict:

@@ -6,7 +6,7 @@ import timm
 import torch
 from torch.nn.functional import interpolate
 
-from cdul_steps.models.cam import class_maps, has_map
+from cdul_steps.models.cam import class_maps, map_shape
 
 TRANSFORMERS = {
     "test_vit": {},
@@ -67,7 +67,8 @@ def test_networks_without_one_say_so(name, arguments):
 
 def test_features_of_one_point_are_no_map():
     resnet = network("resnet10t")
-    assert has_map(resnet, images(64, 1)) and not has_map(resnet, images(32, 1))
+    assert map_shape(resnet, images(64, 1)) == (resnet.num_features, 2, 2)
+    assert map_shape(resnet, images(32, 1)) is None
 
 
 def test_the_network_is_left_as_it_was():

@@ -35,6 +35,7 @@ rule boxes:
     resources:
         gpu=gpus,
         device=RUNTIME.device,
+        engine=RUNTIME.engine,
         workers=RUNTIME.workers,
     params:
         model=subpath(input.card, parent=True),
@@ -44,5 +45,5 @@ rule boxes:
     shell:
         "cdul boxes --manifest {input.manifest:q} --model {params.model:q} "
         "--settings {params.settings:q} --max-pixels {params.max_pixels} "
-        "--device {resources.device:q} --gpus {resources.gpu} --workers={resources.workers} "
-        "--threads {threads} --output {output:q} 2> {log:q}"
+        "--device {resources.device:q} --gpus {resources.gpu} --engine {resources.engine} "
+        "--workers={resources.workers} --threads {threads} --output {output:q} 2> {log:q}"
