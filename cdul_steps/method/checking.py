@@ -15,7 +15,14 @@ STEPS = tuple(k / 50 for k in range(1, 50))
 TRUST = 0.8
 """Weight of an answer below the threshold. There, each represents many entries, so that errors of
 the model matter most: with 1, intervals of recall were too narrow (docs/results.md)."""
+ABSENT = 0.1
+"""Prior probability that no image shows a class."""
+MISTAKES = (0.003, 0.03)
+"""Probability of a wrong yes: for an entry that is not named, which is asked twice, and for a named
+one."""
 _KNOTS = 10
+_PRIORS = 8
+"""Draws of an absent class's level and slope for each draw from the posterior."""
 _EVERY = 4
 """Draws from the approximation for each draw that is kept."""
 # Deviations, in logits, of the curve's bends, the classes' levels, and their slopes.
@@ -172,6 +179,10 @@ def draw_positives(
     depends only on score and class, which the model knows, so the design needs no weights (Rubin,
     1976). Spreads are averaged by their evidence, and draws from the Laplace approximation are
     resampled by importance. For entries without an answer the number is binomial.
+
+    With several classes, a class may also be absent: no entry shows it, and a yes is a mistake. Its
+    probability follows from ABSENT, MISTAKES and the class's answers; a draw with an absent class
+    has no positives of it.
     """
     classes, place = np.unique(cells.column[answered], return_inverse=True)
     size = len(classes) if len(np.unique(cells.column)) > 1 else 0
@@ -194,15 +205,50 @@ def draw_positives(
         place_of[classes] = np.arange(size)
     where = place_of[cells.column]
     logits = _features(cells.score, cells.rank, where, size) @ chosen
+    deviations_of = np.array(spreads)[spread, 1:]
     if size:
         # The level and slope of a class without answers are drawn from their prior.
         others, other = np.unique(cells.column[where < 0], return_inverse=True)
-        deviations = np.array(spreads)[spread, 1:]
-        own = random.standard_normal((2, len(others), draws)) * deviations.T[:, None]
+        own = random.standard_normal((2, len(others), draws)) * deviations_of.T[:, None]
         logits[where < 0] += own[0, other] + own[1, other] * cells.rank[where < 0, None]
     seen = np.bincount(answered, minlength=len(cells.entries))
     positive = np.bincount(answered, weights=yes, minlength=len(cells.entries)).astype(int)
-    return positive[:, None] + random.binomial((cells.entries - seen)[:, None], expit(logits))
+    found = positive[:, None] + random.binomial((cells.entries - seen)[:, None], expit(logits))
+    if size:
+        chance = np.full(len(place_of), 1 - ABSENT)
+        chance[classes] = _presence(data, place, named, chosen, deviations_of, random)
+        found[(random.random((len(chance), draws)) >= chance[:, None])[cells.column]] = 0
+    return found
+
+
+def _presence(
+    data: _Data,
+    place: np.ndarray,
+    named: np.ndarray,
+    chosen: np.ndarray,
+    deviations: np.ndarray,
+    random: np.random.Generator,
+) -> np.ndarray:
+    """The probability that some image shows a class, for each class with answers (size,).
+
+    Compares the likelihood of the class's answers if its level and slope are drawn from their
+    prior, with `deviations` (draws, 2) around the common ones in `chosen` (K, draws), with that of
+    mistakes.
+    """
+    size, common = int(place.max()) + 1, 3 + _KNOTS
+    rank = data.features[:, 2]
+    logits = data.features[:, :common] @ chosen[:common]
+    of_class = np.equal.outer(np.arange(size), place).astype(float)
+    likelihoods = []
+    for _ in range(_PRIORS):
+        own = random.standard_normal((2, size, logits.shape[1])) * deviations.T[:, None]
+        drawn = logits + own[0, place] + own[1, place] * rank[:, None]
+        fits = data.trust[:, None] * log_expit(np.where(data.yes[:, None], drawn, -drawn))
+        likelihoods.append(of_class @ fits)
+    present = np.exp(np.concatenate(likelihoods, axis=1)).mean(axis=1)
+    mistake = np.where(named, MISTAKES[1], MISTAKES[0])
+    absent = np.exp(of_class @ np.log(np.where(data.yes, mistake, 1 - mistake)))
+    return (1 - ABSENT) * present / ((1 - ABSENT) * present + ABSENT * absent)
 
 
 def _resample(
