@@ -116,7 +116,7 @@ def test_a_class_without_a_yes_is_absent_in_most_draws():
     random = np.random.default_rng(0)
     draws = draw_positives(cells, cells.of[rows, columns], truth[rows, columns], THRESHOLD, random)
     absent = [(draws[cells.column == column] == 0).all(axis=0).mean() for column in range(4)]
-    assert absent[1] > 0.9
+    assert absent[1] > 0.5
     assert max(absent[0], absent[2], absent[3]) == 0
 
 
