@@ -4,11 +4,10 @@
     python experiments/checks.py --vectors vectors.parquet
     python experiments/checks.py --scores A.parquet --images images.parquet --held-out B.parquet
 
-Every reviewer answers a different sample. An answer that contradicts the score is asked again, as on
-the page; all looks count as answers. The tables, in
-Markdown, go to stdout: how many of 100 intervals of 90 % contain the true value, in how many the
-value lies below or above, and, in points, the mean width of the intervals, the mean error of their
-middle, and its standard deviation.
+Every reviewer answers a different sample. An answer that contradicts the score is asked again, as
+on the page, and all looks count as answers. The tables, in Markdown, go to stdout: how many of 100
+intervals of 90 % contain the true value, in how many the value lies below or above, and, in points,
+the mean width of the intervals, the mean error of their middle, and its standard deviation.
 """
 
 import argparse
