@@ -4,11 +4,10 @@
     python experiments/checks.py --vectors vectors.parquet
     python experiments/checks.py --scores A.parquet --images images.parquet --held-out B.parquet
 
-Every reviewer answers a different sample. A surprising answer, one that contradicts the score, is
-asked again, and a third time if the two differ; all looks count as answers. The tables, in
-Markdown, go to stdout: how many of 100 intervals of 90 % contain the true value, in how many the
-value lies below or above, and, in points, the mean width of the intervals, the mean error of their
-middle, and its standard deviation.
+Every reviewer answers a different sample. An answer that contradicts the score is asked again, as
+on the page, and all looks count as answers. The tables, in Markdown, go to stdout: how many of 100
+intervals of 90 % contain the true value, in how many the value lies below or above, and, in points,
+the mean width of the intervals, the mean error of their middle, and its standard deviation.
 """
 
 import argparse
@@ -48,6 +47,8 @@ from cdul_steps.tools.check import (
 NAMES = ("precision", "recall", "f1", "ap")
 FREQUENT = 2
 DRAWS = 200
+LOOKS = 9
+"""Most looks at a question."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,17 @@ class Scored:
 def look(
     truth: np.ndarray, named: np.ndarray, size: int, wrong: float, random: np.random.Generator
 ) -> tuple[int, np.ndarray]:
-    """How many of the entries, in order, can be answered with `size` looks, and their answers."""
-    looks = truth ^ (random.random((3, len(truth))) < wrong)
-    again = looks[0] != named
-    differ = again & (looks[0] != looks[1])
-    spent = np.cumsum(1 + again + differ)
-    number = int(np.searchsorted(spent, size, side="right"))
-    return number, np.where(differ, looks[2], looks[0])[:number]
+    """How many of the entries, in order, can be answered with `size` looks, and their answers.
+
+    As the page asks; see `again` in cdul_steps/check/check.js.
+    """
+    looks = truth ^ (random.random((LOOKS, len(truth))) < wrong)
+    lead = np.where(looks, 1, -1).cumsum(axis=0) - np.where(named, 0, 1)
+    decided = np.where(named, (looks[0] == 1) | (abs(lead) >= 2), abs(lead) >= 2)
+    decided[-1] = True
+    last = decided.argmax(axis=0)
+    number = int(np.searchsorted(np.cumsum(last + 1), size, side="right"))
+    return number, lead[last, np.arange(len(truth))][:number] > 0
 
 
 def simulate(data: Scored, size: int, wrong: float, reviewers: int) -> list[Sequence[object]]:

@@ -1,6 +1,7 @@
 "use strict";
 
 const LATER = 10; // number of questions before a surprising answer is checked again
+const LOOKS = 9; // largest number of looks at a question
 const NORMAL = 1.645; // normal quantile for a 90 % interval
 const VALUES = { y: "1", n: "0", u: "unknown" };
 
@@ -23,13 +24,25 @@ function said() {
   return found;
 }
 
-/** The answer that counts: the last one; questions are repeated until it is reliable. */
-const settled = (answers) => answers[answers.length - 1];
+/** How far yes is ahead of no. The score of an entry that is not named counts as one no. */
+function lead(question, answers) {
+  const named = index.questions[question][3];
+  return answers.reduce((sum, answer) => sum + (answer === "y" ? 1 : -1), named ? 0 : -1);
+}
 
-/** Whether to ask again: if the answer contradicts the score, until one answer was given twice. */
+/** Whether to ask again: if the answer contradicts the score, until one answer leads by two. */
 function again(question, answers) {
-  const surprising = answers[0] !== "u" && (answers[0] === "y") !== index.questions[question][3];
-  return surprising && (answers.length === 1 || (answers.length === 2 && answers[0] !== answers[1]));
+  if (answers.includes("u") || answers.length >= LOOKS) return false;
+  const surprising = (answers[0] === "y") !== index.questions[question][3];
+  return surprising && Math.abs(lead(question, answers)) < 2;
+}
+
+/** The answer that counts. */
+function settled(question, answers) {
+  if (answers.includes("u")) return "u";
+  const ahead = lead(question, answers);
+  if (answers.length >= LOOKS && Math.abs(ahead) < 2) return "u";
+  return answers.length === 1 ? answers[0] : ahead > 0 ? "y" : "n";
 }
 
 /** The next question; undefined if all are answered. */
@@ -66,7 +79,7 @@ function remember() {
 /** The precision so far: Wilson's interval over the entries that the scores name. */
 function precision(found) {
   const answers = [...found].filter(([question]) => index.questions[question][3]);
-  const told = answers.map(([, given]) => settled(given)).filter((answer) => answer !== "u");
+  const told = answers.map((entry) => settled(...entry)).filter((answer) => answer !== "u");
   if (told.length < 12) return "";
   const n = told.length;
   const share = told.filter((answer) => answer === "y").length / n;
@@ -118,7 +131,7 @@ function back() {
 }
 
 function download() {
-  const rows = [...said()].map(([question, answers]) => [...keyOf(question), VALUES[settled(answers)]]);
+  const rows = [...said()].map((entry) => [...keyOf(entry[0]), VALUES[settled(...entry)]]);
   saveCsv("answers.csv", rows);
 }
 

@@ -1,10 +1,11 @@
 """Estimates the quality of scores from a person's answers on a sample, by posterior draws."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg import cho_solve, solve_triangular
-from scipy.special import expit, log_expit, logit
+from scipy.special import expit, log_expit, logit, logsumexp
 from scipy.stats import norm, rankdata
 
 LEVEL = 0.9
@@ -15,7 +16,14 @@ STEPS = tuple(k / 50 for k in range(1, 50))
 TRUST = 0.8
 """Weight of an answer below the threshold. There, each represents many entries, so that errors of
 the model matter most: with 1, intervals of recall were too narrow (docs/results.md)."""
+ABSENT = 0.1
+"""Prior probability that no image shows a class."""
+MISTAKES = (0.0001, 0.03)
+"""Assumed probability of a wrong yes: below the threshold, where a yes is asked again until it is
+certain, and for a named entry."""
 _KNOTS = 10
+_PRIORS = 8
+"""Draws of an absent class's level and slope for each draw from the posterior."""
 _EVERY = 4
 """Draws from the approximation for each draw that is kept."""
 # Deviations, in logits, of the curve's bends, the classes' levels, and their slopes.
@@ -172,6 +180,10 @@ def draw_positives(
     depends only on score and class, which the model knows, so the design needs no weights (Rubin,
     1976). Spreads are averaged by their evidence, and draws from the Laplace approximation are
     resampled by importance. For entries without an answer the number is binomial.
+
+    With several classes, a class may be absent: no entry shows it, and a yes is a mistake. The
+    probability follows from ABSENT, MISTAKES and the class's answers, and a draw in which it is
+    absent has no positives of it.
     """
     classes, place = np.unique(cells.column[answered], return_inverse=True)
     size = len(classes) if len(np.unique(cells.column)) > 1 else 0
@@ -183,12 +195,17 @@ def draw_positives(
     mean[:3] = _LEVEL_PRIOR[0], _SLOPE_PRIOR[0], _SLOPE_PRIOR[0]
     common = [_LEVEL_PRIOR[1], _SLOPE_PRIOR[1], _SLOPE_PRIOR[1]]
     spreads = _SPREADS if size else sorted({(f, 1.0, 1.0) for f, _, _ in _SPREADS})
-    fits: list[_Fit] = []
-    for bend, level, slope in spreads:
-        deviation = np.repeat([bend, level, slope], [_KNOTS, size, size])
-        precision = np.concatenate([common, deviation]) ** -2.0
-        fits.append(_fit(data, mean, precision, fits[-1].mode if fits else mean))
-    chosen, spread = _resample(fits, data, mean, random, draws)
+    deviations = [np.repeat([*common, *s], [1, 1, 1, _KNOTS, size, size]) for s in spreads]
+    precisions = [deviation**-2 for deviation in deviations]
+    chosen, spread = _draw_weights(data, mean, precisions, random, draws)
+    deviations_of = np.array(spreads)[spread, 1:]
+    if size:
+        present = _presence(data, place, named, chosen, deviations_of, random)
+        if present.min() < 0.5:
+            # Answers about an absent class say nothing about the others.
+            data = data._replace(trust=data.trust * present[place])
+            chosen, spread = _draw_weights(data, mean, precisions, random, draws)
+            deviations_of = np.array(spreads)[spread, 1:]
     place_of = np.full(int(cells.column.max()) + 1, -1)
     if size:
         place_of[classes] = np.arange(size)
@@ -197,12 +214,60 @@ def draw_positives(
     if size:
         # The level and slope of a class without answers are drawn from their prior.
         others, other = np.unique(cells.column[where < 0], return_inverse=True)
-        deviations = np.array(spreads)[spread, 1:]
-        own = random.standard_normal((2, len(others), draws)) * deviations.T[:, None]
+        own = random.standard_normal((2, len(others), draws)) * deviations_of.T[:, None]
         logits[where < 0] += own[0, other] + own[1, other] * cells.rank[where < 0, None]
     seen = np.bincount(answered, minlength=len(cells.entries))
     positive = np.bincount(answered, weights=yes, minlength=len(cells.entries)).astype(int)
-    return positive[:, None] + random.binomial((cells.entries - seen)[:, None], expit(logits))
+    found = positive[:, None] + random.binomial((cells.entries - seen)[:, None], expit(logits))
+    if size:
+        chance = np.full(len(place_of), 1 - ABSENT)
+        chance[classes] = present
+        found[(random.random((len(chance), draws)) >= chance[:, None])[cells.column]] = 0
+    return found
+
+
+def _presence(
+    data: _Data,
+    place: np.ndarray,
+    named: np.ndarray,
+    chosen: np.ndarray,
+    deviations: np.ndarray,
+    random: np.random.Generator,
+) -> np.ndarray:
+    """The probability that some image shows a class, for each class with answers (size,).
+
+    Compares the likelihood of the class's answers if its level and slope are drawn from their
+    prior, with `deviations` (draws, 2) around the common ones in `chosen` (K, draws), with that of
+    mistakes.
+    """
+    size, common = int(place.max()) + 1, 3 + _KNOTS
+    rank = data.features[:, 2]
+    logits = data.features[:, :common] @ chosen[:common]
+    of_class = np.equal.outer(np.arange(size), place).astype(float)
+    fits = []
+    for _ in range(_PRIORS):
+        own = random.standard_normal((2, size, logits.shape[1])) * deviations.T[:, None]
+        drawn = logits + own[0, place] + own[1, place] * rank[:, None]
+        right = log_expit(np.where(data.yes[:, None], drawn, -drawn))
+        fits.append(of_class @ (data.trust[:, None] * right))
+    present = logsumexp(np.concatenate(fits, axis=1), axis=1) - np.log(_PRIORS * logits.shape[1])
+    mistake = np.where(named, MISTAKES[1], MISTAKES[0])
+    absent = of_class @ np.log(np.where(data.yes, mistake, 1 - mistake))
+    return expit(present - absent + logit(1 - ABSENT))
+
+
+def _draw_weights(
+    data: _Data,
+    mean: np.ndarray,
+    precisions: Sequence[np.ndarray],
+    random: np.random.Generator,
+    draws: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws (K, draws) of weights for several prior precisions, and the prior of each draw."""
+    fits: list[_Fit] = []
+    for precision in precisions:
+        fits.append(_fit(data, mean, precision, fits[-1].mode if fits else mean))
+    return _resample(fits, data, mean, random, draws)
 
 
 def _resample(

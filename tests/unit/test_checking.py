@@ -108,6 +108,18 @@ def test_intervals_hold_the_truth_and_shrink_with_answers():
     assert held >= 23
 
 
+def test_a_class_without_a_yes_is_absent_in_most_draws():
+    truth = TRUTH.copy()
+    truth[:, 1] = False
+    cells = make_cells(SCORES, ALL, THRESHOLD)
+    rows, columns = sample(0, 300)
+    random = np.random.default_rng(0)
+    draws = draw_positives(cells, cells.of[rows, columns], truth[rows, columns], THRESHOLD, random)
+    absent = [(draws[cells.column == column] == 0).all(axis=0).mean() for column in range(4)]
+    assert absent[1] > 0.5
+    assert max(absent[0], absent[2], absent[3]) == 0
+
+
 def test_a_class_alone_has_its_own_cells():
     cells = make_cells(SCORES, ALL, THRESHOLD)
     alone = cells_of_class(cells, 2)
