@@ -567,7 +567,7 @@ class Apply(Section):
 
     model: ExpandedPath = Field(
         description="Model folder of the classifier, such as "
-        "`results/photos/vit-b-32/final/photos/model`; if this run makes it, that happens first."
+        "`results/photos/vit-b-32/second/photos/model`; if this run makes it, that happens first."
     )
     dataset: Name = Field(
         description="Name under `datasets`: all of its splits are scored, with one job and one "

@@ -132,7 +132,9 @@ def examine(configfiles: Sequence[Path], *, seconds: float) -> Iterator[Finding]
             dataset = config.datasets[data]
             needed += images[data] * _image_bytes(dataset, found.values["dimension"])
             if device.ok and seconds:
-                speed = (encoder, dataset, _scenes(config, data), images[data], config, seconds)
+                made = [m.labels for m in config.made if (m.encoder, m.dataset) == (name, data)]
+                counts = (images[data], learnt[data] * _second_views(config, data, made))
+                speed = (encoder, dataset, _scenes(config, data), counts, config, seconds)
                 yield check(f"encode {name} {data}", _encode_time, *speed)
     for name in dict.fromkeys(made.training for made in config.made):
         training = config.trainings[name]
@@ -204,6 +206,14 @@ def _device(name: str) -> Result:
 
 def _views(dataset: Dataset) -> int:
     return len(view_boxes(1, 1, dataset.grid))
+
+
+def _second_views(config: Config, dataset: str, labels: Sequence[str]) -> int:
+    """Views per training image that are encoded again for second views, for some labels."""
+    names = _names(config.datasets[dataset])[0]
+    joined = [one for of in labels for one in config.labels[of].join or ()]
+    boxes = {one.boxes for one in joined if one.boxes}
+    return sum(1 + min(config.boxes[one].classes, len(names)) for one in boxes)
 
 
 def _names(dataset: Dataset) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -350,11 +360,15 @@ def _encode_time(
     encoder: Encoder,
     dataset: Dataset,
     scenes: Path,
-    images: int,
+    counts: tuple[int, int],
     config: Config,
     seconds: float,
 ) -> Result:
-    """Encode images like the stage, for about `seconds`."""
+    """Encode images like the stage, for about `seconds`.
+
+    `counts` are the number of images and, in total, of second views.
+    """
+    images, second = counts
     machine = _machine(config.runtime)
     target, workers = machine.set_up(cpu_workers=0)
     with _offline():
@@ -390,9 +404,10 @@ def _encode_time(
             encode if in_workers else None,
         )
         rate = _rate(shard, workers, encode, together, seconds)
-    duration = images / rate
+    duration = (images + second / views) / rate
+    further = f" and {second} second views" if second else ""
     text = (
-        f"about {_duration(duration)} for {images * views} views "
+        f"about {_duration(duration)} for {images * views} views{further} "
         f"({rate * views:.0f} views/s by {choice.engine})"
     )
     return text, {"seconds": duration, "views_per_second": rate * views, "engine": choice.engine}

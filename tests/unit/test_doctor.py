@@ -77,6 +77,18 @@ def test_all_is_well(small, tmp_path):
     assert not (tmp_path / "results").exists()
 
 
+def test_second_views_take_time_too(small, tmp_path):
+    values = yaml.safe_load(small.read_text())
+    joined = {"join": [{"labels": "final"}, {"labels": "final", "boxes": "seen"}]}
+    values["labels"] = {"second": joined, "again": joined}
+    values["boxes"] = {"seen": {"labels": "final", "training": "small", "classes": 4}}
+    values["run"]["labels"] = ["final", "second", "again"]
+    encode = found(overlay(tmp_path, **values), seconds=0.2)["encode tiny-clip demo"]
+    # 40 images with ten views, and 30 of them with one and four.
+    assert " 400 views and 150 second views " in encode.text
+    assert encode.values["seconds"] == pytest.approx(550 / encode.values["views_per_second"])
+
+
 def test_a_problem_gives_status_one_and_a_line(small, tmp_path):
     done = run("--configfile", overlay(tmp_path, run={"labels": ["fnal"]}))
     assert done.exit_code == 1
