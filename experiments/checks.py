@@ -192,8 +192,8 @@ def held_out(
         true = Scored(other.scores, other.truth, limits).measures()
         low, _, high = chosen["all"]["precision"]
         own = sum(row["own"] for row in chosen["classes"].values())
-        inside = low <= true.precision[-1] <= high
-        found.append([true.precision[-1], true.recall[-1], true.f1[-1], inside, own])
+        inside, below = low <= true.precision[-1] <= high, true.precision[-1] < low
+        found.append([true.precision[-1], true.recall[-1], true.f1[-1], inside, below, own])
     share = 100 * np.array(found, dtype=float)
     plain = other.measures()
     return [
@@ -202,14 +202,15 @@ def held_out(
         len(found),
         *(f"{value:.1f}" for value in share[:, :3].mean(axis=0)),
         f"{share[:, 3].mean():.0f}",
-        f"{share[:, 4].mean() / 100:.1f}",
+        f"{share[:, 4].mean():.0f}",
+        f"{share[:, 5].mean() / 100:.1f}",
         *(f"{100 * value[-1]:.1f}" for value in plain[:3]),
     ]
 
 
 def show_held_out(data: Scored, other: Scored, reviewers: int) -> None:
     header = ["answers", "goal", "reviewers", "precision", "recall", "F1", "in the interval"]
-    header += ["own thresholds", "at 0.5: precision", "recall", "F1"]
+    header += ["below it", "own thresholds", "at 0.5: precision", "recall", "F1"]
     print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
     for precision in (0.8, 0.9, None):
         row = held_out(data, other, 300, reviewers, precision)

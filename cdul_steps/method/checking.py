@@ -171,6 +171,8 @@ def draw_positives(
     threshold: np.ndarray,
     random: np.random.Generator,
     draws: int = DRAWS,
+    *,
+    elsewhere: bool = False,
 ) -> np.ndarray:
     """How many entries of each cell show their class: draws from the posterior, int (J, draws).
 
@@ -183,7 +185,8 @@ def draw_positives(
 
     With several classes, a class may be absent: no entry shows it, and a yes is a mistake. The
     probability follows from ABSENT, MISTAKES and the class's answers, and a draw in which it is
-    absent has no positives of it.
+    absent has no positives of it. With `elsewhere`, the draws are for as many other images with the
+    same scores, so answers only count through the regression.
     """
     classes, place = np.unique(cells.column[answered], return_inverse=True)
     size = len(classes) if len(np.unique(cells.column)) > 1 else 0
@@ -216,8 +219,9 @@ def draw_positives(
         others, other = np.unique(cells.column[where < 0], return_inverse=True)
         own = random.standard_normal((2, len(others), draws)) * deviations_of.T[:, None]
         logits[where < 0] += own[0, other] + own[1, other] * cells.rank[where < 0, None]
-    seen = np.bincount(answered, minlength=len(cells.entries))
-    positive = np.bincount(answered, weights=yes, minlength=len(cells.entries)).astype(int)
+    at = answered[:0] if elsewhere else answered
+    seen = np.bincount(at, minlength=len(cells.entries))
+    positive = np.bincount(at, weights=yes[: len(at)], minlength=len(cells.entries)).astype(int)
     found = positive[:, None] + random.binomial((cells.entries - seen)[:, None], expit(logits))
     if size:
         chance = np.full(len(place_of), 1 - ABSENT)

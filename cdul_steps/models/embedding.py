@@ -1,5 +1,6 @@
 """Embed the images of a shard: decode them, cut them into views, and encode these in batches."""
 
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_convert
 
 from cdul_steps.data.images import ImageError, decode
+from cdul_steps.errors import UserError, first_line
 from cdul_steps.method.similarity import unit
 from cdul_steps.models.device import InBatches, stop_without
 from cdul_steps.models.encoder import ImageEncoder, Preprocess
@@ -134,16 +136,15 @@ def embed_images(
     """The images in order, with their vectors.
 
     On a CPU, `images` encode themselves, `together` at a time. On a GPU, a batch is encoded while
-    the next ones are decoded.
+    the next ones are decoded. Raises UserError if the memory for these batches cannot be shared.
     """
     prefetch = 8
     if images.encode is None:
         each = 1 if images.boxes is None else images.boxes.shape[1]
-        at_once = max(1, encode.batch_size // each)
+        at_once = max(1, min(encode.batch_size // each, len(images)))
         # Those being decoded, one batch being collected, and one being encoded.
         batches = 2 + -(-(workers * prefetch + 1) // at_once)
-        shape = (batches * at_once, each, 3, *images.preprocess.size)
-        images.shared = torch.empty(shape, dtype=torch.uint8).share_memory_()
+        images.shared = _shared((batches * at_once, each, 3, *images.preprocess.size))
     items: Iterator[Item] = chain.from_iterable(
         DataLoader(
             images,
@@ -167,6 +168,17 @@ def embed_images(
                 yield from _with_vectors(*running.pop(0))
         for last in running:
             yield from _with_vectors(*last)
+
+
+def _shared(shape: tuple[int, ...]) -> torch.Tensor:
+    try:
+        return torch.empty(shape, dtype=torch.uint8).share_memory_()
+    except RuntimeError as error:
+        raise UserError(
+            f"{math.prod(shape) / 2**20:.0f} MiB of shared memory for views cannot be allocated "
+            f"({first_line(error)}); enlarge /dev/shm, in a container with --shm-size, or use a "
+            "smaller batch size"
+        ) from error
 
 
 def _with_vectors(items: list[Item], vectors: Future[np.ndarray]) -> Iterator[Item]:

@@ -309,9 +309,18 @@ class Answers:
     @cached_property
     def positives(self) -> np.ndarray:
         """Draws of the number of true entries of each cell, (J, draws)."""
+        return self._draw(elsewhere=False)
+
+    @cached_property
+    def elsewhere(self) -> np.ndarray:
+        """The same for as many other images with the same scores."""
+        return self._draw(elsewhere=True)
+
+    def _draw(self, *, elsewhere: bool) -> np.ndarray:
         answered = self.cells.of[self.rows, self.columns]
         random = np.random.default_rng(self.population.facts["seed"])
-        return draw_positives(self.cells, answered, self.yes, self.population.threshold, random)
+        limits = self.population.threshold
+        return draw_positives(self.cells, answered, self.yes, limits, random, elsewhere=elsewhere)
 
     @property
     def enough(self) -> bool:
@@ -527,7 +536,8 @@ def choose_thresholds(
 def choose(found: Answers, precision: float | None) -> dict[str, Any] | None:
     """Thresholds from the answers; None if no threshold reaches the `precision`.
 
-    A class with enough answers gets its own threshold; the others share a common one.
+    A class with enough answers gets its own threshold; the others share a common one. The measures
+    at these thresholds are for other images with the same scores, for which thresholds are used.
     """
     positives, names = found.positives, found.population.classes
     own = [_own_choice(found.of_class(column), precision) for column in range(len(names))]
@@ -543,7 +553,7 @@ def choose(found: Answers, precision: float | None) -> dict[str, Any] | None:
         for name, choice in zip(names, own, strict=True)
     }
     chosen = np.array([row["threshold"] for row in classes.values()])
-    measures = measure(found.cells, positives, chosen)
+    measures = measure(found.cells, found.elsewhere, chosen)
     values = {"precision": measures.precision[-1], "recall": measures.recall[-1]}
     return {
         "answers": len(found.yes),
@@ -585,6 +595,6 @@ def describe_thresholds(found: dict[str, Any]) -> str:
     lines += [
         "",
         f"With these thresholds, over all classes: {bounds} percent, from {found['answers']} "
-        "answers.",
+        "answers, on as many other images like these.",
     ]
     return "\n".join(lines)

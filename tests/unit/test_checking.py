@@ -83,6 +83,18 @@ def test_answers_to_everything_leave_no_doubt():
     assert positives[:, 0].sum() == TRUTH.sum()
 
 
+def test_other_images_vary_even_if_all_of_these_are_known():
+    cells = make_cells(SCORES, ALL, THRESHOLD)
+    random = np.random.default_rng(0)
+    answers = cells.of.ravel(), TRUTH.ravel()
+    draws = draw_positives(cells, *answers, THRESHOLD, random, elsewhere=True)
+    # Of binomial numbers with these chances, the total has a deviation of at most its root.
+    total = draws.sum(axis=0)
+    assert total.mean() == pytest.approx(TRUTH.sum(), rel=0.05)
+    assert 0.5 < total.std() / TRUTH.sum() ** 0.5 < 2
+    assert (draws <= cells.entries[:, None]).all()
+
+
 def test_intervals_hold_the_truth_and_shrink_with_answers():
     expected = true_measures(SCORES, TRUTH, THRESHOLD)
     cells = make_cells(SCORES, ALL, THRESHOLD)

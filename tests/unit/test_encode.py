@@ -1,5 +1,6 @@
 """Stage encode: a shard's content does not depend on batches and workers."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from cdul_steps.data.stores import shard_file
 from cdul_steps.data.tables import read_facts
 from cdul_steps.errors import UserError
 from cdul_steps.models import dense
-from cdul_steps.models.embedding import BatchedEncoder, ImageViews, encode_images
+from cdul_steps.models.embedding import BatchedEncoder, ImageViews, embed_images, encode_images
 from cdul_steps.steps.encode import encode_text
 
 
@@ -223,6 +224,15 @@ def test_batches_through_shared_memory(many, clip, batch_size, workers):
     read = np.array(statuses) == "ok"
     assert np.isnan(rows[~read]).all() and not read[[7, 60]].any()
     assert cosines(rows[read], expected[read]).min() >= 0.99999
+
+
+def test_too_little_shared_memory_is_told(many, clip):
+    _, tower = dense.load_tower(Encoder(model=clip), torch.device("cpu"), [(2, 2)], 0)
+    _, images, boxes = read_shard(many)
+    huge = dataclasses.replace(tower.preprocess, size=(2**22, 2**22))
+    views = ImageViews(images["path"].combine_chunks(), boxes, huge, tiny.MAX_PIXELS, None)
+    with pytest.raises(UserError, match=r"MiB of shared memory .* smaller batch size"):
+        next(embed_images(views, BatchedEncoder(tower, 64), 0))
 
 
 class SmallDevice(dense.ImageEncoder):
