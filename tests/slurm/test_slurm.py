@@ -53,7 +53,10 @@ def test_the_demo_on_slurm(cluster, project):
     limits = {"main": {"max_runtime": "1d"}, "gpus": {"max_runtime": "1d", "max_gpu": 1}}
     (project.folder / "partitions.yaml").write_text(yaml.safe_dump({"partitions": limits}))
     options = [*OPTIONS, "--slurm-partition-config", "partitions.yaml"]
-    project.snakemake(*options, "--until", "quality")
+    first = project.snakemake(*options, "--until", "quality", check=False)
+    if "KeyError" in first.stdout:  # https://github.com/snakemake/snakemake/issues/2151
+        first = project.snakemake(*options, "--until", "quality", check=False)
+    assert first.returncode == 0, first.stdout
     run = project.start(*options, "--retries", "0")
     while not (log.exists() and "epoch 3:" in log.read_text()):
         assert run.poll() is None, run.stdout.read()
