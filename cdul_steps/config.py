@@ -998,13 +998,13 @@ def read_sweep(text: str) -> Sweep:
 
 
 def _read_settings(text: str) -> dict[str, Any]:
-    path = Path(text)
+    content: str | bytes = text
     if not text.lstrip().startswith("{"):
-        if not path.is_file():
-            raise UserError(f"--settings {text}: neither JSON nor a file")
-        content: str | bytes = path.read_bytes()
-    else:
-        content = text
+        try:
+            content = Path(text).read_bytes()
+        except (OSError, ValueError) as error:  # ValueError: a null byte
+            why = error.strerror if isinstance(error, OSError) else first_line(error)
+            raise UserError(f"--settings {text[:200]}: neither JSON nor a file: {why}") from error
     try:
         return yaml.safe_load(content) or {}
     # The other errors come from bytes that are not text, dates like 2001-99-99, and deep nesting.

@@ -14,7 +14,7 @@ import pytest
 import tiny
 import torch
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from networks import CLASSES, CPU, MODEL, card
 
@@ -115,6 +115,7 @@ def test_a_config_of_anything(values):
 
 @OFTEN
 @given(text=st.text() | VALUES.map(lambda value: json.dumps({"epochs": value})))
+@example(text="0" * 1000)
 def test_settings_of_a_training(text):
     told(read_training, text)
 
