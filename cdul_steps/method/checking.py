@@ -23,7 +23,7 @@ MISTAKES = (0.0001, 0.03)
 certain, and for a named entry."""
 _KNOTS = 10
 _PRIORS = 8
-"""Draws of an absent class's level and slope for each draw from the posterior."""
+"""Draws of a class's level and slope from their prior for each draw from the posterior."""
 _EVERY = 4
 """Draws from the approximation for each draw that is kept."""
 # Deviations, in logits, of the curve's bends, the classes' levels, and their slopes.
