@@ -9,6 +9,8 @@ rule apply_shard:
         f"{LOGS}/apply/{{dataset}}/{{classifier}}/{{split}}/{{shard}}.log",
     benchmark:
         f"{BENCHMARKS}/apply/{{dataset}}/{{classifier}}/{{split}}/{{shard}}.tsv"
+    group:
+        submission("apply_shard")
     threads: 8
     resources:
         gpu=gpus,

@@ -31,6 +31,8 @@ rule boxes:
         f"{BENCHMARKS}/boxes/{{dataset}}/{{split}}/{{shard}}.tsv"
     wildcard_constraints:
         dataset=one_of(BOXED),
+    group:
+        submission("boxes")
     threads: 8
     resources:
         gpu=gpus,

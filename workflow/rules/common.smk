@@ -273,6 +273,25 @@ def code(step, function):
     return source_digest(f"cdul_steps.steps.{step}", function)
 
 
+def submission(stage):
+    """The group of a shard's job: as many neighbours as `group-components` has for the stage.
+
+    Groups that Snakemake forms from all shards overlap when it resumes after a checkpoint, and jobs
+    run twice (https://github.com/snakemake/snakemake/issues/1628). These are the same each time.
+    """
+
+    def group(wildcards):
+        size = workflow.group_settings.group_components.get(stage)
+        if size is None:
+            return None
+        place = [value for name, value in sorted(wildcards.items()) if name != "shard"]
+        name = "_".join([stage, *place, str(int(wildcards.shard) // size)])
+        workflow.parent_groupids[name] = stage
+        return name
+
+    return group
+
+
 def gpus(wildcards):
     """One GPU, but none for a job to which SLURM gave none, because the plugin does not pass
     `--resources gpu=0` to the job."""

@@ -29,6 +29,8 @@ rule encode:
         f"{LOGS}/encode/{{dataset}}/{{encoder}}/{{split}}/{{shard}}.log",
     benchmark:
         f"{BENCHMARKS}/encode/{{dataset}}/{{encoder}}/{{split}}/{{shard}}.tsv"
+    group:
+        submission("encode")
     threads: 8
     resources:
         gpu=gpus,

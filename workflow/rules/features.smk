@@ -27,6 +27,8 @@ rule features:
         f"{LOGS}/features/{{dataset}}/{{trunk}}/{{split}}/{{shard}}.log",
     benchmark:
         f"{BENCHMARKS}/features/{{dataset}}/{{trunk}}/{{split}}/{{shard}}.tsv"
+    group:
+        submission("features")
     threads: 8
     resources:
         gpu=gpus,
