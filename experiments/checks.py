@@ -27,6 +27,7 @@ from cdul_steps.method.checking import (
     Measures,
     cells_of_class,
     draw_positives,
+    fit_chances,
     make_cells,
     measure,
 )
@@ -115,11 +116,9 @@ def simulate(data: Scored, size: int, wrong: float, reviewers: int) -> list[Sequ
         number, yes = look(data.truth[rows, columns], named, size, wrong, random)
         rows, columns = rows[:number], columns[:number]
         answered = cells.of[rows, columns]
-        draws = measure(
-            cells,
-            draw_positives(cells, answered, yes, data.threshold, random, DRAWS),
-            data.threshold,
-        )
+        chances = fit_chances(cells, answered, yes, data.threshold, random, DRAWS)
+        positives = draw_positives(cells, chances, answered, yes, random)
+        draws = measure(cells, positives, data.threshold)
         for name, values in zip(NAMES, draws, strict=True):
             if name == "ap" and number < FEW_FOR_MAP:
                 continue
@@ -136,7 +135,9 @@ def simulate(data: Scored, size: int, wrong: float, reviewers: int) -> list[Sequ
             if not any(enough.values()):
                 continue
             alone, limit = cells_of_class(cells, column), data.threshold[[column]]
-            draws = draw_positives(alone, alone.of[rows[own], 0], yes[own], limit, random, DRAWS)
+            answers = alone.of[rows[own], 0], yes[own]
+            chances = fit_chances(alone, *answers, limit, random, DRAWS)
+            draws = draw_positives(alone, chances, *answers, random)
             of_class = measure(alone, draws, limit)
             for name in (name for name, given in enough.items() if given):
                 values = np.nanquantile(getattr(of_class, name)[0], [0.05, 0.5, 0.95])

@@ -164,29 +164,36 @@ def _log_posterior(
     return data.trust @ likelihood - prior
 
 
-def draw_positives(
+class Chances(NamedTuple):
+    """What a sample says about entries and classes.
+
+    Float64. `positive` (J, draws): draws of the chance that an entry of a cell shows its class, if
+    any image does. `present` (C,): the probability that one does.
+    """
+
+    positive: np.ndarray
+    present: np.ndarray
+
+
+def fit_chances(
     cells: Cells,
     answered: np.ndarray,
     yes: np.ndarray,
     threshold: np.ndarray,
     random: np.random.Generator,
     draws: int = DRAWS,
-    *,
-    elsewhere: bool = False,
-) -> np.ndarray:
-    """How many entries of each cell show their class: draws from the posterior, int (J, draws).
+) -> Chances:
+    """Draws from the posterior of the chances of all entries, given the answers to a sample.
 
-    `answered` int (n,) is the cell of each answer, `yes` bool (n,) the answer. The probability of a
-    yes is a logistic regression on the logit of the score, with bends, and on the rank within the
+    `answered` int (n,) is the cell of each answer, `yes` bool (n,) the answer. The chance of a yes
+    is a logistic regression on the logit of the score, with bends, and on the rank within the
     class; a class's level and slope are normally distributed about the common ones. The sampling
     depends only on score and class, which the model knows, so the design needs no weights (Rubin,
     1976). Spreads are averaged by their evidence, and draws from the Laplace approximation are
-    resampled by importance. For entries without an answer the number is binomial.
+    resampled by importance.
 
     With several classes, a class may be absent: no entry shows it, and a yes is a mistake. The
-    probability follows from ABSENT, MISTAKES and the class's answers, and a draw in which it is
-    absent has no positives of it. With `elsewhere`, the draws are for as many other images with the
-    same scores, so answers only count through the regression.
+    probability follows from ABSENT, MISTAKES and the class's answers.
     """
     classes, place = np.unique(cells.column[answered], return_inverse=True)
     size = len(classes) if len(np.unique(cells.column)) > 1 else 0
@@ -202,16 +209,18 @@ def draw_positives(
     precisions = [deviation**-2 for deviation in deviations]
     chosen, spread = _draw_weights(data, mean, precisions, random, draws)
     deviations_of = np.array(spreads)[spread, 1:]
+    place_of = np.full(int(cells.column.max()) + 1, -1)
+    present = np.ones(len(place_of))
     if size:
-        present = _presence(data, place, named, chosen, deviations_of, random)
-        if present.min() < 0.5:
+        of_class = _presence(data, place, named, chosen, deviations_of, random)
+        if of_class.min() < 0.5:
             # Answers about an absent class say nothing about the others.
-            data = data._replace(trust=data.trust * present[place])
+            data = data._replace(trust=data.trust * of_class[place])
             chosen, spread = _draw_weights(data, mean, precisions, random, draws)
             deviations_of = np.array(spreads)[spread, 1:]
-    place_of = np.full(int(cells.column.max()) + 1, -1)
-    if size:
         place_of[classes] = np.arange(size)
+        present[:] = 1 - ABSENT
+        present[classes] = of_class
     where = place_of[cells.column]
     logits = _features(cells.score, cells.rank, where, size) @ chosen
     if size:
@@ -219,14 +228,29 @@ def draw_positives(
         others, other = np.unique(cells.column[where < 0], return_inverse=True)
         own = random.standard_normal((2, len(others), draws)) * deviations_of.T[:, None]
         logits[where < 0] += own[0, other] + own[1, other] * cells.rank[where < 0, None]
-    at = answered[:0] if elsewhere else answered
-    seen = np.bincount(at, minlength=len(cells.entries))
-    positive = np.bincount(at, weights=yes[: len(at)], minlength=len(cells.entries)).astype(int)
-    found = positive[:, None] + random.binomial((cells.entries - seen)[:, None], expit(logits))
-    if size:
-        chance = np.full(len(place_of), 1 - ABSENT)
-        chance[classes] = present
-        found[(random.random((len(chance), draws)) >= chance[:, None])[cells.column]] = 0
+    return Chances(expit(logits), present)
+
+
+def draw_positives(
+    cells: Cells,
+    chances: Chances,
+    answered: np.ndarray,
+    yes: np.ndarray,
+    random: np.random.Generator,
+) -> np.ndarray:
+    """How many entries of each cell show their class: draws from the posterior, int (J, draws).
+
+    The entries with an answer, `yes` bool (n,) in the cells `answered` int (n,), count as answered;
+    the number among the others is binomial. Without answers (n = 0), the draws are for as many
+    other images with the same scores. A class has no positives in draws in which it is absent.
+    """
+    seen = np.bincount(answered, minlength=len(cells.entries))
+    positive = np.bincount(answered, weights=yes, minlength=len(cells.entries)).astype(int)
+    unseen = (cells.entries - seen)[:, None]
+    found = positive[:, None] + random.binomial(unseen, chances.positive)
+    if (chances.present < 1).any():
+        drawn = random.random((len(chances.present), found.shape[1]))
+        found[(drawn >= chances.present[:, None])[cells.column]] = 0
     return found
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -38,10 +39,12 @@ from cdul_steps.method.checking import (
     LEVEL,
     STEPS,
     Cells,
+    Chances,
     ChosenThreshold,
     cells_of_class,
     draw_positives,
     find_threshold,
+    fit_chances,
     interval,
     make_cells,
     measure,
@@ -309,18 +312,26 @@ class Answers:
     @cached_property
     def positives(self) -> np.ndarray:
         """Draws of the number of true entries of each cell, (J, draws)."""
-        return self._draw(elsewhere=False)
+        return self._draw(len(self.yes))
 
     @cached_property
     def elsewhere(self) -> np.ndarray:
         """The same for as many other images with the same scores."""
-        return self._draw(elsewhere=True)
+        return self._draw(0)
 
-    def _draw(self, *, elsewhere: bool) -> np.ndarray:
+    def _draw(self, known: int) -> np.ndarray:
+        """Draws of positives, of which the first `known` answers are certain."""
+        chances, random = self._chances
+        answered = self.cells.of[self.rows, self.columns][:known]
+        return draw_positives(self.cells, chances, answered, self.yes[:known], deepcopy(random))
+
+    @cached_property
+    def _chances(self) -> tuple[Chances, np.random.Generator]:
+        """What the answers say, and the generator to go on with."""
         answered = self.cells.of[self.rows, self.columns]
         random = np.random.default_rng(self.population.facts["seed"])
         limits = self.population.threshold
-        return draw_positives(self.cells, answered, self.yes, limits, random, elsewhere=elsewhere)
+        return fit_chances(self.cells, answered, self.yes, limits, random), random
 
     @property
     def enough(self) -> bool:

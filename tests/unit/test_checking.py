@@ -5,10 +5,12 @@ import pytest
 from scipy.special import expit
 
 from cdul_steps.method.checking import (
+    DRAWS,
     STEPS,
     cells_of_class,
     draw_positives,
     find_threshold,
+    fit_chances,
     interval,
     make_cells,
     measure,
@@ -75,10 +77,16 @@ def test_measures_of_the_truth_are_the_true_ones(digits):
         np.testing.assert_allclose(of[:, 0], expected, atol=0.01 if name == "ap" else 1e-12)
 
 
+def drawn(cells, answered, yes, seed=0, draws=DRAWS):
+    """Draws of the positives of all entries."""
+    random = np.random.default_rng(seed)
+    chances = fit_chances(cells, answered, yes, THRESHOLD, random, draws)
+    return draw_positives(cells, chances, answered, yes, random)
+
+
 def test_answers_to_everything_leave_no_doubt():
     cells = make_cells(SCORES, ALL, THRESHOLD)
-    random = np.random.default_rng(0)
-    positives = draw_positives(cells, cells.of.ravel(), TRUTH.ravel(), THRESHOLD, random, draws=5)
+    positives = drawn(cells, cells.of.ravel(), TRUTH.ravel(), draws=5)
     assert (positives == positives[:, :1]).all()
     assert positives[:, 0].sum() == TRUTH.sum()
 
@@ -87,7 +95,8 @@ def test_other_images_vary_even_if_all_of_these_are_known():
     cells = make_cells(SCORES, ALL, THRESHOLD)
     random = np.random.default_rng(0)
     answers = cells.of.ravel(), TRUTH.ravel()
-    draws = draw_positives(cells, *answers, THRESHOLD, random, elsewhere=True)
+    chances = fit_chances(cells, *answers, THRESHOLD, random)
+    draws = draw_positives(cells, chances, *(part[:0] for part in answers), random)
     # Of binomial numbers with these chances, the total has a deviation of at most its root.
     total = draws.sum(axis=0)
     assert total.mean() == pytest.approx(TRUTH.sum(), rel=0.05)
@@ -103,13 +112,7 @@ def test_intervals_hold_the_truth_and_shrink_with_answers():
         spans = []
         for seed in range(4):
             rows, columns = sample(seed, size)
-            draws = draw_positives(
-                cells,
-                cells.of[rows, columns],
-                TRUTH[rows, columns],
-                THRESHOLD,
-                np.random.default_rng(seed),
-            )
+            draws = drawn(cells, cells.of[rows, columns], TRUTH[rows, columns], seed)
             for of, true in zip(measure(cells, draws, THRESHOLD), expected, strict=True):
                 bounds = interval(of[-1])
                 held += bounds.low <= true[-1] <= bounds.high
@@ -125,8 +128,7 @@ def test_a_class_without_a_yes_is_absent_in_most_draws():
     truth[:, 1] = False
     cells = make_cells(SCORES, ALL, THRESHOLD)
     rows, columns = sample(0, 300)
-    random = np.random.default_rng(0)
-    draws = draw_positives(cells, cells.of[rows, columns], truth[rows, columns], THRESHOLD, random)
+    draws = drawn(cells, cells.of[rows, columns], truth[rows, columns])
     absent = [(draws[cells.column == column] == 0).all(axis=0).mean() for column in range(4)]
     assert absent[1] > 0.5
     assert max(absent[0], absent[2], absent[3]) == 0
@@ -181,9 +183,7 @@ def test_classes_and_scores_of_one_kind():
     cells = make_cells(hard, counted, THRESHOLD)
     assert len(cells.entries) <= 6
     rows = np.arange(40)
-    draws = draw_positives(
-        cells, cells.of[rows, 0], np.zeros(40, bool), THRESHOLD, np.random.default_rng(0), draws=50
-    )
+    draws = drawn(cells, cells.of[rows, 0], np.zeros(40, bool), draws=50)
     found = measure(cells, draws, THRESHOLD)
     assert interval(found.precision[1]) is None
     assert interval(found.recall[0]).low == 0
