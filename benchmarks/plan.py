@@ -2,14 +2,14 @@
 
     python benchmarks/plan.py
     python benchmarks/plan.py --shards 1000 --profile plan.prof
+    python benchmarks/plan.py --shards 4000 --images 250
 
-Images and manifest are real, with one image per shard; the outputs of the other stages are empty
-files, which `snakemake --touch` marks as up to date.
+Images and manifest are real; the outputs of the other stages are empty files, which `snakemake
+--touch` marks as up to date. Images are links to a few files, which have a thousand names each.
 """
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,6 +24,8 @@ ROOT = Path(__file__).parents[1]
 PARTS = ("Snakefile", "workflow", "config", "profiles", "cdul_steps")
 ENCODER = Path("results/many/tiny-clip")
 TRAINING = ENCODER / "final/aligned"
+NAMES = 1000
+"""Names of a file of an image."""
 SINGLE = [
     ENCODER / "text.parquet",
     ENCODER / "embeddings/train.zarr/zarr.json",
@@ -61,23 +63,25 @@ def snakemake(
     return {"s": round(time.monotonic() - start, 2), "cpu_s": round(cpu, 2)}, done.stdout
 
 
-def prepare(folder: Path, shards: int) -> None:
-    """A copy of the project, and a data set with this many images and shards and its manifest."""
+def prepare(folder: Path, shards: int, images: int) -> None:
+    """A copy of the project, and a folder with this many shards of images and its manifest."""
     for part in PARTS:
         (folder / part).symlink_to(ROOT / part)
     (folder / "images").mkdir()
-    Image.new("RGB", (8, 8)).save(folder / "image.png")
-    names = [f"{i}.png" for i in range(shards)]
-    for name in names:
-        shutil.copy(folder / "image.png", folder / "images" / name)
-    (folder / "images/table.csv").write_text("\n".join(["path", *names]))
+    for i in range(shards * images):
+        path = folder / f"images/{i}.png"
+        if i % NAMES == 0:
+            Image.new("RGB", (8, 8)).save(path)
+            first = path
+        else:
+            path.hardlink_to(first)
     many = {
-        "reader": "table",
-        "root": "images/table.csv",
+        "reader": "folder",
+        "root": "images",
         "classes": "config/classes/demo.yaml",
-        "splits": {"train": "train"},
+        "splits": {"train": "."},
         "grid": [1, 1],
-        "shard_size": 1,
+        "shard_size": images,
     }
     run = {"datasets": ["many"], "labels": ["final"], "trainings": ["aligned"]}
     overlay = {"run": run, "datasets": {"many": many}}
@@ -101,11 +105,11 @@ def finish(folder: Path, shards: int) -> None:
     snakemake(folder, "--touch")
 
 
-def measure(shards: int, profile: Path | None) -> dict[str, dict[str, float]]:
+def measure(shards: int, images: int, profile: Path | None) -> dict[str, dict[str, float]]:
     """Times of a plan with all shards to do, with none to do, and of a run with none to do."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        prepare(folder, shards)
+        prepare(folder, shards, images)
         to_do, said = snakemake(folder, "-n", "--quiet", "rules")
         assert f"encode {shards}" in " ".join(said.split()), said
         finish(folder, shards)
@@ -122,13 +126,14 @@ def main() -> None:
     """Measure each number of shards."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--shards", nargs="+", type=int, default=[250, 500, 1000])
+    parser.add_argument("--images", type=int, default=1, help="in a shard")
     parser.add_argument("--profile", type=Path, help="write a cProfile of the last plan")
     options = parser.parse_args()
     found = {}
     for shards in options.shards:
-        found[shards] = measure(shards, options.profile)
+        found[shards] = measure(shards, options.images, options.profile)
         print(f"{shards} shards: {found[shards]}", file=sys.stderr, flush=True)
-    print_result(["snakemake", "pyarrow"], shards=found)
+    print_result(["snakemake", "pyarrow"], images=options.images, shards=found)
 
 
 if __name__ == "__main__":

@@ -102,4 +102,5 @@ def _part(facts: Mapping[str, Any]) -> str:
     """One of the labels that joined labels are the mean of."""
     similarity = facts.get("similarity") or {}
     of = f"{similarity['model']}'s " if "model" in similarity else ""
-    return of + str(facts.get("construction", "labels")).replace("_", " ")
+    views = " of second views" if similarity.get("second_views") else ""
+    return of + str(facts.get("construction", "labels")).replace("_", " ") + views

@@ -142,6 +142,7 @@ def make_similarity(
         "model": facts["model"],
         "pretrained": facts["pretrained"],
         "templates": facts["templates"],
+        "second_views": read_facts(images).get("layout", {}).get("reader") == "boxes",
         "software": versions("numpy", "zarr"),
     }
     shape = (array.shape[0], array.shape[1], len(embeddings))

@@ -90,7 +90,8 @@ def test_refined_labels_can_be_learnt_from_again(project):
 def test_report_and_gallery_show_second_views(project, cdul, tmp_path):
     folder = project.results / "demo/tiny-clip/second"
     assert cdul("report", folder, "--output", tmp_path / "report").returncode == 0
-    assert "the mean of" in (tmp_path / "report/report.html").read_text()
+    page = (tmp_path / "report/report.html").read_text()
+    assert "the mean of" in page and "local max of second views" in page
     views = project.folder / BOXED / "tiny-clip/best"
     done = cdul("gallery", views, "--output", tmp_path / "gallery")
     assert done.returncode == 0, done.stderr
