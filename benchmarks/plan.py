@@ -46,12 +46,14 @@ def snakemake(
     folder: Path, *arguments: str, python: tuple[str, ...] = ()
 ) -> tuple[dict[str, float], str]:
     """Run snakemake; returns wall and CPU seconds, and its output."""
-    command = [sys.executable, *python, "-m", "snakemake", "--cores", "1", *arguments]
+    # With -P, as with the command `snakemake`, the folder is no place to import from. Snakemake would
+    # look for its plugins among the images.
+    command = [sys.executable, "-P", *python, "-m", "snakemake", "--cores", "1", *arguments]
     start, used = time.monotonic(), os.times()
     done = subprocess.run(
         [*command, "--configfile", "overlay.yaml"],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(folder)},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -47,9 +47,15 @@ def in_parquet(file: str, column: str, group: int, row: int) -> str:
 
 def file_of(place: str | PathLike[str]) -> Path:
     """The file that holds an image: its own, or the archive."""
-    text = str(place)
-    found = not remote.is_url(text) and (_TAR.fullmatch(text) or _PARQUET.fullmatch(text))
-    return Path(found[1] if found else text)
+    return Path(_file_of(str(place)))
+
+
+def _file_of(place: str) -> str:
+    """The same as text: a Path costs more than asking for the file's state."""
+    if "#" not in place or remote.is_url(place):
+        return place
+    found = _TAR.fullmatch(place) or _PARQUET.fullmatch(place)
+    return found[1] if found else place
 
 
 def is_in_archive(place: str | PathLike[str]) -> bool:
@@ -65,7 +71,7 @@ def state(place: str | PathLike[str]) -> tuple[int, int] | None:
     if remote.is_url(text := str(place)):
         return remote.state(text)
     try:
-        found = file_of(place).stat()
+        found = os.stat(_file_of(text))
     except (OSError, ValueError):  # ValueError: a name with a null byte
         return None
     return found.st_size, found.st_mtime_ns
