@@ -46,8 +46,8 @@ def snakemake(
     folder: Path, *arguments: str, python: tuple[str, ...] = ()
 ) -> tuple[dict[str, float], str]:
     """Run snakemake; returns wall and CPU seconds, and its output."""
-    # With -P, as with the command `snakemake`, the folder is no place to import from. Snakemake would
-    # look for its plugins among the images.
+    # With -P, as with the command `snakemake`, nothing is imported from the folder. Without it,
+    # Snakemake looks for plugins among the images.
     command = [sys.executable, "-P", *python, "-m", "snakemake", "--cores", "1", *arguments]
     start, used = time.monotonic(), os.times()
     done = subprocess.run(

@@ -71,7 +71,7 @@ def state(place: str | PathLike[str]) -> tuple[int, int] | None:
     if remote.is_url(text := str(place)):
         return remote.state(text)
     try:
-        found = os.stat(_file_of(text))
+        found = os.stat(_file_of(text))  # noqa: PTH116
     except (OSError, ValueError):  # ValueError: a name with a null byte
         return None
     return found.st_size, found.st_mtime_ns
