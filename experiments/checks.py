@@ -4,10 +4,11 @@
     python experiments/checks.py --vectors vectors.parquet
     python experiments/checks.py --scores A.parquet --images images.parquet --held-out B.parquet
 
-Every reviewer answers a different sample. An answer that contradicts the score is asked again, as
-on the page, and all looks count as answers. The tables, in Markdown, go to stdout: how many of 100
-intervals of 90 % contain the true value, in how many the value lies below or above, and, in points,
-the mean width of the intervals, the mean error of their middle, and its standard deviation.
+Every reviewer answers a different sample. As on the page, a question is asked again if its answer
+contradicts the score. The tables, in Markdown, go to stdout: how many looks the answers took on
+average, how many of 100 intervals of 90 % contain the true value, in how many the value lies below
+or above, and, in points, the mean width of the intervals, the mean error of their middle, and its
+standard deviation.
 """
 
 import argparse
@@ -78,9 +79,9 @@ class Scored:
 
 
 def look(
-    truth: np.ndarray, named: np.ndarray, size: int, wrong: float, random: np.random.Generator
-) -> tuple[int, np.ndarray]:
-    """How many of the entries, in order, can be answered with `size` looks, and their answers.
+    truth: np.ndarray, named: np.ndarray, wrong: float, random: np.random.Generator
+) -> tuple[np.ndarray, int]:
+    """The answers to all entries, and how many looks they take.
 
     As the page asks; see `again` in cdul_steps/check/check.js.
     """
@@ -89,8 +90,7 @@ def look(
     decided = np.where(named, (looks[0] == 1) | (abs(lead) >= 2), abs(lead) >= 2)
     decided[-1] = True
     last = decided.argmax(axis=0)
-    number = int(np.searchsorted(np.cumsum(last + 1), size, side="right"))
-    return number, lead[last, np.arange(len(truth))][:number] > 0
+    return lead[last, np.arange(len(truth))] > 0, int((last + 1).sum())
 
 
 def simulate(data: Scored, size: int, wrong: float, reviewers: int) -> list[Sequence[object]]:
@@ -102,6 +102,7 @@ def simulate(data: Scored, size: int, wrong: float, reviewers: int) -> list[Sequ
     cells = make_cells(data.scores, everything, data.threshold)
     frequent = np.argsort(-data.truth.sum(axis=0), kind="stable")[:FREQUENT]
     found: dict[tuple[int, str], list[np.ndarray]] = {}
+    needed = []
     for seed in range(reviewers):
         random = np.random.default_rng(seed)
         plan = design(
@@ -113,19 +114,19 @@ def simulate(data: Scored, size: int, wrong: float, reviewers: int) -> list[Sequ
         )
         rows, columns = plan.sample(size)
         named = data.scores[rows, columns] >= data.threshold[columns]
-        number, yes = look(data.truth[rows, columns], named, size, wrong, random)
-        rows, columns = rows[:number], columns[:number]
+        yes, looks = look(data.truth[rows, columns], named, wrong, random)
+        needed.append(looks)
         answered = cells.of[rows, columns]
         chances = fit_chances(cells, answered, yes, data.threshold, random, DRAWS)
         positives = draw_positives(cells, chances, answered, yes, random)
         draws = measure(cells, positives, data.threshold)
         for name, values in zip(NAMES, draws, strict=True):
-            if name == "ap" and number < FEW_FOR_MAP:
+            if name == "ap" and size < FEW_FOR_MAP:
                 continue
             found.setdefault((-1, name), []).append(np.nanquantile(values[-1], [0.05, 0.5, 0.95]))
         for column in frequent:
             own = columns == column
-            said, yeses = (own & named[:number]).sum(), yes[own].sum()
+            said, yeses = (own & named).sum(), yes[own].sum()
             some = own.sum() >= FEW and yeses >= FEW_YES
             enough = {
                 "precision": said >= FEW_NAMED,
@@ -149,6 +150,7 @@ def simulate(data: Scored, size: int, wrong: float, reviewers: int) -> list[Sequ
         what = "all" if column < 0 else f"class {column}"
         rows_.append(
             [
+                f"{np.mean(needed):.0f}",
                 what,
                 name,
                 f"{100 * value:.1f}",
@@ -252,8 +254,8 @@ def main() -> None:
     if arguments.held_out:
         show_held_out(data, read(arguments, arguments.held_out), arguments.reviewers)
         return
-    header = ["answers", "wrong", "of", "measure", "true", "given", "held", "low/high", "width"]
-    header += ["bias", "spread"]
+    header = ["answers", "wrong", "looks", "of", "measure", "true", "given", "held", "low/high"]
+    header += ["width", "bias", "spread"]
     print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
     for wrong in arguments.wrong:
         for size in arguments.sizes:
