@@ -17,13 +17,13 @@ OPTIONS += ["--slurm-init-seconds-before-status-checks", "1"]
 
 @pytest.fixture
 def project(tmp_path):
-    """A reduced demo with five shards."""
+    """A reduced demo with three shards."""
     project = copy_project(tmp_path / "project")
     cut = {
         "reader": "demo",
         "classes": "config/classes/demo.yaml",
         "splits": {"train": "train"},
-        "shard_size": 8,
+        "shard_size": 16,
         "scenes": {"train": 40, "test": 1},
     }
     project.config = {
@@ -66,8 +66,8 @@ def test_the_demo_on_slurm(cluster, project):
     assert run.returncode == 1 and "CANCELLED" in output
     one = "gres:gpu:1"
     assert gpus(jobs[:2]) == [("scenes", None), ("manifest", None)]
-    assert sorted(gpus(jobs[2:6])) == [*[("encode", one)] * 3, ("encode_text", None)]
-    assert gpus(jobs[6:]) == [("label", None), ("train", one)]
+    assert sorted(gpus(jobs[2:5])) == [*[("encode", one)] * 2, ("encode_text", None)]
+    assert gpus(jobs[5:]) == [("label", None), ("train", one)]
     assert {job["Partition"] for job in jobs if "TresPerJob" in job} == {"gpus"}
     assert {job["Partition"] for job in jobs if "TresPerJob" not in job} == {"main"}
     assert "Traceback" not in log.read_text()
