@@ -124,11 +124,15 @@ def decode_jpeg(data: bytes, mode: str, size: tuple[int, int]) -> Image.Image | 
         pixels = _decode_padded(data, colour)
     if _has_hole(data):
         raise ValueError("part of it was replaced by zeros")
-    if b"\xff\xc2" in data and _is_unfinished(data, is_ended):
+    first, _ = next(scans(data), (len(data), b""))
+    is_progressive = data.find(b"\xff\xc2", 0, first) >= 0  # the search of all data is slow
+    if is_progressive and _is_unfinished(data, is_ended):
         raise ValueError("its last scans are missing")
     if pixels.shape[1::-1] != size:
         raise ValueError(f"its header states {size} pixels, its data has {pixels.shape[1::-1]}")
-    return Image.frombytes(mode, size, pixels, "raw", raw, 0, 1)
+    image = Image.new(mode, size, None)  # not filled, as Image.frombytes would
+    image.frombytes(pixels, "raw", raw, 0, 1)
+    return image
 
 
 def _decode_padded(data: bytes, colour: str) -> np.ndarray:
