@@ -21,7 +21,7 @@ from measuring import print_result
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("Snakefile", "workflow", "config", "profiles", "cdul_steps")
+PARTS = ("Snakefile", "workflow", "config", "profiles")
 ENCODER = Path("results/many/tiny-clip")
 TRAINING = ENCODER / "final/aligned"
 NAMES = 1000

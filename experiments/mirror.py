@@ -10,14 +10,13 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 
-def mirror(source: str, target: str) -> str:
+def copy(source: str, target: str) -> str:
+    """Mirror a photograph, and copy any other file."""
+    if Path(source).suffix != ".jpg":
+        return shutil.copy2(source, target)
     with Image.open(source) as image:
         ImageOps.mirror(image).save(target, quality=95)
     return target
-
-
-def copy(source: str, target: str) -> str:
-    return mirror(source, target) if Path(source).suffix == ".jpg" else shutil.copy2(source, target)
 
 
 if __name__ == "__main__":

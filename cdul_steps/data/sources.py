@@ -60,7 +60,7 @@ def _file_of(place: str) -> str:
 
 def is_in_archive(place: str | PathLike[str]) -> bool:
     """Whether an image has no file of its own."""
-    return file_of(place) != Path(place)
+    return _file_of(text := str(place)) != text
 
 
 def state(place: str | PathLike[str]) -> tuple[int, int] | None:

@@ -285,7 +285,8 @@ def submission(stage):
         if size is None:
             return None
         place = [value for name, value in sorted(wildcards.items()) if name != "shard"]
-        name = "_".join([stage, *place, str(int(wildcards.shard) // size)])
+        # No name of the config contains ~, so that no two places share a group.
+        name = "~".join([stage, *place, str(int(wildcards.shard) // size)])
         workflow.parent_groupids[name] = stage
         return name
 
