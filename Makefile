@@ -14,7 +14,7 @@ help:
 	@echo "make demo   run the whole workflow on the built-in demo and print its metrics"
 	@echo "make install  install everything into .venv; the other targets do this if needed"
 	@echo "make report write results/report/report.html: the demo's tables and figures on one page"
-	@echo "make test   run all tests (CDUL_TEST_DATA names the folder of additional test data)"
+	@echo "make test   run all tests (CDUL_TEST_DATA names the test data of docs/results.md)"
 	@echo "make test-fast  run the tests that finish within minutes"
 	@echo "make coverage  run all tests, and write a coverage report to build/coverage/index.html"
 	@echo "make lint   check style and types of the code, and style of the workflow"

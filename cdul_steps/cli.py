@@ -34,7 +34,7 @@ from cdul_steps.config import (
 from cdul_steps.errors import UserError, explain
 from cdul_steps.limits import MAX_PIXELS
 from cdul_steps.method.choices import NEARNESS, AveragePrecision, Difficult
-from cdul_steps.shipped import SNAKEFILE
+from cdul_steps.shipped import DOCS, SNAKEFILE
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -214,9 +214,9 @@ def init(
 def run(context: typer.Context) -> None:
     """Run the workflow in this folder: cdul run [TARGETS] [OPTIONS OF SNAKEMAKE].
 
-    Targets are `all` (the default), `report`, `sweep`, `ablation`, or a file of results. All cores
-    are used unless `--cores` is given; `--dry-run` shows what would run. `snakemake --help` lists
-    the options.
+    Targets are `all` (the default), `report`, `sweep`, `ablation`, `apply`, or a file of results.
+    All cores are used unless `--cores` is given; `--dry-run` shows what would run. `snakemake
+    --help` lists the options.
     """
     from cdul_steps.tools.run import run_workflow
 
@@ -227,6 +227,12 @@ def run(context: typer.Context) -> None:
 def snakefile() -> None:
     """Print the path of the workflow's Snakefile: snakemake --snakefile "$(cdul snakefile)"."""
     typer.echo(SNAKEFILE)
+
+
+@app.command()
+def docs() -> None:
+    """Print the path of the documentation, the docs/ of messages, help texts and configs."""
+    typer.echo(DOCS)
 
 
 @app.command()
@@ -790,7 +796,7 @@ def retry_failed(
     from cdul_steps.tools.retry import retry_failed
 
     if retry_failed(results):
-        typer.echo("Now run snakemake as before, with --forcerun manifest.")
+        typer.echo("Now run 'cdul run --forcerun manifest', with the --configfile of before.")
 
 
 @review.command("export")

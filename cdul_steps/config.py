@@ -115,7 +115,7 @@ class Boxed(NamedTuple):
 
 
 class Run(Section):
-    """What `snakemake` makes: every combination of the sections named here. With a list of such
+    """What `cdul run` makes: every combination of the sections named here. With a list of such
     mappings it makes the combinations of each, for example two data sets with different
     trainings."""
 
@@ -184,7 +184,7 @@ class Dataset(Section):
     labelled_only: bool = Field(
         False,
         description="Leave out images without any positive label, as is usual for results on COCO "
-        "and NUS-WIDE. This reads the ground truth; nothing else reads it before the evaluation.",
+        "and NUS-WIDE. This reads the ground truth; otherwise, it is only used for measuring.",
     )
     exclude: list[Annotated[str, Field(min_length=1)]] = Field(
         [],
@@ -422,7 +422,10 @@ class Alignment(Section):
         0.4, gt=0, description="Standard deviation of psi: how far from 0.5 a label still moves."
     )
     step_size: float = Field(
-        0.2, gt=0, description="Size of a label step, in logits; 0.8 also works with `loss: bce`."
+        0.2,
+        gt=0,
+        description="Size of a label step, in logits. With `loss: bce` and all layers trained, 0.8 "
+        "gains more; on a frozen trunk, 0.8 loses several points.",
     )
     every: int = Field(1, ge=1, description="Epochs between label steps.")
     warmup: int = Field(
@@ -563,7 +566,7 @@ class Training(Network):
 
 
 class Apply(Section):
-    """A trained classifier and the data set that `snakemake apply` scores with it."""
+    """A trained classifier and the data set that `cdul run apply` scores with it."""
 
     model: ExpandedPath = Field(
         description="Model folder of the classifier, such as "
@@ -586,7 +589,7 @@ class Evaluate(Section):
 
 
 class Sweep(Section):
-    """Which labels `snakemake sweep` measures: every combination, on every split with ground truth.
+    """Which labels `cdul run sweep` measures: every combination, on every split with ground truth.
 
     `positives` and `harden` are not varied: `positives` does not change mAP, and hard labels are
     not a ranking."""
@@ -611,7 +614,7 @@ class Sweep(Section):
 
 
 class Ablation(Section):
-    """What `snakemake ablation` compares: variants of a training, each with several seeds."""
+    """What `cdul run ablation` compares: variants of a training, each with several seeds."""
 
     training: str = Field(
         "aligned", description="Name under `trainings` of the training that the variants modify."

@@ -1,13 +1,14 @@
-"""Locations of the files that come with this project: Snakefile, rules, configs, demo model."""
+"""Locations of the files that come with this project: workflow, configs, docs, demo model."""
 
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
 """The folder of this package."""
 PROJECT = PACKAGE / "project" if (PACKAGE / "project").is_dir() else PACKAGE.parent
-"""The folder of Snakefile, workflow/, config/ and profiles/: inside the package in a wheel, next to
-the package in a clone."""
+"""The folder of Snakefile, workflow/, config/, profiles/ and docs/: inside the package in a wheel,
+next to the package in a clone."""
 SNAKEFILE = PROJECT / "Snakefile"
+DOCS = PROJECT / "docs"
 CONFIG = Path("config/config.yaml")
 """The config that is read first, from the working directory or else from the project."""
 

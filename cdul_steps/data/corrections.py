@@ -86,8 +86,9 @@ def apply_corrections(
     corrections: Mapping[tuple[str, str], float],
     origin: Path,
 ) -> pa.Array:
-    """Apply corrections to labels (N, C); returns the column with each image's corrected classes.
+    """Set the corrected entries of labels, float (N, C), in place.
 
+    Returns a column with the list of each image's corrected classes.
     Images and classes are matched by `same_image` and `same`. Raises UserError if one does not
     exist, or if two entries for the same label have different values.
     """

@@ -29,7 +29,7 @@ def check_version(path: Path, facts: dict[str, Any]) -> None:
     if found != SCHEMA_VERSION:
         raise UserError(
             f"{path}: written by another version of this software (schema {found!r}, this one "
-            f"reads {SCHEMA_VERSION}); use that version, or delete the file and run snakemake"
+            f"reads {SCHEMA_VERSION}); use that version, or delete the file and run 'cdul run'"
         )
 
 
@@ -44,7 +44,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: not a JSON mapping; delete it and run snakemake") from error
+        raise UserError(f"{path}: not a JSON mapping; delete it and run 'cdul run'") from error
     check_version(path, found)
     return found
 

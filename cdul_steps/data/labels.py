@@ -163,7 +163,7 @@ def choose_bias(settings: Labels, logit_bias: float | None, source: object) -> f
 
 
 def views_of(images: Path, grid: Grid | None) -> np.ndarray | slice:
-    """The views of one grid of the manifest `images`; all views without `grid`.
+    """The indices (S,) of one grid's views in the manifest `images`; a slice of all without `grid`.
 
     Raises UserError if the manifest has no such grid.
     """
@@ -185,7 +185,7 @@ def views_of(images: Path, grid: Grid | None) -> np.ndarray | slice:
 def read_views(
     similarity: Path, array: zarr.Array, views: np.ndarray | slice
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Cosines of some views in blocks: `(first image, (n, V, C))`."""
+    """Cosines of some views in blocks: `(first image, float32 (n, V, C))`; see `read_blocks`."""
     return ((first, block[:, views]) for first, block in read_blocks(similarity, array))
 
 
@@ -226,14 +226,15 @@ def build_rows(
 def labels_like(
     facts: LabelFacts, similarity: Path, array: zarr.Array, images: Path, rows: np.ndarray
 ) -> np.ndarray:
-    """Labels (len(rows), C) of some rows of a store, made as the table with these `facts` was.
+    """Labels of some rows of a store, made as the table with these `facts`: float32 (len(rows), C).
 
     They use that table's statistics, bias and slope, so that splits are comparable. Raises
-    UserError if the context names differ.
+    UserError if the context names differ, the facts do not say how the labels were made, or the
+    manifest does not have their grid.
     """
     if facts.logit_bias is None and facts.context != context_of(array):
         raise UserError(
-            f"{similarity}: its context names are not those of the labels; run snakemake, or "
+            f"{similarity}: its context names are not those of the labels; run 'cdul run', or "
             "'cdul label', again"
         )
     recipe = facts.recipe

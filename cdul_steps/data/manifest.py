@@ -106,7 +106,7 @@ def read_shard(manifest: Path) -> tuple[dict[str, Any], pa.Table, np.ndarray]:
     if not whole:
         raise UserError(
             f"{manifest}: its rows are not complete images of the shard that its metadata names "
-            f"({facts.get('shard')!r}); run snakemake with --forcerun manifest"
+            f"({facts.get('shard')!r}); run 'cdul run --forcerun manifest'"
         )
     boxes = np.stack([table[c].to_numpy() for c in CORNERS], axis=1).reshape(-1, views, 4)
     first_views = pa.array(np.arange(0, len(table), views))

@@ -88,7 +88,9 @@ def shard_file(path: Path, shard: int) -> Path:
 
 
 def write_shard(path: Path, shard: int, rows: np.ndarray, shard_size: int) -> None:
-    """Write one shard of a store atomically: rows (n <= shard_size, V, D), NaN beyond them.
+    """Write one shard of a store atomically: rows (n <= shard_size, V, D).
+
+    `rows` are float16 or float32; the shard is NaN beyond them.
 
     No `zarr.json` is needed: the object does not depend on the store's length, so jobs of
     different shards never write the same file.
@@ -196,7 +198,7 @@ def _block_rows(array: zarr.Array) -> int:
 
 
 def read_blocks(path: Path, array: zarr.Array) -> Iterator[tuple[int, np.ndarray]]:
-    """Read a store in order: `(first row, rows)`, in blocks of about BLOCK_BYTES.
+    """Read a store in order: `(first row, rows (n, V, D))`, in blocks of about BLOCK_BYTES.
 
     A missing shard reads as NaN. Raises UserError with the name of a shard that cannot be read.
     """

@@ -96,8 +96,9 @@ class Truth:
 def measure(
     scores: np.ndarray, truth: Truth, classes: list[str], ap: AveragePrecision
 ) -> dict[str, Any]:
-    """All measures of scores (N, C) for the images with known truth; values in percent.
+    """All measures for the images with known truth; values in percent.
 
+    `scores` float (N, C) without NaN have the rows of the list that `truth` was made for.
     A class without positives has AP null, is listed, and is left out of the mean.
     """
     scores, present, counted = scores[truth.places], truth.present, truth.counted
@@ -161,6 +162,7 @@ def _percent(values: dict[str, float | None]) -> dict[str, float | None]:
 
 
 def definition(difficult: Difficult, ap: AveragePrecision) -> dict[str, Any]:
+    """How the measures are defined, in words, for `metrics.json`."""
     return {
         "difficult": difficult,
         "ap": ap,

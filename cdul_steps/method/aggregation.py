@@ -128,7 +128,10 @@ def rescale_and_harden(
     threshold: float | None = None,
     top_k: int | None = None,
 ) -> None:
-    """Rescale finite labels (N, C), then harden them, in place; no change if all are None."""
+    """Rescale labels if `bias` is given, then harden them if `threshold` or `top_k` is, in place.
+
+    `labels` are finite float32 (N, C) in 0..1.
+    """
     for piece in pieces(labels):
         if bias is not None:
             piece[:] = rescale(piece, bias, slope)

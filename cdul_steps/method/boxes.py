@@ -30,7 +30,11 @@ def _ends(strong: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def to_pixels(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Convert boxes (..., 4) in shares of an image to the pixels they touch, int32, half open."""
+    """Convert boxes in shares of an image to the pixels that they touch.
+
+    `boxes` float (..., 4) are `x0, y0, x1, y1` in 0..1. Returns int32 (..., 4), half open, at least
+    one pixel wide and high.
+    """
     size = np.array([width, height])
     # Rounding must not extend a share of whole pixels by a pixel.
     start = np.floor(boxes[..., :2] * size + 1e-3)

@@ -58,7 +58,7 @@ def standardise(cosines: np.ndarray, statistics: ClassStatistics) -> np.ndarray:
 
 
 def odds_against(labels: np.ndarray, slope: float = 1.0) -> np.ndarray:
-    """`((1 - y) / y) ** slope`, float32, infinite for a label of 0."""
+    """`((1 - y) / y) ** slope` of labels in 0..1, float32 of the same shape; infinite for 0."""
     with np.errstate(divide="ignore", over="ignore"):
         odds = (1 - labels) / labels
         return odds if slope == 1 else odds ** np.float32(slope)
@@ -116,10 +116,10 @@ STEEPEST = 10.0
 def match_labels(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """`(slope, bias)` for which `sigmoid(slope * logits + bias)` names as much as the labels.
 
-    Logits and labels are (N, C). As many probabilities as labels are at least NAMED; with that
-    threshold fixed, the slope minimises the cross-entropy against the labels. The order of the
-    images within a class is preserved, and no truth is needed. Labels that name nothing give
-    probabilities that name nothing.
+    `logits` float (N, C) are finite, and `labels` float (N, C) in 0..1. As many probabilities as
+    labels are at least NAMED; with that threshold fixed, the slope minimises the cross-entropy
+    against the labels. The order of the images within a class is preserved, and no truth is needed.
+    Labels that name nothing give probabilities that name nothing.
     """
     named = int((labels >= NAMED).sum())
     logits = logits.astype(np.float64)

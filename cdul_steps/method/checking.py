@@ -15,7 +15,7 @@ STEPS = tuple(k / 50 for k in range(1, 50))
 """Thresholds of a curve; cells start at each."""
 TRUST = 0.8
 """Weight of an answer below the threshold. There, each represents many entries, so that errors of
-the model matter most: with 1, intervals of recall were too narrow (docs/results.md)."""
+the model matter most: with 1, intervals of recall were too narrow (docs/results-labels.md)."""
 ABSENT = 0.1
 """Prior probability that no image shows a class."""
 MISTAKES = (0.0001, 0.03)

@@ -54,7 +54,8 @@ def _singular(word: str) -> str:
 def centred_cosine(
     context: np.ndarray, class_vectors: np.ndarray, centre: np.ndarray
 ) -> np.ndarray:
-    """Cosines of context (M, D) and class (C, D) embeddings around a `centre` (D,): (M, C).
+    """Cosines of context (M, D) and class (C, D) embeddings around a `centre` (D,): (M, C),
+    float32 like its arguments.
 
     Prompts share most of their vector, which comes from the template; the rest shows how close two
     names are, on a scale that depends little on the model and the template.

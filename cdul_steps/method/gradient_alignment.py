@@ -9,20 +9,21 @@ from cdul_steps.method.loss_functions import EPSILON, LossFunction
 
 
 def to_latent(labels: Tensor) -> Tensor:
-    """Latents `u = logit(y)` of labels in 0..1, clamped by EPSILON; same shape."""
+    """Latents `u = logit(y)` of labels in 0..1, clamped by EPSILON; float32 of the same shape."""
     # In double precision, because 1 - EPSILON is coarse in single precision.
     return torch.logit(labels.double(), eps=EPSILON).float()
 
 
 def to_label(latents: Tensor) -> Tensor:
-    """Labels `y_u = sigmoid(u)`; same shape."""
+    """Labels `y_u = sigmoid(u)` of float latents; same shape and dtype."""
     return torch.sigmoid(latents)
 
 
 def psi(labels: Tensor, sigma: float) -> Tensor:
     """Gaussian density with mean 0.5 and deviation `sigma` at each label (CDUL, section 3.2).
 
-    It is largest at 0.5 and symmetric about it: undecided labels move, decided ones do not.
+    Same shape and dtype as `labels`. It is largest at 0.5 and symmetric about it: undecided labels
+    move, decided ones do not.
     """
     z = (labels - 0.5) / sigma
     return torch.exp(-0.5 * z * z) / (sigma * math.sqrt(2 * math.pi))

@@ -56,7 +56,10 @@ def average_precision(truth: np.ndarray, scores: np.ndarray) -> float:
 
 
 def average_precision_voc07(truth: np.ndarray, scores: np.ndarray) -> float:
-    """Mean of the best precision at recall >= 0, 0.1, ..., 1 (VOC2007's 11 points), in 0..1."""
+    """Mean of the best precision at recall >= 0, 0.1, ..., 1 (VOC2007's 11 points), in 0..1.
+
+    The arguments are those of `average_precision`.
+    """
     precision, recall = _precision_recall(truth, scores)
     # A recall of exactly a tenth must count as reached despite rounding.
     points = np.linspace(0, 1, 11)
@@ -69,7 +72,11 @@ def mean_average_precision(
     scores: np.ndarray,
     ap: Callable[[np.ndarray, np.ndarray], float] = average_precision,
 ) -> float | None:
-    """mAP in percent over the classes with a positive, from tables (N, C); None without any."""
+    """mAP in percent over the classes with a positive; None without any.
+
+    `truth` and `counted` are bool (N, C), `scores` float (N, C) without NaN. Entries that are not
+    `counted` are left out. Raises ValueError if the numbers of classes differ.
+    """
     columns = zip(truth.T, scores.T, counted.T, strict=True)
     values = [ap(shown[here], said[here]) for shown, said, here in columns if shown[here].any()]
     return 100 * float(np.mean(values)) if values else None

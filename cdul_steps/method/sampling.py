@@ -25,7 +25,7 @@ class Design(NamedTuple):
     weight: np.ndarray
 
     def sample(self, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and columns of the entries in a sample, in the order of drawing."""
+        """Rows and columns of the entries in a sample, int (n,) each, in the order of drawing."""
         size = min(size, int(np.isfinite(self.key).sum()))
         flat = self.key.ravel()
         first = np.argpartition(flat, size - 1)[:size] if size else np.empty(0, int)
@@ -78,13 +78,14 @@ def design(
 ) -> Design:
     """A stratified sample of entries, for any sample size.
 
-    `scores` and `numbers` are (N, C); `open_` marks the entries that may be drawn; `threshold` (C,)
-    is the score from which a class counts as named; `shifts` (C, bands) is a number in 0..1 for
-    each stratum, which is a class in a score band. In a stratum of n entries with weight w, the
-    entry with the r-th smallest number has the key `(r - shift) / (n w)`. So a sample of any size
-    has the expected number of entries in every stratum, rounded at random, contains every smaller
-    sample, and includes an entry with probability `min(1, k w)`, where k is the limit of the keys
-    (sequential Poisson sampling with permanent random numbers: Ohlsson, 1998).
+    `scores` and `numbers` are float (N, C) in 0..1, without NaN; `open_` bool (N, C) marks the
+    entries that may be drawn; `threshold` (C,) is the score from which a class counts as named;
+    `shifts` (C, bands) is a number in 0..1 for each stratum, which is a class in a score band. In a
+    stratum of n entries with weight w, the entry with the r-th smallest number has the key `(r -
+    shift) / (n w)`. So a sample of any size has the expected number of entries in every stratum,
+    rounded at random, contains every smaller sample, and includes an entry with probability `min(1,
+    k w)`, where k is the limit of the keys (sequential Poisson sampling with permanent random
+    numbers: Ohlsson, 1998).
 
     Weights follow Neyman: the deviation of an answer, `sqrt(p (1 - p))`, with the score as an
     estimate of p that is never below FLOOR times the mean score. NAMED_SHARE is for named entries.

@@ -221,8 +221,8 @@ def find_runs(folders: Sequence[Path]) -> list[RunFolder]:
         ]
         if not found:
             raise UserError(
-                f"{folder}: not a folder of results, of labels or of a training; run snakemake "
-                "first"
+                f"{folder}: not a folder of results, of labels or of a training; "
+                "run 'cdul run' first"
             )
         for labels in found:
             trainings = sorted(file.parent for file in labels.glob("*/history.parquet"))

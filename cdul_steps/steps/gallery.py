@@ -140,13 +140,13 @@ def _read_kinds(
             if kind == CLIP:
                 corrections = _corrections(scored, names, values)
     if not found:
-        raise UserError(f"{run.folder}: no scores of split {split!r}; run snakemake first")
+        raise UserError(f"{run.folder}: no scores of split {split!r}; run 'cdul run' first")
     first, (classes, _) = next(iter(found.items()))
     for kind, (other, _) in found.items():
         if other != classes:
             raise UserError(
                 f"{run.folder}: the scores of {first} and {kind} have different class tables; run "
-                "snakemake again"
+                "'cdul run' again"
             )
     return classes, {kind: values for kind, (_, values) in found.items()}, corrections
 
@@ -207,7 +207,9 @@ def _read_views(run: RunFolder, classes: list[str], table: pa.Table, split: str)
     similarity = run.similarity(split)
     array, names, scoring = run.open_similarity(split)
     if names != classes:
-        raise UserError(f"{similarity}: its classes differ from those of the scores; run snakemake")
+        raise UserError(
+            f"{similarity}: its classes differ from those of the scores; run 'cdul run'"
+        )
     context = context_of(array) if scoring.logit_bias is None else []
     found = []
     with Progress("gallery, snippets", array.shape[0], "images") as progress:

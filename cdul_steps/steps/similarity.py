@@ -64,7 +64,7 @@ def check_shards(store: Path, text: Path, tables: Sequence[Path]) -> None:
         if not shard.is_file() or digest(shard) != facts["digest"]:
             raise UserError(
                 f"{shard}: missing, corrupt or from another run: it differs from what {table} "
-                "records; delete that table and run snakemake again"
+                "records; delete that table and run 'cdul run' again"
             )
         rounding = ROUNDING.get(facts.get("precision", ""), 0)
         tolerance = max(1e-3, abs(math.log(scale)) * rounding)

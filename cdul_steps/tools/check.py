@@ -540,7 +540,7 @@ def choose_thresholds(
         card = read_json(model / CARD)
         card |= {"threshold": result["threshold"], "thresholds": thresholds, "checked": checked}
         write_json(model / CARD, card)
-        note(f"check: wrote the thresholds into {model / CARD}; run snakemake again to use them")
+        note(f"check: wrote the thresholds into {model / CARD}; run 'cdul run' again to use them")
     return result
 
 

@@ -23,6 +23,8 @@ README = """\
 | `results/` | all outputs |
 | `profiles/slurm/` | for a cluster with SLURM: `cdul run --workflow-profile profiles/slurm` |
 
+`cdul docs` prints the path of the documentation, which these files call `docs/`.
+
 ```sh
 cdul doctor       # check that everything is there and estimate the run time
 cdul run          # make the results; run it again after a change or an interruption

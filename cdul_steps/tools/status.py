@@ -245,7 +245,7 @@ def status(results: Path, *, as_json: bool) -> str:
     """
     rows = list(_rows(results))
     if not rows:
-        raise UserError(f"{results}: nothing there yet; run snakemake first")
+        raise UserError(f"{results}: nothing there yet; run 'cdul run' first")
     if as_json:
         return json.dumps(rows, indent=2, ensure_ascii=False)
     cells = [["stage", "of", "done", "failed", "images/s", "to go", "last change"]]

@@ -66,10 +66,10 @@ def summarise(results: Path, *, as_json: bool) -> str:
         rows = _rows(results)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{results}: a quality.json or metrics.json has no {error}; run snakemake again"
+            f"{results}: a quality.json or metrics.json has no {error}; run 'cdul run' again"
         ) from error
     if not rows:
-        raise UserError(f"{results}: no metrics there yet; run snakemake first")
+        raise UserError(f"{results}: no metrics there yet; run 'cdul run' first")
     if as_json:
         return json.dumps(rows, indent=2, ensure_ascii=False)
     if all(row["mAP"] is None for row in rows):

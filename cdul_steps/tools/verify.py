@@ -78,7 +78,7 @@ class Verification:
         if not self.broken:
             return None
         remake = sorted({str(remake) for *_, remake in self.broken})
-        command = f"snakemake --cores all --forcerun {shlex.join(remake)}"
+        command = f"cdul run --forcerun {shlex.join(remake)}"
         # The manifest reads its own earlier output.
         manifests = [str(p) for p, *_ in self.broken if "manifest" in p.parts and p.exists()]
         return f"rm {shlex.join(manifests)} && {command}" if manifests else command
@@ -325,7 +325,7 @@ def verify(results: Path) -> Verification:
     report = Verification()
     found = list(Place(results).find(IMAGES))
     if not found:
-        raise UserError(f"{results}: no manifest found; run snakemake first")
+        raise UserError(f"{results}: no manifest found; run 'cdul run' first")
     for dataset in found:
         _check_dataset(dataset, report)
     return report

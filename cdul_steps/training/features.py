@@ -23,7 +23,7 @@ def read_features(store: Path, rows: np.ndarray, scratch: Path) -> np.ndarray:
     """
     array = open_store(store)
     if len(rows) and rows.max() >= array.shape[0]:
-        raise UserError(f"{store}: has {array.shape[0]} rows, no row {rows.max()}; run snakemake")
+        raise UserError(f"{store}: has {array.shape[0]} rows, no row {rows.max()}; run 'cdul run'")
     order = np.argsort(rows, kind="stable")
     ordered = rows[order]
     features = on_disk((len(rows), array.shape[2]), scratch)

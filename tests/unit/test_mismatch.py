@@ -312,7 +312,7 @@ def test_measures_of_another_version(made, name):
     assert str(path) in message and f"(schema {OTHER}, this one" in message
     for text in ("", "[]", "{}", '{"splits": 1}'):
         path.write_text(text)
-        assert "run snakemake" in message_of(lambda: summarise(made / "results", as_json=False))
+        assert "run 'cdul run'" in message_of(lambda: summarise(made / "results", as_json=False))
 
 
 @pytest.fixture

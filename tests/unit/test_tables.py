@@ -83,7 +83,7 @@ def test_another_schema_is_refused(path, version):
         message = message_of(function, path)
         assert str(path) in message
         assert f"another version of this software (schema {version!r}" in message
-        assert "run snakemake" in message
+        assert "run 'cdul run'" in message
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null", '{"classes": 5}', '{"classes": [1]}'])

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import launcher
 import pytest
@@ -42,7 +43,7 @@ def installed(tmp_path_factory):
 
 def test_the_wheel_has_all_that_a_clone_has_beside_the_package(installed):
     project = installed.site / "cdul_steps/project"
-    for folder in ("config", "profiles", "workflow"):
+    for folder in ("config", "docs", "profiles", "workflow"):
         for file in (ROOT / folder).rglob("*.*"):
             assert (project / file.relative_to(ROOT)).is_file() or "__pycache__" in file.parts
     assert (installed.site / "cdul_steps/py.typed").is_file()
@@ -64,6 +65,8 @@ def test_a_folder_of_ones_own(installed, tmp_path):
     assert "encode_text" in done.stdout and "scenes" not in done.stdout
     snakefile = installed(mine, "cdul", "snakefile").stdout.strip()
     assert snakefile.startswith(str(installed.site))
+    docs = installed(mine, "cdul", "docs").stdout.strip()
+    assert docs.startswith(str(installed.site)) and Path(docs, "datasets.md").is_file()
 
 
 def test_an_empty_folder_has_the_demo(installed, tmp_path):
