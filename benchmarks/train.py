@@ -64,6 +64,7 @@ def seconds(folder: Path, aligned: bool, options: argparse.Namespace) -> float:
                 settings=Training(**settings),
                 difficult="ignore",
                 max_pixels=MAX_PIXELS,
+                max_failed_share=0.05,
                 machine=Machine(device=options.device, threads=options.threads),
                 output=Path(output),
             )

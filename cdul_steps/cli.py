@@ -454,12 +454,15 @@ def join_labels(
 
 @app.command()
 def quality(
-    similarity: Similarities,
     images: Images,
     labels: Annotated[
         Path, Option(help="pseudo_labels.parquet: its temperature, zeta, lambda and grid are used.")
     ],
     output: Output,
+    similarity: Annotated[
+        list[str],
+        Option(help="SPLIT=STORE of cosines; once per split. Joined labels need none."),
+    ] = [],  # noqa: B006
     difficult: OfDifficult = "ignore",
     ap: Ap = "all",
 ) -> None:
@@ -572,6 +575,7 @@ def train(
     ] = "{}",
     difficult: OfDifficult = "ignore",
     max_pixels: MaxPixels = MAX_PIXELS,
+    max_failed_share: MaxFailedShare = 0.05,
     device: Device = "auto",
     devices: Annotated[
         int,
@@ -597,6 +601,7 @@ def train(
         settings=read_training(settings),
         difficult=difficult,
         max_pixels=max_pixels,
+        max_failed_share=max_failed_share,
         machine=Machine(device=device, gpus=min(devices, gpus), workers=workers, threads=threads),
         output=output,
     )
@@ -652,10 +657,12 @@ def predict(
             metavar="IMAGE_OR_FOLDER...", help="Images to score; also a .tar or .parquet of images."
         ),
     ] = None,
-    images: Annotated[Path | None, Option(help="Instead: images.parquet, with --split.")] = None,
+    images: Annotated[
+        Path | None, Option(help="Instead: images.parquet, with --split or --manifest.")
+    ] = None,
     split: Annotated[str | None, Option(help="Split of --images.")] = None,
     manifest: Annotated[
-        Path | None, Option(help="Instead: manifest of a shard, SPLIT/SHARD.parquet.")
+        Path | None, Option(help="Manifest of one shard of --images, SPLIT/SHARD.parquet.")
     ] = None,
     features: Annotated[
         Path | None, Option(help="Store of the split's features, for a frozen-trunk classifier.")
@@ -675,9 +682,11 @@ def predict(
     threads: Threads = 0,
 ) -> None:
     """Score images with a trained classifier; CLIP is not needed."""
-    if [bool(inputs), bool(images), bool(manifest)].count(True) != 1 or bool(images) != bool(split):
-        raise UserError("predict: give images or folders, --images with --split, or --manifest")
-    if features and not images:
+    if bool(inputs) == bool(images) or [bool(split), bool(manifest)].count(True) != bool(images):
+        raise UserError(
+            "predict: give images or folders, or --images with --split or with --manifest"
+        )
+    if features and not split:
         raise UserError("predict: --features belong to a split; give --images with --split")
     from cdul_steps.models.device import Machine
     from cdul_steps.steps.predict import ShardImages, SplitImages, predict_images
@@ -685,8 +694,8 @@ def predict(
     scored: list[Path] | SplitImages | ShardImages = inputs or []
     if images and split:
         scored = SplitImages(images, split, features)
-    if manifest:
-        scored = ShardImages(manifest)
+    if images and manifest:
+        scored = ShardImages(manifest, images)
     predict_images(
         model=model,
         inputs=scored,
@@ -695,6 +704,21 @@ def predict(
         max_pixels=max_pixels,
         machine=Machine(device, gpus, workers, threads, engine, batch_size),
     )
+
+
+@app.command()
+def applied(
+    parts: Annotated[
+        Path, Option(help="Folder of the predictions of a split, SHARD.parquet.", file_okay=False)
+    ],
+    images: Images,
+    split: Annotated[str, Option(help="The split of the data set.")],
+    output: Output,
+) -> None:
+    """Count what the shards of a split show, and delete predictions of earlier shards."""
+    from cdul_steps.steps.applied import count_applied
+
+    count_applied(parts=parts, images=images, split=split, output=output)
 
 
 @app.command()

@@ -94,6 +94,7 @@ def main() -> None:
                     settings=training.model_copy(update={"seed": seed}),
                     difficult="ignore",
                     max_pixels=MAX_PIXELS,
+                    max_failed_share=0.05,
                     machine=Machine(threads=options.threads),
                     output=output,
                 )

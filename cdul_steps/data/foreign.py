@@ -183,13 +183,15 @@ class ClassNames:
     def choose(self, labels: Iterable[str], where: object) -> dict[int, str]:
         """For each class the label that matches it; classes may be missing.
 
-        Raises UserError if several labels match a class.
+        Raises UserError if several labels match a class, or one label twice.
         """
         chosen: dict[int, str] = {}
         for label in labels:
             index = self.find(label, 0)
             if index is None:
                 continue
+            if label == chosen.get(index):
+                raise UserError(f"{where}: {label.strip()!r} occurs twice; remove one")
             first = chosen.setdefault(index, label)
             if first != label:
                 raise UserError(

@@ -93,6 +93,7 @@ _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
 _END = b"\xff\xd9"
 _HARMLESS = re.compile("Corrupt JPEG data: bad ICC|(\\d+) extraneous bytes before marker 0xd9")
 _FEW = 2
+_TABLES, _SCAN = b"\xc4", b"\xda"
 _HOLE = bytes(64)
 _USUAL_CODE = bytes.fromhex("100002010303020403050504040000017d")
 """Code lengths of the JPEG standard's luminance table; with it, 00 never ends a block."""
@@ -158,8 +159,16 @@ def _has_hole(data: bytes) -> bool:
 
     Only detected for the usual codes: with others, a plain area may be all zeros.
     """
-    hole = data.find(_HOLE)
-    if hole < 0 or _USUAL_CODE not in data:
+    if _HOLE not in data:
+        return False
+    is_usual = False
+    for kind, start, end in _segments(data):
+        if kind == _TABLES:
+            is_usual = is_usual or _USUAL_CODE in data[start:end]
+        elif kind == _SCAN:
+            break
+    # A thumbnail in the EXIF data may have the usual codes when the picture has not.
+    if not is_usual:
         return False
     start, _ = next(scans(data), (len(data), b""))
     # Zeros up to the end marker are padding.
@@ -167,14 +176,18 @@ def _has_hole(data: bytes) -> bool:
     return _HOLE in picture
 
 
-def scans(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The offset of the codes of each scan of a JPEG, and the scan's header."""
+def _segments(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """The marker of each segment of a JPEG, and where its content starts and ends."""
     place = 2
     while (marker := _MARKER.search(data, place)) and marker[1] != b"\xd9":
         start = marker.end()
         place = start + int.from_bytes(data[start : start + 2])
-        if marker[1] == b"\xda":
-            yield place, data[start + 2 : place]
+        yield marker[1], start + 2, place
+
+
+def scans(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The offset of the codes of each scan of a JPEG, and the scan's header."""
+    return ((end, data[start:end]) for kind, start, end in _segments(data) if kind == _SCAN)
 
 
 def _is_unfinished(data: bytes, is_ended: bool) -> bool:
@@ -204,7 +217,7 @@ def plain_png(file: BinaryIO, *, whole: bool) -> tuple[BytesIO, bytes | None]:
     """
     kept, profile = BytesIO(), None
     kept.write(file.read(8))
-    seen = False
+    seen, layout = False, (0, 0)
     while len(start := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", start)
         if kind == b"IDAT" and not whole:
@@ -218,18 +231,39 @@ def plain_png(file: BinaryIO, *, whole: bool) -> tuple[BytesIO, bytes | None]:
             file.seek(length + 4, 1)
             continue
         body, checksum = file.read(length), file.read(4)
+        if kind == b"IHDR":
+            layout = tuple(body[8:10])
         if is_critical:
             kept.write(start + body + checksum)
         elif zlib.crc32(kind + body).to_bytes(4) != checksum:
             continue
         elif kind == b"iCCP":
             profile = _inflated(body.partition(b"\0")[2][1:], _PROFILE_LIMIT)
-        elif kind in (b"tRNS", b"eXIf") or _is_exif_text(kind, body):
+        elif kind == b"tRNS":
+            body = _in_8_bits(body, *layout)
+            kept.write(start + body + zlib.crc32(kind + body).to_bytes(4))
+        elif kind == b"eXIf" or _is_exif_text(kind, body):
             kept.write(start + body + checksum)
     if seen:
         kept.write(struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND")))
     kept.seek(0)
     return kept, profile
+
+
+def _in_8_bits(colour: bytes, bits: int, kind: int) -> bytes:
+    """The transparent colour of a PNG in the levels of the pixels that Pillow decodes.
+
+    Those of grey with 2 or 4 bits are stretched to 8, and those of RGB with 16 bits lose the lower
+    8; Pillow compares them with the unchanged colour.
+    """
+    values = struct.unpack(f">{len(colour) // 2}H", colour[: len(colour) // 2 * 2])
+    if kind == 0 and bits in (2, 4):
+        return struct.pack(
+            f">{len(values)}H", *(v % 2**bits * 255 // (2**bits - 1) for v in values)
+        )
+    if kind == 2 and bits == 16:
+        return struct.pack(f">{len(values)}H", *(v >> 8 for v in values))
+    return colour
 
 
 def _is_exif_text(kind: bytes, body: bytes) -> bool:

@@ -117,6 +117,8 @@ class ImageViews(Dataset):
         if self.boxes is None:
             return self.preprocess.views(image, np.array([[0, 0, *image.size]])), "ok", ""
         boxes = self.boxes[index]
+        if not boxes.any():
+            return None, "changed", "could not be read earlier; run 'cdul retry-failed'"
         if tuple(boxes[0]) != (0, 0, *image.size):
             text = f"is {image.width}x{image.height} pixels, unlike in the manifest"
             return None, "changed", text

@@ -65,8 +65,8 @@ def make_boxes(
     Each image gets one box for each of its `settings.classes` most probable classes, or for all
     classes if there are fewer: around the strong cells of the class's activation map
     (`method.boxes.map_boxes`). The column `class` names the class; it is null for view 0, the whole
-    image. An image that cannot be read gets the whole image in place of each box. Raises UserError
-    for a model that cannot be loaded or has no map of features.
+    image. An image that cannot be read gets empty boxes, also for view 0, so that encode records it
+    as failed. Raises UserError for a model that cannot be loaded or has no map of features.
     """
     target, workers = machine.set_up(cpu_workers=0)
     facts, images, boxes = read_shard(manifest)
@@ -106,6 +106,7 @@ def make_boxes(
             view[1:] = to_pixels(of_image[:, 1:], *view[0, 2:])
             named += [card.classes[int(c)] for c in of_image[:, 0]]
         else:
+            view[:] = 0
             named += [None] * count
     table = read_table(manifest, [*IMAGE_COLUMNS, "view"])
     rows = table.filter(pc.equal(table["view"], 0)).drop_columns("view").to_pylist()

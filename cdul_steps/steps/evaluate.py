@@ -91,6 +91,8 @@ def evaluate_labels(
         result |= {"splits": {facts.split: measured}, "software": versions("numpy")}
         write_json(output, result)
         return result
+    if not similarity:
+        raise UserError("quality: give --similarity SPLIT=STORE; only joined labels need none")
     if facts.recipe is None:
         raise UserError(f"{labels}: does not record how its labels were made; use 'cdul label'")
     _, scoring, zeta, lambda_ = facts.recipe

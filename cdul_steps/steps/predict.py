@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from cdul_steps.data.files import check_names, digest, replacing
@@ -45,9 +46,17 @@ class SplitImages:
 
 @dataclass(frozen=True)
 class ShardImages:
-    """The images of a shard, given by its `manifest`."""
+    """The images of a shard, given by its `manifest`, that are still in the manifest `images`."""
 
     manifest: Path
+    images: Path
+
+    def read(self) -> pa.Table:
+        """`image_id, path, row`; raises UserError for another kind of file."""
+        facts, table, _ = read_shard(self.manifest)
+        present = read_split(self.images, facts["split"], ["shard", "row"])
+        present = present.filter(pc.equal(present["shard"], facts["shard"]))["row"]
+        return table.filter(pc.is_in(table["row"], present.combine_chunks()))
 
 
 def _listed(inputs: Sequence[Path]) -> pa.Table:
@@ -95,7 +104,7 @@ def predict_images(
     if isinstance(inputs, SplitImages):
         table, features = read_split(inputs.images, inputs.split, COLUMNS), inputs.features
     elif isinstance(inputs, ShardImages):
-        _, table, _ = read_shard(inputs.manifest)
+        table = inputs.read()
     else:
         table = _listed(inputs)
     logits = np.full((len(table), len(card.classes)), np.nan, np.float32)

@@ -66,6 +66,7 @@ class _Task:
     settings: Training
     difficult: Difficult
     max_pixels: int
+    max_failed_share: float
     machine: Machine
     output: Path
 
@@ -117,6 +118,7 @@ def train_classifier(
     settings: Training,
     difficult: Difficult,
     max_pixels: int,
+    max_failed_share: float,
     machine: Machine,
     output: Path,
 ) -> None:
@@ -125,8 +127,8 @@ def train_classifier(
     The manifest's truth is only used for columns of `history.parquet` and never affects training.
     Writes to the folder `output`: `model/`, `history.parquet` (one row per epoch),
     `refined_labels.parquet`; while it runs, `checkpoint.pt`, from which a killed training resumes.
-    The result is that of the final epoch. Raises UserError for inconsistent input and for a loss
-    that is not finite.
+    The result is that of the final epoch. Raises UserError for inconsistent input, for a loss that
+    is not finite, and if more than `max_failed_share` of the images cannot be read.
 
     On several GPUs (with the device cpu: processes) each takes part of every batch, and the result
     is the same as with one, except for rounding and dropout. On GPUs, batch norm is also computed
@@ -143,7 +145,7 @@ def train_classifier(
         inputs = replace(inputs, features={})
     elif "train" not in inputs.features:
         raise UserError("training: a frozen trunk needs --features train=STORE of 'cdul features'")
-    task = _Task(inputs, settings, difficult, max_pixels, machines[0], output)
+    task = _Task(inputs, settings, difficult, max_pixels, max_failed_share, machines[0], output)
     if len(machines) == 1:
         _train(Ranks(), machines[0].device, task)
     else:
@@ -288,6 +290,12 @@ def _check_epoch(task: _Task, trainer: Trainer, table: pa.Table, epoch: int, los
         first = table["path"][0].as_py()
         raise UserError(
             f"{task.inputs.labels}: none of its images can be read; the first is {first}"
+        )
+    if trainer.unusable > task.max_failed_share * len(table):
+        raise UserError(
+            f"{task.inputs.labels}: {trainer.unusable} of its {len(table)} images cannot be read, "
+            f"more than max_failed_share = {task.max_failed_share:g} allows; run 'cdul "
+            "retry-failed' once they can"
         )
     if not (np.isfinite(loss) and trainer.is_finite()):
         kept = f"; the state before it is in {task.checkpoint}" if epoch > 1 else ""

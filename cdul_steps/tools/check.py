@@ -20,7 +20,7 @@ from cdul_steps.data.corrections import (
     read_corrections,
 )
 from cdul_steps.data.files import check_replaceable, digest, read_json, replacing, write_json
-from cdul_steps.data.foreign import ClassNames
+from cdul_steps.data.foreign import ClassNames, same_image
 from cdul_steps.data.pages import copy_page, page_files
 from cdul_steps.data.tables import (
     describe,
@@ -212,8 +212,11 @@ def _read_population(
             decided[places >= 0] |= corrected_entries(known, classes)[places[places >= 0]]
     if corrections:
         given = read_corrections(corrections)
-        own = set(ids)
-        given = {entry: value for entry, value in given.items() if entry[0] in own}
+        own = {*ids, *map(same_image, ids)}
+        elsewhere = {name for name, _ in given if not {name, same_image(name)} & own}
+        if elsewhere:
+            note(f"check: {len(elsewhere)} corrections are of images that are not in {path}")
+        given = {entry: value for entry, value in given.items() if entry[0] not in elsewhere}
         scratch = np.full(scores.shape, np.nan, np.float32)
         apply_corrections(scratch, ids, classes, given, corrections)
         decided |= np.isfinite(scratch)

@@ -1,5 +1,6 @@
 """Retry images that failed earlier and can be read now."""
 
+from functools import cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ from cdul_steps.data.tables import read_facts, read_table
 from cdul_steps.errors import UserError
 from cdul_steps.limits import MAX_PIXELS
 from cdul_steps.progress import note
-from cdul_steps.results import ENCODED, IMAGES, SHARD, Place
+from cdul_steps.results import APPLIED, ENCODED, FEATURE_TABLE, IMAGES, SHARD, Place
 
 
 def _readable(path: str, max_pixels: int) -> bool:
@@ -24,38 +25,42 @@ def _readable(path: str, max_pixels: int) -> bool:
 
 
 def retry_failed(results: Path) -> int:
-    """Delete the encode tables of shards with a failed image that can be decoded now.
+    """Delete the tables of shards with a failed image that can be decoded now.
 
+    They are the tables of encode, features and apply_shard, and for second views the shard's boxes.
     Snakemake then remakes only those shards. This is not needed for a replaced file, because the
     manifest tracks sizes and times, but for a file whose permissions or disk were restored. Paths
     are used as in the manifest, relative to the working directory. Returns the number of images
-    that can be read now. Raises UserError if no encode table is found.
+    that can be read now. Raises UserError if no such table is found.
     """
-    shards = list(Place(results).find(ENCODED))
-    if not shards:
+    tables = [
+        (shard, shard.path(pattern))
+        for pattern in (ENCODED, FEATURE_TABLE, APPLIED)
+        for shard in Place(results).find(pattern)
+    ]
+    if not tables:
         raise UserError(
-            f"{results}: no tables of the stage encode found; is this the results folder?"
+            f"{results}: no tables of encode, features or apply_shard found; is this the results "
+            "folder?"
         )
-    readable = failing = 0
-    for shard in shards:
-        table = shard.path(ENCODED)
+    readable, failing = set[str](), set[str]()
+    is_readable = cache(_readable)
+    for shard, table in tables:
         outcome = read_table(table, ["image_id", "status"])
         failed = outcome.filter(pc.is_in(outcome["status"], pa.array(RETRIED)))
         if not len(failed):
             continue
         layout = read_facts(shard.path(IMAGES)).get("layout", {})
-        _, images, _ = read_shard(shard.path(SHARD))
+        facts, images, _ = read_shard(shard.path(SHARD))
         paths = dict(zip(*(images[n].to_pylist() for n in ("image_id", "path")), strict=True))
-        now = [
-            image_id
-            for image_id in failed["image_id"].to_pylist()
-            if image_id in paths
-            and _readable(paths[image_id], layout.get("max_pixels", MAX_PIXELS))
-        ]
-        failing += len(failed)
-        readable += len(now)
+        asked = [paths[name] for name in failed["image_id"].to_pylist() if name in paths]
+        now = [path for path in asked if is_readable(path, layout.get("max_pixels", MAX_PIXELS))]
+        failing.update(asked)
+        readable.update(now)
         if now:
-            table.unlink()
-            note(f"retry-failed: {table}: {len(now)} of {len(failed)} can be read now: {now[0]}")
-    note(f"retry-failed: {readable} of {failing} failed images can be read now")
-    return readable
+            # An image that could not be read has no boxes to encode.
+            remade = shard.path(SHARD) if "boxes" in facts else table
+            remade.unlink(missing_ok=True)
+            note(f"retry-failed: {remade}: {len(now)} of {len(failed)} can be read now: {now[0]}")
+    note(f"retry-failed: {len(readable)} of {len(failing)} failed images can be read now")
+    return len(readable)

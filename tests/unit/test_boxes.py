@@ -20,14 +20,18 @@ from training_runs import write_labels
 
 from cdul_steps.config import BoxShape, Labels, load
 from cdul_steps.data.manifest import read_shard
+from cdul_steps.data.outcomes import outcome_table
 from cdul_steps.data.tables import describe, read_facts, read_scores, write_table
 from cdul_steps.errors import UserError
 from cdul_steps.method.boxes import map_boxes, to_pixels
 from cdul_steps.models.classifier import save_classifier
 from cdul_steps.models.device import Machine
+from cdul_steps.models.embedding import ImageViews
+from cdul_steps.models.timm_encoder import TimmEncoder
 from cdul_steps.steps.boxes import make_boxes, write_box_images
 from cdul_steps.steps.evaluate import evaluate_labels
 from cdul_steps.steps.label import join_labels
+from cdul_steps.tools.retry import retry_failed
 
 SIZE = 64
 maps = arrays(
@@ -115,7 +119,8 @@ def test_boxes_are_those_of_the_class_activation_maps(data, tmp_path):
     assert len(kinds) > 3
 
 
-def test_an_image_that_cannot_be_read_has_whole_views(data, tmp_path):
+def test_an_image_that_cannot_be_read_has_empty_views(data, tmp_path):
+    """Never those of the whole image: they would pass for second views once it can be read."""
     _, model = classifier(tmp_path / "model")
     table = pq.read_table(data / "train/0.parquet")
     paths = pc.if_else(pc.equal(table["row"], 5), "/nowhere.png", table["path"])
@@ -123,9 +128,35 @@ def test_an_image_that_cannot_be_read_has_whole_views(data, tmp_path):
     (tmp_path / "train").mkdir()
     write_table(table.set_column(column, "path", paths), tmp_path / "train/0.parquet")
     _, _, found = read_shard(boxes(tmp_path, model, tmp_path / "0.parquet"))
-    assert found[5].tolist() == [[0, 0, 32, 32]] * 3
-    whole = (found == found[:, :1]).all(axis=(1, 2))
-    assert whole[5] and not whole.all()
+    empty = (found == 0).all(axis=(1, 2))
+    assert empty[5] and empty.sum() == 1
+
+
+def test_boxes_of_an_image_that_can_be_read_again_are_made_again(tmp_path):
+    """By retry-failed; until then, the image counts as failed, whatever it is now."""
+    network, model = classifier(tmp_path / "model")
+    data = training_runs.make_data(tmp_path / "data")
+    lost = Path(read_shard(data / "train/0.parquet")[1]["path"][5].as_py())
+    held = lost.read_bytes()
+    manifest = tmp_path / "results/d~e~seen/manifest"
+    manifest.mkdir(parents=True)
+    write_box_images(
+        images=data / "images.parquet", class_count=2, output=manifest / "images.parquet"
+    )
+    lost.unlink()
+    boxes(data, model, manifest / "train/0.parquet")
+    lost.write_bytes(held)
+    _, images, found = read_shard(manifest / "train/0.parquet")
+    of = card(model="test_resnet", classes=training_runs.CLASSES, image_size=SIZE)
+    cut = TimmEncoder(network, of, torch.device("cpu")).preprocess
+    views = ImageViews(images["path"].combine_chunks(), found, cut, 10_000, None)
+    status = [views[i].status for i in range(len(images))]
+    assert status == ["changed" if i == 5 else "ok" for i in range(len(images))]
+    table = manifest.parent / "e/encode/train/0.parquet"
+    outcome = outcome_table(images, [(one, "", 0.0) for one in status])
+    write_table(describe(outcome, "encode", shard=0), table)
+    assert retry_failed(tmp_path / "results") == 1
+    assert table.exists() and not (manifest / "train/0.parquet").exists()
 
 
 def test_the_images_are_those_of_the_train_split(data, tmp_path):

@@ -208,6 +208,17 @@ def test_answers_are_corrections_and_corrected_entries_are_not_asked(
     assert not set(asked(again)) & set(given)
 
 
+def test_corrections_may_spell_images_otherwise_and_be_of_others(scores, drawn, tmp_path, capsys):
+    """As the labels' own corrections may; those of other images are counted."""
+    (image_id, name), *_ = asked(drawn)
+    rows = [("image_id", "class", "value"), ("./" + image_id, name, "1"), ("other.jpg", name, "0")]
+    file = tmp_path / "corrections.csv"
+    file.write_text("".join(",".join(row) + "\n" for row in rows))
+    again = draw(scores, tmp_path / "again", corrections=file)
+    assert (image_id, name) not in asked(again)
+    assert "1 corrections are of images that are not in" in capsys.readouterr().err
+
+
 def test_entries_that_predictions_were_learnt_from_are_not_asked(tmp_path):
     training = made.make_results(tmp_path / "results", {"train": NAMES[:20]}, CLASSES)
     refined = training / "refined_labels.parquet"

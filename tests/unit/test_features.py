@@ -175,6 +175,7 @@ def train(data: Path, output: Path, **changes) -> Path:
         settings=read_training(json.dumps(settings)),
         difficult="ignore",
         max_pixels=10_000,
+        max_failed_share=0.05,
         machine=Machine("cpu", workers=0, threads=1),
         output=output,
     )
@@ -298,6 +299,7 @@ def test_a_frozen_trunk_needs_features_and_weights(data, tmp_path):
             settings=settings,
             difficult="ignore",
             max_pixels=10_000,
+            max_failed_share=0.05,
             machine=Machine("cpu"),
             output=tmp_path,
         )

@@ -224,6 +224,21 @@ def test_zeros_in_a_healthy_jpeg_are_no_hole(tmp_path):
         assert pixels(save(tmp_path, data + bytes(1000))).shape == (1000, 2000, 3)
 
 
+@pytest.mark.parametrize("options", [{"optimize": True}, {"progressive": True}])
+def test_the_codes_of_a_thumbnail_are_not_those_of_the_picture(tmp_path, options):
+    """With codes of its own, plain areas of a picture are zeros."""
+    thumbnail = encoded(picture(160, 120), "JPEG")
+    data = encoded(plain_but_for_a_corner(), "JPEG", exif=b"Exif\0\0" + thumbnail, **options)
+    assert bytes(64) in data and thumbnail in data
+    assert pixels(save(tmp_path, data)).shape == (1200, 1600, 3)
+
+
+def plain_but_for_a_corner() -> Image.Image:
+    plain = Image.new("RGB", (1600, 1200), "white")
+    plain.paste(picture(400, 300), (500, 400))
+    return plain
+
+
 @pytest.mark.parametrize("padding", [b"\0", b"\0" * 300, b"ab", b"\xff\xff"])
 @pytest.mark.parametrize("end", [b"\xff\xd9", b"\xff", b""], ids=["ended", "half ended", "no end"])
 def test_padding_before_the_end_of_a_jpeg_is_no_damage(tmp_path, padding, end):

@@ -204,6 +204,22 @@ def test_16_bit_transparency_is_white(tmp_path):
     assert pixels(save(tmp_path, data))[0, :, 0].tolist() == [255, 2]
 
 
+@pytest.mark.parametrize(
+    ("bits", "kind", "colour", "row", "expected"),
+    [
+        (1, 0, (1,), b"\x40", [0, 255]),
+        (2, 0, (1,), b"\x60", [255, 170]),
+        (4, 0, (1,), b"\x12", [255, 34]),
+        (16, 2, (0x1234,) * 3, struct.pack(">6H", *(0x1234,) * 3, *(0x3412,) * 3), [255, 0x34]),
+    ],
+)
+def test_a_transparent_colour_of_any_depth_is_white(tmp_path, bits, kind, colour, row, expected):
+    header = struct.pack(">IIBBBBB", 2, 1, bits, kind, 0, 0, 0)
+    clear = (b"tRNS", struct.pack(f">{len(colour)}H", *colour))
+    data = png((b"IHDR", header), clear, (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b""))
+    assert pixels(save(tmp_path, data))[0, :, 0].tolist() == expected
+
+
 def test_12_bit_is_scaled_not_black(tmp_path):
     packed = int("".join(f"{value:012b}" for value in (0, 16, 2048, 4095)), 2).to_bytes(6, "big")
     assert pixels(save(tmp_path, tiff(12, packed, 4)))[0, :, 0].tolist() == [0, 1, 128, 255]

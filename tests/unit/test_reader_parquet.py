@@ -115,6 +115,13 @@ def test_numbers_are_the_names_that_the_file_gives_them(tmp_path, labels, expect
     assert any("labels that are no class: sofa (1)" in line for line in told)
 
 
+def test_a_class_with_two_columns(tmp_path):
+    path = write_parquet(tmp_path / "x.parquet", [IMAGE], dog=[1], cat=[0], train=[1])
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("dog", table["cat"]), path)
+    assert error(tmp_path) == f"{path}: 'dog' occurs twice; remove one"
+
+
 def test_a_column_for_each_class(tmp_path):
     columns = {"dog": [1, 0, None], "train": [1, 1, None], "CAT": [0, 1, None], "label": [0, 0, 0]}
     write_parquet(tmp_path / "x.parquet", [IMAGE] * 3, **columns)

@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from messages import message_of
 from PIL import Image
 from safetensors.torch import load_file
 from training_runs import (
@@ -437,6 +438,14 @@ def test_learning_rate_of_the_history(data, tmp_path):
     # 4 steps per epoch; the learning rate is that of each epoch's last step.
     expected = [0.5e-3 * (1 + np.cos(np.pi * done / 7)) for done in (2, 6)]
     np.testing.assert_allclose(history(tmp_path)["learning_rate"], expected)
+
+
+def test_too_many_unreadable_images_end_the_training(tmp_path):
+    data = make_data(tmp_path / "data")
+    for i in (3, 4, 11):
+        (data / f"images/{i}.png").unlink()
+    said = message_of(lambda: run(data, tmp_path / "output", max_failed_share=0.05))
+    assert "3 of its" in said and "more than max_failed_share = 0.05 allows" in said
 
 
 def test_vanished_images_are_left_out(tmp_path, capsys):

@@ -104,6 +104,7 @@ def arguments(data: Path, output: Path, **changes) -> dict:
     values = {
         "difficult": "ignore",
         "max_pixels": 10_000,
+        "max_failed_share": 0.5,
         "output": output,
     }
     settings = {k: v for k, v in changes.items() if k in Training.model_fields}

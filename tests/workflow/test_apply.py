@@ -1,7 +1,9 @@
 """A trained classifier applied to tar files that were not used for training."""
 
+import json
 import shutil
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +145,8 @@ def test_a_killed_job_leaves_nothing_and_is_repeated(project, stage, file):
 def test_a_model_of_the_run_is_made_first(project):
     jobs = project.set("apply.small.model", MADE).plan("apply")
     assert jobs["train"] == 1 and jobs["apply_shard"] == 3
+    absolute = str(project.folder / MADE)
+    assert project.set("apply.small.model", absolute).plan("apply") == jobs
 
 
 def test_a_new_image_scores_its_shard_alone(project):
@@ -153,6 +157,32 @@ def test_a_new_image_scores_its_shard_alone(project):
         assert len(parts(project).to_table()) == 21
     finally:
         (project.folder / "album/2.tar").unlink()
+
+
+def test_removed_images_leave_the_table(project):
+    """Although their rows stay in the manifest of their shard, which keeps its embeddings."""
+    part = project.folder / PARTS / "1.parquet"
+    before = part.stat().st_mtime_ns
+    first = pq.read_table(project.folder / PARTS / "0.parquet")["image_id"][0].as_py()
+    without = project.set("datasets.album.exclude", [first])
+    without.snakemake("apply")
+    assert first not in parts(project).to_table()["image_id"].to_pylist()
+    assert part.stat().st_mtime_ns == before
+
+
+def test_the_table_has_no_part_of_earlier_shards(project):
+    larger = project.set("datasets.album.shard_size", 16)
+    larger.snakemake("apply")
+    table = parts(project).to_table()
+    assert len(list((project.folder / PARTS).iterdir())) == 2
+    assert len(set(table["image_id"].to_pylist())) == len(table) == 20
+    counts = json.loads((project.folder / f"{PARTS}.json").read_text())
+    statuses = table["status"].to_pylist()
+    assert counts["images"] == 20 and counts["shards"] == 2
+    assert counts["failed"] == {"truncated": statuses.count("truncated")}
+    named = [name for names in table["labels"].to_pylist() for name in names]
+    assert {name: n for name, n in counts["labels"].items() if n} == Counter(named)
+    project.snakemake("apply")
 
 
 def test_status_knows_the_parts(project, cdul):

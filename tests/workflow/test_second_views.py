@@ -56,6 +56,15 @@ def test_what_is_made_again(project, path, value, jobs):
     assert project.set(path, value).plan(SECOND) == jobs
 
 
+def test_the_slurm_profile_can_plan_them(project):
+    """Its groups form no cycle: the quality of joined labels waits for labels of its own group."""
+    slurm = ["--profile", "profiles/slurm", "--workflow-profile", "profiles/slurm"]
+    assert project.plan(SECOND, QUALITY, *slurm) == {}
+    labels = "results/demo/tiny-clip/final/pseudo_labels.parquet"
+    assert "quality" in project.plan(QUALITY, "--forcerun", labels, *slurm)
+    assert "quality" in project.plan(QUALITY, "--forceall", *slurm)
+
+
 def test_a_killed_stage_goes_on_where_it_was(project):
     shards = [f"{BOXED}/manifest/train/{shard}.parquet" for shard in range(3)]
     kill_and_resume(project, "boxes", shards, *shards)

@@ -102,6 +102,7 @@ HISTORY = below(results.HISTORY)
 REFINED = below(results.REFINED)
 PREDICTIONS = below(results.PREDICTIONS)
 APPLIED = below(results.APPLIED)
+COUNTS = below(results.COUNTS)
 METRICS = below(results.METRICS)
 # In the report's folder; without the constraint, a name would match across folders.
 FIGURE_OF = "{dataset,[^/]+}/{encoder,[^/]+}/{labels,[^/]+}"
@@ -397,6 +398,25 @@ def shards_of(dataset, split):
     return range(-(-facts["rows"][split] // facts["layout"]["shard_size"]))
 
 
+@cache
+def images_per_shard(manifest, modified):
+    """How many images each shard of each split has in a manifest, by split and shard."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(manifest, columns=["split", "shard"])
+    counts = table.group_by(["split", "shard"]).aggregate([([], "count_all")])
+    columns = (counts[name].to_pylist() for name in ("split", "shard", "count_all"))
+    return {(split, shard): count for split, shard, count in zip(*columns)}
+
+
+def shard_images(wildcards):
+    """How many images of a shard are in the data set, which changes when one is removed."""
+    with images_of(wildcards.dataset).open("rb") as images:
+        path = Path(images.name)
+        counts = images_per_shard(path, path.stat().st_mtime_ns)
+    return counts.get((wildcards.split, int(wildcards.shard)), 0)
+
+
 def shards(wildcards):
     """The shards of a split."""
     return shards_of(wildcards.dataset, wildcards.split)
@@ -636,7 +656,13 @@ def encoded(pattern):
 
 
 def similarities(wildcards):
-    """The similarity stores of all splits."""
+    """The similarity stores of all splits; none for joined labels, which have no single store.
+
+    On SLURM, these would also put the quality of joined labels into the group of the labels that
+    they are joined from, which it waits for.
+    """
+    if wildcards.get("labels") in JOINED:
+        return []
     splits = DATASETS[wildcards.dataset].splits
     return expand(SIMILARITY, split=splits, allow_missing=True)
 
@@ -653,7 +679,7 @@ def measured_split(wildcards):
 
 @one_line
 def applied_parts(wildcards):
-    """The predictions of everything that the config's `apply` names, one table per shard."""
+    """The predictions of everything that the config's `apply` names, and the counts of each."""
     if not CONFIG.apply:
         raise UserError(
             "config: nothing to apply: name a classifier and a data set under 'apply'"
@@ -669,7 +695,7 @@ def applied_parts(wildcards):
         for name, applied in CONFIG.apply.items()
         for split in CONFIG.datasets[applied.dataset].splits
         for path in expand(
-            APPLIED,
+            [APPLIED, COUNTS],
             dataset=applied.dataset,
             classifier=name,
             split=split,
@@ -681,6 +707,10 @@ def applied_parts(wildcards):
 def applied_model(wildcards):
     """The files of a classifier to apply."""
     folder = Path(CONFIG.apply[wildcards.classifier].model)
+    # However it is written, a classifier that this run makes is one of its results.
+    if Path(RESULTS).resolve() in folder.resolve().parents:
+        below_results = folder.resolve().relative_to(Path(RESULTS).resolve())
+        folder = Path(RESULTS) / below_results
     return [str(folder / Path(file).name) for file in (WEIGHTS, CARD)]
 
 

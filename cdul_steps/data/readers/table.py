@@ -45,9 +45,6 @@ def read_table(
     with table_errors(root):
         header = table_header(root)
     wanted = ClassNames((*_OWN, *classes))
-    twice = [name for name, count in Counter(header).items() if count > 1]
-    if shown := [name for name in twice if wanted.find(name, 0) is not None]:
-        raise UserError(f"{root}: column '{shown[0].strip()}' occurs twice; remove one")
     chosen = wanted.choose(header, root)
     column = {name: chosen[i] for i, name in enumerate(wanted.names) if i in chosen}
     if "path" not in column:
