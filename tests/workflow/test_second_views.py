@@ -113,3 +113,8 @@ def test_status_and_verify_know_second_views(project, cdul):
     assert "demo~tiny-clip~seen" in cdul("status", project.results).stdout
     done = cdul("verify", project.results)
     assert done.returncode == 0, done.stdout
+
+
+def test_a_manifest_made_again_without_a_change(project):
+    project.snakemake(SECOND, "--forcerun", "manifest")
+    assert project.plan(SECOND, QUALITY) == {}

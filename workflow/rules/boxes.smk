@@ -1,5 +1,5 @@
 # Second views: a folder next to those of data sets, whose rules do the rest.
-checkpoint box_images:
+rule box_images:
     input:
         first_images,
     output:

@@ -382,9 +382,13 @@ def stored_folders():
 
 
 def images_of(dataset):
-    """The manifest's table of images, once it is made."""
+    """The manifest's table of images, once it is made.
+
+    Second views have the shards of the data set's own train split. With a checkpoint of their own,
+    Snakemake would leave their inputs open if the data set's manifest is made again unchanged.
+    """
     if dataset in BOXED:
-        return checkpoints.box_images.get(dataset=dataset).output.images
+        dataset = BOXED[dataset].dataset
     return checkpoints.manifest.get(dataset=dataset).output.images
 
 
