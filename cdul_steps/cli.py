@@ -34,7 +34,7 @@ from cdul_steps.config import (
 from cdul_steps.errors import UserError, explain
 from cdul_steps.limits import MAX_PIXELS
 from cdul_steps.method.choices import NEARNESS, AveragePrecision, Difficult
-from cdul_steps.shipped import DOCS, SNAKEFILE
+from cdul_steps.shipped import DOCS, SNAKEFILE, require_config
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -215,8 +215,9 @@ def run(context: typer.Context) -> None:
     """Run the workflow in this folder: cdul run [TARGETS] [OPTIONS OF SNAKEMAKE].
 
     Targets are `all` (the default), `report`, `sweep`, `ablation`, `apply`, or a file of results.
-    All cores are used unless `--cores` is given; `--dry-run` shows what would run. `snakemake
-    --help` lists the options.
+
+    All cores are used unless `--cores` is given. `--dry-run` shows what would run, and `snakemake
+    --help` lists all options.
     """
     from cdul_steps.tools.run import run_workflow
 
@@ -969,6 +970,8 @@ def doctor(
     if len(configfile or []) > 1 or (further and not configfile):
         # Snakemake uses only the last --configfile, which is not what a user who gives two expects.
         raise UserError("doctor: give all config files after one --configfile, as for snakemake")
+    if not files:
+        require_config(Path())
     findings = []
     for finding in examine(files, seconds=seconds):
         findings.append(finding)

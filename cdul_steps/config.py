@@ -510,7 +510,12 @@ class Training(Network):
         "linear probing on a frozen trunk (LP-FT: Kumar et al., 2022); `model` and `model_args` "
         "must be the same.",
     )
-    epochs: int = Field(20, ge=1, description="Passes over the train split.")
+    epochs: int = Field(
+        20,
+        ge=1,
+        description="Passes over the train split; twice as many for a frozen trunk with alignment, "
+        "whose final head learns in a second round.",
+    )
     batch_size: int = Field(8, ge=1, description="Images per optimiser step.")
     learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate.")
     weight_decay: float = Field(
@@ -924,6 +929,18 @@ def _check_circles(config: Config, name: str, before: tuple[str, ...] = ()) -> N
         _check_circles(config, part.labels, (*before, name))
         if part.boxes is not None:
             _check_circles(config, config.boxes[part.boxes].labels, (*before, name))
+
+
+def check_syntax(file: Path) -> None:
+    """Raise UserError with the line if a file is not YAML, which includes JSON."""
+    try:
+        yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        mark = error.context_mark or error.problem_mark
+        where = f"{file}, line {mark.line + 1}" if mark else str(file)
+        raise UserError(f"{where}: not valid YAML: {error.problem}") from error
+    except (yaml.YAMLError, UnicodeError) as error:
+        raise UserError(f"{file}: not valid YAML: {first_line(error)}") from error
 
 
 def clashes(overlays: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from cdul_steps.errors import UserError
+
 PACKAGE = Path(__file__).parent
 """The folder of this package."""
 PROJECT = PACKAGE / "project" if (PACKAGE / "project").is_dir() else PACKAGE.parent
@@ -24,6 +26,15 @@ def shipped(path: str) -> str:
     if own and (own / path).exists() and not Path(path).exists():
         return str(own / path)
     return path
+
+
+def require_config(folder: Path) -> None:
+    """Raise UserError for a folder without a config, where the demo's would be used instead."""
+    if not (folder / CONFIG).is_file():
+        raise UserError(
+            f"{folder / CONFIG}: no such file; go to a folder that 'cdul init' has written, or "
+            "give a config with --configfile"
+        )
 
 
 def base_config() -> Path:

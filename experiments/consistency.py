@@ -90,13 +90,13 @@ def main() -> None:
     truth = Truth.of(options.images, test_ids, classes, "ignore")
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
+        both = 2 if settings.model_args.get("global_pool") == "catavgmax" else 1
         features = read_features(stores["train"], rows["train"], scratch)
-        both = settings.model_args.get("global_pool") == "catavgmax"
-        standardise = Standardised(features, poolings=2 if both else 1)
         altered = read_features(options.altered, rows["train"], scratch)
-        views = torch.stack([standardise(f, scratch) for f in (features, altered)], dim=1)
+        # Each with its own mean: a head without a bias would learn the shift of the mean instead.
+        views = torch.stack([Standardised(f, both)(f, scratch) for f in (features, altered)], dim=1)
         test = read_features(stores["test"], rows["test"], scratch)
-        test = standardise(test, scratch)
+        test = Standardised(features, both)(test, scratch)
         target = to_latent(torch.from_numpy(labels)).sigmoid()
         print("| way | test mAP |\n|---|---|")
         for way, weight, swap in [
@@ -106,8 +106,9 @@ def main() -> None:
             found = []
             for seed in options.seeds:
                 changed = settings.model_copy(update={"seed": seed})
+                head = train(views, target, changed, weight, swap)
                 with torch.no_grad():
-                    logits = train(views, target, changed, weight, swap)(test)
+                    logits = head(test)
                 found.append(truth.mean_average_precision(logits.numpy()) or 0.0)
             print(
                 f"| {way} | {statistics.mean(found):.2f} ± {statistics.stdev(found):.2f} |",

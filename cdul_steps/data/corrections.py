@@ -58,7 +58,7 @@ def read_corrections(path: Path) -> Corrections:
         raise UserError(f"{path}: not in UTF-8; save it as CSV in UTF-8") from error
     except (OSError, ValueError, csv.Error) as error:
         problem = getattr(error, "strerror", None) or first_line(error)
-        raise UserError(f"{path}: the corrections cannot be read: {problem}") from error
+        raise UserError(f"{path}: cannot be read: {problem}") from error
     return corrections
 
 

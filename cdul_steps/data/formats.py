@@ -217,7 +217,7 @@ def plain_png(file: BinaryIO, *, whole: bool) -> tuple[BytesIO, bytes | None]:
     """
     kept, profile = BytesIO(), None
     kept.write(file.read(8))
-    seen, layout = False, (0, 0)
+    seen, bits, colours = False, 0, 0
     while len(start := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", start)
         if kind == b"IDAT" and not whole:
@@ -232,7 +232,7 @@ def plain_png(file: BinaryIO, *, whole: bool) -> tuple[BytesIO, bytes | None]:
             continue
         body, checksum = file.read(length), file.read(4)
         if kind == b"IHDR":
-            layout = tuple(body[8:10])
+            bits, colours = body[8], body[9]
         if is_critical:
             kept.write(start + body + checksum)
         elif zlib.crc32(kind + body).to_bytes(4) != checksum:
@@ -240,7 +240,7 @@ def plain_png(file: BinaryIO, *, whole: bool) -> tuple[BytesIO, bytes | None]:
         elif kind == b"iCCP":
             profile = _inflated(body.partition(b"\0")[2][1:], _PROFILE_LIMIT)
         elif kind == b"tRNS":
-            body = _in_8_bits(body, *layout)
+            body = _in_8_bits(body, bits, colours)
             kept.write(start + body + zlib.crc32(kind + body).to_bytes(4))
         elif kind == b"eXIf" or _is_exif_text(kind, body):
             kept.write(start + body + checksum)

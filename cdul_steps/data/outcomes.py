@@ -48,9 +48,14 @@ def check_failures(
     joined = joined.set_column(joined.column_names.index("status"), "status", status)
     failed = joined.filter(pc.not_equal(status, "ok")).select(["image_id", "status", "error"])
     if len(failed) > max_failed_share * len(members):
-        first = "; ".join(f"{f['image_id']}: {f['status']}" for f in failed[:10].to_pylist())
+        first = "; ".join(
+            f"{f['image_id']}: {f['status']}" + f" ({f['error']})" * bool(f["error"])
+            for f in failed[:10].to_pylist()
+        )
         raise UserError(
             f"{split}: {len(failed)} of {len(members)} images cannot be used, more than "
-            f"max_failed_share = {max_failed_share:g} allows: {first}"
+            f"max_failed_share = {max_failed_share:g} allows; replace or remove them, leave them "
+            "out with the data set's 'exclude', or raise its max_failed_share. "
+            f"{'They are' if len(failed) <= 10 else 'The first are'} {first}"
         )
     return failed

@@ -73,6 +73,8 @@ def read_facts(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (pa.ArrowException, ValueError, OSError) as error:
+        if path.suffix in (".csv", ".json"):
+            raise UserError(f"{path}: a {path.suffix[1:].upper()} file; give a .parquet") from error
         raise UserError(f"{path}: not a readable Parquet file ({first_line(error)})") from error
     try:
         facts = dict(json.loads(metadata.get(KEY, b"{}")))

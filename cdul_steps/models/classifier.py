@@ -133,7 +133,8 @@ def new_classifier(
     initialisation. Raises UserError if the model is unknown or its weights are not available.
     """
     if weights not in (None, "timm") and not Path(weights).is_file():
-        raise UserError(f"training: weights {weights}: no such file ('timm' downloads timm's own)")
+        what = "is a folder; give the file in it" if Path(weights).is_dir() else "no such file"
+        raise UserError(f"training: weights {weights}: {what} ('timm' downloads timm's own)")
     overlay = {"file": weights} if weights not in (None, "timm") else None
     try:
         arguments = dict(num_classes=len(classes), **model_args)

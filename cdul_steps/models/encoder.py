@@ -108,6 +108,8 @@ def _quiet() -> Iterator[None]:
 def _check_name(model: str, pretrained: str | None) -> None:
     if model not in open_clip.list_models():
         near = difflib.get_close_matches(model, open_clip.list_models(), n=3, cutoff=0.4)
+        if Path(model).is_dir():
+            raise UserError(f"encoder {model}: for a folder with weights write 'local-dir:{model}'")
         raise UserError(
             f"encoder {model}: open_clip has no such model"
             + (f"; similar: {', '.join(near)}" if near else "")
@@ -117,6 +119,11 @@ def _check_name(model: str, pretrained: str | None) -> None:
         raise UserError(
             f"encoder {model}: 'pretrained' is missing; a checkpoint file or one of "
             f"{', '.join(tags) or 'no known tags'}"
+        )
+    if Path(pretrained).is_dir():
+        raise UserError(
+            f"encoder {model}: pretrained {pretrained!r} is a folder; give 'model: "
+            f"local-dir:{pretrained}' without 'pretrained', or a file in that folder"
         )
     if not open_clip.is_pretrained_cfg(model, pretrained) and not Path(pretrained).is_file():
         raise UserError(
@@ -136,7 +143,8 @@ def _not_loaded(model: str, pretrained: str | None, error: Exception) -> UserErr
         file_or = f"the file as 'pretrained'{file_or} or " if by_file else ""
         return MissingWeightsError(
             f"encoder {model}: {file} is not in the cache ({hub.HF_HUB_CACHE})",
-            f"copy that cache here, or give {file_or}its folder as 'local-dir:FOLDER'",
+            f"copy that cache here, or give {file_or}its folder as 'model: local-dir:FOLDER' "
+            "without 'pretrained'",
             first_line(error),
         )
     if lacks := _text_lacks(model, "hf_model_name"):

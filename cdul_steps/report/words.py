@@ -5,6 +5,9 @@ from typing import Any
 
 from cdul_steps.data.labels import LabelFacts
 
+CHECKED = "## Checked by a person"
+"""The heading of a model card's section on a check."""
+
 
 def labels_in_words(facts: LabelFacts) -> dict[str, str]:
     """How pseudo-labels were made, from the facts of their table, by name of the setting.

@@ -52,6 +52,8 @@ def make_gallery(*, folder: Path, split: str, output: Path) -> None:
     match, or `output` is something else.
     """
     check_replaceable(output, GALLERY)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give results/DATASET/ENCODER/LABELS/TRAINING")
     folder = folder.resolve()
     labels = folder if (folder / "pseudo_labels.parquet").is_file() else folder.parent
     if not (labels / "pseudo_labels.parquet").is_file():

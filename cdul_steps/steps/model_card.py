@@ -7,7 +7,7 @@ from typing import Any
 from cdul_steps.data.files import read_json, write_text
 from cdul_steps.data.labels import LabelFacts
 from cdul_steps.data.tables import read_table
-from cdul_steps.report.words import checked_in_words, labels_in_words
+from cdul_steps.report.words import CHECKED, checked_in_words, labels_in_words
 
 PAPER = "[CDUL](https://arxiv.org/abs/2307.16634)"
 USE = """\
@@ -101,7 +101,7 @@ def _checked(card: dict[str, Any]) -> list[str]:
     rows = [f"| {escape(name)} | {value:.3f} |" for name, value in thresholds.items()]
     table = "\n".join(["| class | threshold |", "|---|---|", *rows])
     return [
-        f"## Checked by a person\n\n{words[:1].upper()}{words[1:]}, over all classes at the "
+        f"{CHECKED}\n\n{words[:1].upper()}{words[1:]}, over all classes at the "
         "thresholds below, which follow from these answers. In 90 of 100 such checks the true "
         f"value lies between the two numbers.\n\n{table}\n"
     ]

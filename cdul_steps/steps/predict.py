@@ -15,7 +15,7 @@ from cdul_steps.data.files import check_names, digest, replacing
 from cdul_steps.data.foreign import listed
 from cdul_steps.data.manifest import read_shard, read_split
 from cdul_steps.data.readers import READERS
-from cdul_steps.data.tables import describe, score_table, write_csv, write_table
+from cdul_steps.data.tables import describe, read_facts, score_table, write_csv, write_table
 from cdul_steps.data.truth import thresholds_of
 from cdul_steps.errors import UserError
 from cdul_steps.models.classifier import WEIGHTS, Card, load_classifier
@@ -29,6 +29,8 @@ from cdul_steps.training.features import read_features
 
 FORMATS = (".parquet", ".csv", ".json")
 COLUMNS = ["image_id", "path", "row"]
+_NAMED = 10
+"""Number of failed images that the log names."""
 _ARCHIVES = {".tar": "webdataset", ".parquet": "parquet"}
 
 
@@ -94,10 +96,10 @@ def predict_images(
 
     Writes Parquet, CSV or JSON by the suffix of `output`: `image_id, path`, one float32 probability
     per class, `labels` (names of the classes at or above their threshold) and `status`. An unusable
-    image keeps its row, without scores. Raises UserError for an invalid model folder.
+    image keeps its row, without scores. An earlier CSV or JSON file is never replaced. Raises
+    UserError for an invalid model folder, and if none of the images can be used.
     """
-    if output.suffix not in FORMATS:
-        raise UserError(f"{output}: the name must end in {', '.join(FORMATS)}")
+    _check_output(output)
     target, workers = machine.set_up(cpu_workers=0)
     network, card = load_classifier(model, target)
     features = None
@@ -114,11 +116,13 @@ def predict_images(
             logits[:] = network.cpu().get_classifier()(torch.from_numpy(rows)).numpy()
     # Images without features, or to find out why an image has none.
     left = np.flatnonzero(np.isnan(logits).any(axis=1))
-    status = np.full(len(table), "ok", object)
+    status, error = np.full(len(table), "ok", object), np.full(len(table), "", object)
     if len(left):
         paths = table["path"].combine_chunks().take(pa.array(left))
         encoder = TimmEncoder(network, card, target)
-        logits[left], status[left] = _score(encoder, paths, max_pixels, machine, workers)
+        logits[left], status[left], error[left] = _score(
+            encoder, paths, max_pixels, machine, workers
+        )
     scores = card.probabilities(torch.from_numpy(logits)).numpy()
     if threshold is not None:
         card = replace(card, threshold=threshold, thresholds={})
@@ -129,10 +133,29 @@ def predict_images(
     result = result.append_column("status", pa.array(status))
     _write(result, output, card, digest(model / WEIGHTS))
     failed = Counter(s for s in status if s != "ok")
+    for place in np.flatnonzero(status != "ok")[:_NAMED]:
+        why = f" ({error[place]})" if error[place] else ""
+        note(f"predict: {table['path'][int(place)].as_py()}: {status[place]}{why}")
+    if failed.total() > _NAMED:
+        note(f"predict: ... {output} names all {failed.total()} in the column 'status'")
     why = f" ({listed(failed)})" if failed else ""
     note(
         f"predict: {len(table) - failed.total()} images ok, {failed.total()} failed{why}; {output}"
     )
+    if len(table) and failed.total() == len(table) and not isinstance(inputs, ShardImages):
+        raise UserError(f"predict: none of the {len(table)} images can be used{why}")
+
+
+def _check_output(output: Path) -> None:
+    """Raise UserError for a name of another format, and for a file that a person may own."""
+    if output.suffix not in FORMATS:
+        raise UserError(f"{output}: the name must end in .parquet, .csv or .json")
+    if not output.exists():
+        return
+    if output.suffix != ".parquet":
+        raise UserError(f"{output}: exists already; move it, or give another --output")
+    if read_facts(output).get("kind") != "scores":
+        raise UserError(f"{output}: is not a table of predictions; give another --output")
 
 
 def _joined(names: Sequence[str]) -> str:
@@ -143,8 +166,8 @@ def _joined(names: Sequence[str]) -> str:
 
 def _score(
     encoder: TimmEncoder, paths: pa.Array, max_pixels: int, machine: Machine, workers: int
-) -> tuple[np.ndarray, list[str]]:
-    """Logits float32 (N, C) of image files, NaN where a status is not "ok", and the statuses."""
+) -> tuple[np.ndarray, list[str], list[str]]:
+    """Logits float32 (N, C) of image files, NaN where a status is not "ok"; statuses; errors."""
     workers = min(workers, len(paths) // TOGETHER)
     choice = choose_engine(
         encoder,
@@ -161,7 +184,7 @@ def _score(
     outcome, _ = encode_images(
         images, encode, encoder, rows, np.arange(len(paths)), workers, TOGETHER
     )
-    return rows[:, 0], [status for status, _, _ in outcome]
+    return rows[:, 0], [status for status, _, _ in outcome], [error for _, error, _ in outcome]
 
 
 def _write(result: pa.Table, output: Path, card: Card, weights: str) -> None:

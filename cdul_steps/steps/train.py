@@ -171,6 +171,8 @@ def _train(ranks: Ranks, device: str, task: _Task) -> None:
     for epoch in range(len(history), epochs):
         if epoch % settings.epochs == 0:
             trainer.begin_round(epoch // settings.epochs)
+            if epoch:
+                note("train: second round: a new head learns from labels halfway to the refined")
         # Different for each rank, so that dropout does not repeat within a batch.
         torch.manual_seed(settings.seed * 1_000_003 + epoch + (ranks.rank << 40))
         shuffle = np.random.default_rng((settings.seed, epoch % settings.epochs))
@@ -400,8 +402,8 @@ def _match_labels(trainer: Trainer, loader: Loader | FeatureLoader, images: int)
         )
     else:
         note(
-            f"train: logits times {matched[0]:.3g} {matched[1]:+.3g} predict as many classes as "
-            "the labels"
+            f"train: rescaled the classifier (logits times {matched[0]:.3g}, {matched[1]:+.3g}), "
+            "so that it predicts as many classes as the labels have"
         )
 
 

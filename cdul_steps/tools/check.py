@@ -376,6 +376,8 @@ def read_answers(answers: Path, check: Path) -> Answers:
     population = Population(
         table, classes, scores.astype(np.float64), ~corrected_entries(table, classes), limits, facts
     )
+    if not answers.is_file():
+        raise UserError(f"{answers}: no such file; 'Download answers.csv' on the page saves it")
     given = np.full(scores.shape, np.nan, np.float32)
     apply_corrections(given, population.ids, classes, read_corrections(answers), answers)
     sample = read_table(check / SAMPLE, ["image_id", "class", "probability", "asked"])

@@ -20,7 +20,17 @@ from packaging.requirements import Requirement
 from snakemake.common.configfile import load_configfile
 from snakemake.utils import update_config
 
-from cdul_steps.config import Config, Dataset, Encoder, Labels, Runtime, Training, clashes, load
+from cdul_steps.config import (
+    Config,
+    Dataset,
+    Encoder,
+    Labels,
+    Runtime,
+    Training,
+    check_syntax,
+    clashes,
+    load,
+)
 from cdul_steps.data.classes import check_choice, load_names
 from cdul_steps.data.foreign import Tell, ignore
 from cdul_steps.data.images import ImageError, read_size
@@ -69,6 +79,8 @@ def read_values(files: Sequence[Path]) -> list[tuple[str, dict[str, Any]]]:
     """Name and values of each file of a config. Raises UserError for one that cannot be read."""
     found = []
     for file in files:
+        if file.is_file():
+            check_syntax(file)
         try:
             found.append((file.name, load_configfile(str(file))))
         except Exception as error:
@@ -403,29 +415,29 @@ def _encode_time(
             dataset.max_pixels,
             encode if in_workers else None,
         )
-        rate = _rate(shard, workers, encode, together, seconds)
+        rate, failed = _rate(shard, workers, encode, together, seconds)
+        looked_at, errors = len(failed), {paths[i]: e for i, e in enumerate(failed) if e}
+    problem = check_headers("sample", looked_at, errors, dataset.max_failed_share)
     duration = (images + second / views) / rate
     further = f" and {second} second views" if second else ""
     text = (
         f"about {_duration(duration)} for {images * views} views{further} "
-        f"({rate * views:.0f} views/s by {choice.engine})"
+        f"({rate * views:.0f} views/s by {choice.engine})" + f"; {problem}" * bool(problem)
     )
     return text, {"seconds": duration, "views_per_second": rate * views, "engine": choice.engine}
 
 
 def _rate(
     shard: ImageViews, workers: int, encode: BatchedEncoder, together: int, seconds: float
-) -> float:
-    """Images per second, counted from the first image that is ready."""
-    done, start = 0, 0.0
-    for _ in embed_images(shard, encode, workers, together):
-        if not start:
-            start = time.monotonic()
-        else:
-            done += 1
+) -> tuple[float, list[str]]:
+    """Images per second, counted from the first that is ready, and the error of each, or ""."""
+    errors, start = [], 0.0
+    for item in embed_images(shard, encode, workers, together):
+        start = start or time.monotonic()
+        errors.append("" if item.status == "ok" else f"{item.status}: {item.error}")
         if time.monotonic() - start > seconds:
             break
-    return done / (time.monotonic() - start)
+    return (len(errors) - 1) / (time.monotonic() - start), errors
 
 
 def _training(training: Training) -> Result:

@@ -16,6 +16,7 @@ from cdul_steps.errors import UserError, first_line
 from cdul_steps.models.classifier import CARD, WEIGHTS, Card, load_classifier
 from cdul_steps.progress import note
 from cdul_steps.provenance import versions
+from cdul_steps.report.words import CHECKED
 
 KEY = "cdul"
 """Metadata key under which the exported file contains the text of `model.json`."""
@@ -231,6 +232,11 @@ def export_classifier(*, model: Path, format_: str, output: Path) -> None:
     write_text(output / MODEL_CARD, _readme(model, name, format_))
     if format_ == "torchscript":
         note("export: PyTorch has deprecated TorchScript; use pt2 instead")
+    if card.checked and CHECKED not in (output / MODEL_CARD).read_text(encoding="utf-8"):
+        note(
+            f"export: {output / MODEL_CARD} does not have the thresholds of 'cdul check' yet; "
+            "'cdul run' updates the model card, then export again"
+        )
     note(f"export: {output / name}; largest difference from PyTorch {difference:.1g}")
 
 

@@ -52,6 +52,8 @@ def retry_failed(results: Path) -> int:
             continue
         layout = read_facts(shard.path(IMAGES)).get("layout", {})
         facts, images, _ = read_shard(shard.path(SHARD))
+        present = read_table(shard.path(IMAGES), ["image_id"])["image_id"]
+        images = images.filter(pc.is_in(images["image_id"], present.combine_chunks()))
         paths = dict(zip(*(images[n].to_pylist() for n in ("image_id", "path")), strict=True))
         asked = [paths[name] for name in failed["image_id"].to_pylist() if name in paths]
         now = [path for path in asked if is_readable(path, layout.get("max_pixels", MAX_PIXELS))]

@@ -270,7 +270,7 @@ def test_the_config_is_read_as_snakemake_reads_it(repository, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     assert "none.yaml cannot be read" in message_of(read_config, [tmp_path / "none.yaml"])
     (tmp_path / "bad.yaml").write_text("a: [")
-    assert "bad.yaml cannot be read" in message_of(read_config, [tmp_path / "bad.yaml"])
+    assert "bad.yaml, line 1: not valid YAML" in message_of(read_config, [tmp_path / "bad.yaml"])
 
 
 def test_config_files_are_given_as_for_snakemake(small, tmp_path):

@@ -48,7 +48,7 @@ def test_what_is_hidden_or_the_systems_is_left_out_and_told(photos):
         "left out 1 hidden folder: .hidden (1)",
         "left out 2 folders of the system: #recycle (1), @eaDir (1)",
         "left out 2 hidden files: .DS_Store (1), ._b.png (1)",
-        "left out 3 files without the name of an image: .xmp (2), .txt (1)",
+        "left out 3 non-image files: .xmp (2), .txt (1)",
     ]
 
 

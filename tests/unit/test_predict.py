@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -203,8 +204,22 @@ def test_bad_image_keeps_its_row(model, images, tmp_path, suffix):
 
 def test_only_bad_images(model, tmp_path):
     (tmp_path / "bad.jpg").write_text("Not found")
-    scores = run(model, tmp_path / "a.parquet", tmp_path / "bad.jpg")
-    assert scores["status"].tolist() == ["not_an_image"]
+    said = fails(model, tmp_path / "a.parquet", tmp_path / "bad.jpg")
+    assert said == "predict: none of the 1 images can be used (not_an_image (1))"
+    assert pd.read_parquet(tmp_path / "a.parquet")["status"].tolist() == ["not_an_image"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_an_earlier_file_is_kept(model, images, tmp_path, kind):
+    """A person may have edited it; a Parquet file only if it is not one of predictions."""
+    file = tmp_path / f"a.{kind}"
+    run(model, file, images / "0.png")
+    before = file.read_bytes()
+    assert "exists already" in fails(model, file, images / "0.png")
+    assert file.read_bytes() == before
+    own = tmp_path / "own.parquet"
+    pd.DataFrame({"x": [1]}).to_parquet(own)
+    assert "not a table of predictions" in fails(model, own, images / "0.png")
 
 
 def test_scores_that_are_not_finite(model, images, tmp_path):
@@ -212,7 +227,9 @@ def test_scores_that_are_not_finite(model, images, tmp_path):
     weights = load_file(model / "model.safetensors")
     weights["head.fc.weight"][1] = torch.inf
     save_file(weights, tmp_path / "model/model.safetensors")
-    scores = run(tmp_path / "model", tmp_path / "a.parquet", images / "0.png")
+    with suppress(UserError):
+        run(tmp_path / "model", tmp_path / "a.parquet", images / "0.png")
+    scores = pd.read_parquet(tmp_path / "a.parquet")
     if np.isfinite(scores[CLASSES]).all(axis=None):
         pytest.skip("the infinite weight met no other sign")
     assert scores["status"].tolist() == ["not_finite"]
@@ -222,7 +239,7 @@ def test_scores_that_are_not_finite(model, images, tmp_path):
 
 def test_input_errors(model, images, tmp_path):
     for name in ("a.txt", "a", "a.parquet.gz"):
-        assert "must end in .parquet, .csv, .json" in fails(model, tmp_path / name, images)
+        assert "must end in .parquet, .csv or .json" in fails(model, tmp_path / name, images)
     missing = tmp_path / "nowhere.jpg"
     message = fails(model, tmp_path / "a.csv", images, missing)
     assert message == f"{missing}: no such file or folder"

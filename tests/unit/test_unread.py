@@ -53,7 +53,7 @@ def test_images_are_found_by_suffix_or_by_content(mixed):
     records = read_dataset("folder", mixed, {"train": "."}, (), tell=told.append)
     assert [record.image_id for record in records] == READ
     assert all(decode(record.path).size for record in records)
-    what = "files without the name of an image: .txt (2), no suffix (2), .mov (1)"
+    what = "non-image files: .txt (2), no suffix (2), .mov (1)"
     assert told == [f"{mixed}: left out 5 {what}"]
 
 
@@ -63,7 +63,7 @@ def test_log_and_report_say_what_was_left_out(mixed, tmp_path, capsys):
     images = tmp_path / "manifest/images.parquet"
     assert pq.read_table(images)["width"].to_pylist().count(0) == 0
     (line,) = read_facts(images)["left_out"]
-    assert "left out 5 files" in line
+    assert "left out 5 non-image files" in line
     section, _ = _data_section(SimpleNamespace(images=images, names=("mixed",)))
     assert ("left out or interpreted", line) in section.facts
 

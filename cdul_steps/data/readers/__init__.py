@@ -183,7 +183,8 @@ def check_headers(
     )
     if len(failed) > max_failed_share * looked_at:
         raise UserError(
-            f"{problem}; replace or remove them, or raise max_failed_share ({max_failed_share:g})"
+            f"{problem}; replace or remove them, leave them out with 'exclude', or raise "
+            f"max_failed_share ({max_failed_share:g})"
         )
     return problem
 

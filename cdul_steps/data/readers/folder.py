@@ -40,6 +40,8 @@ def read_folder(
 
     Raises UserError.
     """
+    if root.is_symlink() and not root.exists():
+        raise UserError(f"{root}: is a link to {root.readlink()}, which does not exist")
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; 'root' must be a folder of images")
     tops = {}
@@ -134,7 +136,7 @@ class _Rules:
         if not name.lower().endswith(IMAGE_SUFFIXES):
             suffix = PurePosixPath(name).suffix.lower()
             if suffix or not (folder and begins_as_image(folder / name)):
-                return self.leave("file{s} without the name of an image", suffix or "no suffix")
+                return self.leave("non-image file{s}", suffix or "no suffix")
         if pattern := pattern_of(relative, self.exclude):
             return self.leave("image{s} by 'exclude'", pattern)
         return True
