@@ -795,6 +795,11 @@ def load(values: dict[str, Any], *, check_run: bool = True) -> Config:
             raise UserError(f"config: labels.{name}.harden: give 'threshold' or 'top_k', not both")
         if labels.join:
             _check_join(config, name)
+    for name, encoder in config.encoders.items():
+        if encoder.views == "dense" and encoder.resize_mode not in (None, "squash"):
+            raise UserError(
+                f"config: encoders.{name}: dense views squash the image; remove 'resize_mode'"
+            )
     for name in config.boxes:
         _check_boxes(config, name)
     for name in config.labels:
@@ -808,10 +813,10 @@ def load(values: dict[str, Any], *, check_run: bool = True) -> Config:
                 f"config: labels.{made.labels}.grid is {list(grid)}, and "
                 f"datasets.{made.dataset}.grid has only {', '.join(str(list(g)) for g in grids)}"
             )
-        for part, encoder in _parts(config, made.labels, made.encoder):
-            if part.boxes is not None and config.encoders[encoder].views == "dense":
+        for part, teacher in _parts(config, made.labels, made.encoder):
+            if part.boxes is not None and config.encoders[teacher].views == "dense":
                 raise UserError(
-                    f"config: labels.{made.labels}.join: encoders.{encoder} has dense views, which "
+                    f"config: labels.{made.labels}.join: encoders.{teacher} has dense views, which "
                     f"boxes do not support; name an encoder with crops next to {part.boxes!r}"
                 )
     for name, training in config.trainings.items():

@@ -4,10 +4,11 @@
         --features train=TRAIN.zarr --features test=TEST.zarr --altered ALTERED.zarr \\
         --settings settings.yaml
 
-Trains the head on fixed labels, as a training with `trunk: frozen` does, with and without the
-second loss of CCD (CVPR 2025): the binary cross-entropy between the probabilities for the altered
-photograph and those for the photograph itself, which are held fixed. Also trains on both
-photographs with the labels of one. Prints the test mAP in Markdown.
+Trains the head on fixed labels or, with `--refined`, on labels halfway to refined ones, as a
+training with `trunk: frozen` does, with and without the second loss of CCD (CVPR 2025): the binary
+cross-entropy between the probabilities for the altered photograph and those for the photograph
+itself, which are held fixed. Also trains on either photograph with the same labels. Prints the test
+mAP in Markdown.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from cdul_steps.config import Training
 from cdul_steps.data.manifest import read_split
 from cdul_steps.data.tables import read_scores
 from cdul_steps.data.truth import Truth
-from cdul_steps.method.gradient_alignment import to_latent
+from cdul_steps.method.gradient_alignment import halfway, to_latent
 from cdul_steps.training.features import Standardised, read_features
 from cdul_steps.training.loader import batches
 from cdul_steps.training.trainer import optimizer
@@ -73,6 +74,7 @@ def main() -> None:
     """Read, train each way with each seed, print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--labels", type=Path, required=True, help="pseudo_labels.parquet")
+    parser.add_argument("--refined", type=Path, help="refined_labels.parquet of a training on them")
     parser.add_argument("--images", type=Path, required=True, help="images.parquet")
     parser.add_argument("--features", action="append", required=True, help="SPLIT=STORE, each once")
     parser.add_argument("--altered", type=Path, required=True, help="train features of the altered")
@@ -97,7 +99,11 @@ def main() -> None:
         views = torch.stack([Standardised(f, both)(f, scratch) for f in (features, altered)], dim=1)
         test = read_features(stores["test"], rows["test"], scratch)
         test = Standardised(features, both)(test, scratch)
-        target = to_latent(torch.from_numpy(labels)).sigmoid()
+        latents = to_latent(torch.from_numpy(labels))
+        if options.refined:
+            refined = torch.from_numpy(read_scores(options.refined)[2])
+            latents = halfway(latents, to_latent(refined))
+        target = latents.sigmoid()
         print("| way | test mAP |\n|---|---|")
         for way, weight, swap in [
             *((way, weight, False) for way, weight in WAYS.items()),

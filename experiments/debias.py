@@ -41,7 +41,9 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True, help="images.parquet with the truth")
     parser.add_argument("--whole", type=Path, required=True, help="labels of the whole images")
     parser.add_argument("--boxes", type=Path, required=True, help="the best box of each class")
-    parser.add_argument("--labels", type=Path, action="append", default=[], help="also debiased")
+    parser.add_argument(
+        "--labels", type=Path, action="append", default=[], help="also debiased and mixed"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder for the tables")
     options = parser.parse_args()
     table, classes, whole = read_scores(options.whole)
@@ -66,6 +68,7 @@ def main() -> None:
     }
     for file in options.labels:
         values, name = scores(file), file.parent.name
+        made[f"{name}-mixed"] = FIRST * values + (1 - FIRST) * boxes
         made |= {
             f"{name}-debiased": debiased(values),
             f"{name}-divided": np.minimum(values / bias, 1),

@@ -40,6 +40,7 @@ from cdul_steps.data.remote import is_url
 from cdul_steps.data.sources import file_of
 from cdul_steps.demo.scenes import write_scenes
 from cdul_steps.errors import UserError, first_line
+from cdul_steps.method.context import plain_name
 from cdul_steps.method.snippets import view_boxes
 from cdul_steps.models.classifier import fitting_args, network_and_card, new_classifier
 from cdul_steps.models.dense import load_tower, new_encoder, passes
@@ -268,6 +269,10 @@ def _data(dataset: Dataset) -> Result:
             check_files(split, len(paths), absent, dataset.max_failed_share)
             if problem := _headers(split, paths, dataset):
                 told.append(problem)
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        alike.setdefault(plain_name(name), []).append(name)
+    told += [f"{' and '.join(of)} look like one class" for of in alike.values() if len(of) > 1]
     views = sum(images.values()) * _views(dataset)
     text = ", ".join(f"{count} {split} images" for split, count in images.items())
     values = {"images": images, "views": views, "classes": len(classes), "context": len(context)}

@@ -253,6 +253,16 @@ def test_hard_labels_are_made_in_one_way():
     assert message == "config: labels.final.harden: give 'threshold' or 'top_k', not both"
 
 
+def test_dense_views_have_one_way_of_resizing():
+    dense = changed("encoders/tiny-clip/views", "dense")
+    encoder = dense["encoders"]["tiny-clip"]
+    load(dense)
+    encoder["resize_mode"] = "shortest"
+    assert message_of(dense) == (
+        "config: encoders.tiny-clip: dense views squash the image; remove 'resize_mode'"
+    )
+
+
 def test_sweep_settings():
     assert read_sweep("{}") == Sweep()
     assert read_sweep('{"lambda": [0.5]}').lambda_ == [0.5]

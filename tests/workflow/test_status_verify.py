@@ -275,7 +275,7 @@ def run_command(project, *options: str) -> None:
     done = cdul(project, "verify", "--json")
     assert done.returncode == 1
     command = json.loads(done.stdout)["command"]
-    command = command.replace("snakemake", str(launcher.commands() / "snakemake"), 1)
+    command = command.replace("cdul", str(launcher.commands() / "cdul"), 1)
     command = f"{command} {shlex.join(options)} --configfile {shlex.quote(project.overlay())}"
     subprocess.run(command, shell=True, check=True, cwd=project.folder, env=project.environment)
 

@@ -372,6 +372,12 @@ def grid_options(wildcards):
     ]
 
 
+def manifest_reader(wildcards):
+    """The reader of a data set; the demo's scenes come with a table."""
+    reader = CONFIG.datasets[wildcards.dataset].reader
+    return "table" if reader == "demo" else reader
+
+
 IN_STORAGE = workflow.storage_settings.default_storage_provider is not None
 
 

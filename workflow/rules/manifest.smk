@@ -32,10 +32,7 @@ checkpoint manifest:
     wildcard_constraints:
         dataset=one_of(CONFIG.datasets),
     params:
-        reader=lambda wildcards: {"demo": "table"}.get(
-            CONFIG.datasets[wildcards.dataset].reader,
-            CONFIG.datasets[wildcards.dataset].reader,
-        ),
+        reader=manifest_reader,
         root=dataset_root,
         classes=dataset_key("classes"),
         splits=lambda wildcards: [
