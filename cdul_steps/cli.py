@@ -651,7 +651,13 @@ def boxes(
 @app.command()
 def predict(
     model: Annotated[Path, Option(help="Folder of a trained classifier.")],
-    output: Annotated[Path, Option(help="File to write: .parquet, .csv or .json.", dir_okay=False)],
+    output: Annotated[
+        Path,
+        Option(
+            help="File to write: .parquet, .csv or .json. An existing .csv or .json is kept.",
+            dir_okay=False,
+        ),
+    ],
     inputs: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -821,7 +827,10 @@ def retry_failed(
     from cdul_steps.tools.retry import retry_failed
 
     if retry_failed(results):
-        typer.echo("Now run 'cdul run --forcerun manifest', with the --configfile of before.")
+        typer.echo(
+            "Now repeat the command of before with --forcerun manifest at its end, such as "
+            "'cdul run --forcerun manifest' or 'cdul run apply --forcerun manifest'."
+        )
 
 
 @review.command("export")

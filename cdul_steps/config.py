@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from inspect import cleandoc
 from itertools import combinations, product, starmap
 from pathlib import Path
@@ -937,11 +938,17 @@ def _check_circles(config: Config, name: str, before: tuple[str, ...] = ()) -> N
 
 
 def check_syntax(file: Path) -> None:
-    """Raise UserError with the line if a file is not YAML, which includes JSON."""
+    """Raise UserError with the line if a file is neither JSON nor YAML."""
     try:
-        yaml.safe_load(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        with suppress(ValueError):
+            json.loads(text)
+            return
+        yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
-        mark = error.context_mark or error.problem_mark
+        # A missing colon or bracket is noticed lines later; a wrong indentation at once.
+        is_open = re.search("flow|simple key|quoted", error.context or "")
+        mark = (is_open and error.context_mark) or error.problem_mark
         where = f"{file}, line {mark.line + 1}" if mark else str(file)
         raise UserError(f"{where}: not valid YAML: {error.problem}") from error
     except (yaml.YAMLError, UnicodeError) as error:

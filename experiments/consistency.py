@@ -116,10 +116,8 @@ def main() -> None:
                 with torch.no_grad():
                     logits = head(test)
                 found.append(truth.mean_average_precision(logits.numpy()) or 0.0)
-            print(
-                f"| {way} | {statistics.mean(found):.2f} ± {statistics.stdev(found):.2f} |",
-                flush=True,
-            )
+            spread = statistics.stdev(found) if len(found) > 1 else 0.0
+            print(f"| {way} | {statistics.mean(found):.2f} ± {spread:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

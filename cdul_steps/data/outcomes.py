@@ -56,6 +56,6 @@ def check_failures(
             f"{split}: {len(failed)} of {len(members)} images cannot be used, more than "
             f"max_failed_share = {max_failed_share:g} allows; replace or remove them, leave them "
             "out with the data set's 'exclude', or raise its max_failed_share. "
-            f"{'They are' if len(failed) <= 10 else 'The first are'} {first}"
+            f"{'The first ten' if len(failed) > 10 else 'These'}: {first}"
         )
     return failed

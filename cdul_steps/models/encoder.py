@@ -120,12 +120,14 @@ def _check_name(model: str, pretrained: str | None) -> None:
             f"encoder {model}: 'pretrained' is missing; a checkpoint file or one of "
             f"{', '.join(tags) or 'no known tags'}"
         )
+    if open_clip.is_pretrained_cfg(model, pretrained):
+        return
     if Path(pretrained).is_dir():
         raise UserError(
             f"encoder {model}: pretrained {pretrained!r} is a folder; give 'model: "
             f"local-dir:{pretrained}' without 'pretrained', or a file in that folder"
         )
-    if not open_clip.is_pretrained_cfg(model, pretrained) and not Path(pretrained).is_file():
+    if not Path(pretrained).is_file():
         raise UserError(
             f"encoder {model}: pretrained {pretrained!r} is neither a file nor one of open_clip's "
             f"tags ({', '.join(tags)})"

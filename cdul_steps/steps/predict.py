@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 
 from cdul_steps.data.files import check_names, digest, replacing
@@ -56,9 +58,9 @@ class ShardImages:
     def read(self) -> pa.Table:
         """`image_id, path, row`; raises UserError for another kind of file."""
         facts, table, _ = read_shard(self.manifest)
-        present = read_split(self.images, facts["split"], ["shard", "row"])
-        present = present.filter(pc.equal(present["shard"], facts["shard"]))["row"]
-        return table.filter(pc.is_in(table["row"], present.combine_chunks()))
+        here = [("split", "=", facts["split"]), ("shard", "=", facts["shard"])]
+        rows = pq.read_table(self.images, columns=["row"], filters=here)["row"]
+        return table.filter(pc.is_in(table["row"], rows.combine_chunks()))
 
 
 def _listed(inputs: Sequence[Path]) -> pa.Table:
@@ -131,19 +133,19 @@ def predict_images(
     named = [[card.classes[c] for c in np.flatnonzero(row >= limits)] for row in scores]
     result = result.append_column("labels", pa.array(named, pa.list_(pa.string())))
     result = result.append_column("status", pa.array(status))
-    _write(result, output, card, digest(model / WEIGHTS))
     failed = Counter(s for s in status if s != "ok")
     for place in np.flatnonzero(status != "ok")[:_NAMED]:
         why = f" ({error[place]})" if error[place] else ""
         note(f"predict: {table['path'][int(place)].as_py()}: {status[place]}{why}")
     if failed.total() > _NAMED:
-        note(f"predict: ... {output} names all {failed.total()} in the column 'status'")
+        note("predict: ...; the column 'status' has all of them")
     why = f" ({listed(failed)})" if failed else ""
+    if len(table) and failed.total() == len(table) and not isinstance(inputs, ShardImages):
+        raise UserError(f"predict: none of the {len(table)} images can be used{why}")
+    _write(result, output, card, digest(model / WEIGHTS))
     note(
         f"predict: {len(table) - failed.total()} images ok, {failed.total()} failed{why}; {output}"
     )
-    if len(table) and failed.total() == len(table) and not isinstance(inputs, ShardImages):
-        raise UserError(f"predict: none of the {len(table)} images can be used{why}")
 
 
 def _check_output(output: Path) -> None:
@@ -154,8 +156,10 @@ def _check_output(output: Path) -> None:
         return
     if output.suffix != ".parquet":
         raise UserError(f"{output}: exists already; move it, or give another --output")
-    if read_facts(output).get("kind") != "scores":
-        raise UserError(f"{output}: is not a table of predictions; give another --output")
+    with suppress(UserError):
+        if {"kind", "weights", "model"} <= read_facts(output).keys():
+            return
+    raise UserError(f"{output}: is not a table of predictions; give another --output")
 
 
 def _joined(names: Sequence[str]) -> str:

@@ -293,17 +293,17 @@ def _check_epoch(task: _Task, trainer: Trainer, table: pa.Table, epoch: int, los
         raise UserError(
             f"{task.inputs.labels}: none of its images can be read; the first is {first}"
         )
-    if trainer.unusable > task.max_failed_share * len(table):
-        raise UserError(
-            f"{task.inputs.labels}: {trainer.unusable} of its {len(table)} images cannot be read, "
-            f"more than max_failed_share = {task.max_failed_share:g} allows; run 'cdul "
-            "retry-failed' once they can"
-        )
     if not (np.isfinite(loss) and trainer.is_finite()):
         kept = f"; the state before it is in {task.checkpoint}" if epoch > 1 else ""
         raise UserError(
             f"training diverged in epoch {epoch} (the loss is {loss}): "
             f"use a smaller learning_rate{kept}"
+        )
+    if trainer.unusable > task.max_failed_share * len(table):
+        raise UserError(
+            f"{task.inputs.labels}: {trainer.unusable} of its {len(table)} images cannot be read, "
+            f"more than max_failed_share = {task.max_failed_share:g} allows; run 'cdul "
+            "retry-failed' once they can be read"
         )
 
 

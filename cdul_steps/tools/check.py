@@ -215,7 +215,7 @@ def _read_population(
         own = {*ids, *map(same_image, ids)}
         elsewhere = {name for name, _ in given if not {name, same_image(name)} & own}
         if elsewhere:
-            note(f"check: {len(elsewhere)} corrections are of images that are not in {path}")
+            note(f"check: corrections of images that are not in {path}: {len(elsewhere)}")
         given = {entry: value for entry, value in given.items() if entry[0] not in elsewhere}
         scratch = np.full(scores.shape, np.nan, np.float32)
         apply_corrections(scratch, ids, classes, given, corrections)

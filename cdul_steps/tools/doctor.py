@@ -421,13 +421,17 @@ def _encode_time(
             encode if in_workers else None,
         )
         rate, failed = _rate(shard, workers, encode, together, seconds)
-        looked_at, errors = len(failed), {paths[i]: e for i, e in enumerate(failed) if e}
-    problem = check_headers("sample", looked_at, errors, dataset.max_failed_share)
+    # Too few to compare their share with `max_failed_share`.
+    problem = "".join(
+        f"; {len(failed) - failed.count('')} of {len(failed)} encoded images cannot be used, the "
+        f"first is {path} ({error})"
+        for path, error in [pair for pair in zip(paths, failed, strict=False) if pair[1]][:1]
+    )
     duration = (images + second / views) / rate
     further = f" and {second} second views" if second else ""
     text = (
         f"about {_duration(duration)} for {images * views} views{further} "
-        f"({rate * views:.0f} views/s by {choice.engine})" + f"; {problem}" * bool(problem)
+        f"({rate * views:.0f} views/s by {choice.engine})" + problem
     )
     return text, {"seconds": duration, "views_per_second": rate * views, "engine": choice.engine}
 

@@ -48,7 +48,8 @@ def retry_failed(results: Path) -> int:
     for shard, table in tables:
         outcome = read_table(table, ["image_id", "status"])
         failed = outcome.filter(pc.is_in(outcome["status"], pa.array(RETRIED)))
-        if not len(failed):
+        # The manifest of second views is missing if their boxes are to be made again.
+        if not len(failed) or not shard.path(SHARD).exists():
             continue
         layout = read_facts(shard.path(IMAGES)).get("layout", {})
         facts, images, _ = read_shard(shard.path(SHARD))

@@ -28,7 +28,10 @@ def run_workflow(words: Sequence[str]) -> NoReturn:
         stopped = True
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGINT, stop)
+    # In the background of a script it is ignored.
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, stop)
+    done = False
     try:
         parser, options = parse_args(["--snakefile", str(SNAKEFILE), *words])
         folder = Path(options.directory or ".")
@@ -44,7 +47,7 @@ def run_workflow(words: Sequence[str]) -> NoReturn:
         raise
     except Exception as error:
         print_exception(error)
-        done = False
-    if stopped:
-        print("cdul: stopped; the same command continues from here", file=sys.stderr)
+    finally:
+        if stopped:
+            print("cdul: stopped; the same command continues from here", file=sys.stderr)
     raise SystemExit(0 if done else 1)

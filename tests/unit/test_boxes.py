@@ -157,6 +157,7 @@ def test_boxes_of_an_image_that_can_be_read_again_are_made_again(tmp_path):
     write_table(describe(outcome, "encode", shard=0), table)
     assert retry_failed(tmp_path / "results") == 1
     assert table.exists() and not (manifest / "train/0.parquet").exists()
+    assert retry_failed(tmp_path / "results") == 0
 
 
 def test_the_images_are_those_of_the_train_split(data, tmp_path):

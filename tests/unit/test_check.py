@@ -216,7 +216,7 @@ def test_corrections_may_spell_images_otherwise_and_be_of_others(scores, drawn, 
     file.write_text("".join(",".join(row) + "\n" for row in rows))
     again = draw(scores, tmp_path / "again", corrections=file)
     assert (image_id, name) not in asked(again)
-    assert "1 corrections are of images that are not in" in capsys.readouterr().err
+    assert f"corrections of images that are not in {scores}: 1" in capsys.readouterr().err
 
 
 def test_entries_that_predictions_were_learnt_from_are_not_asked(tmp_path):

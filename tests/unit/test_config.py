@@ -10,6 +10,7 @@ from cdul_steps.config import (
     Dataset,
     Sweep,
     Training,
+    check_syntax,
     clashes,
     load,
     read_sweep,
@@ -251,6 +252,27 @@ def test_labels_of_a_grid_that_the_data_set_has_not():
 def test_hard_labels_are_made_in_one_way():
     message = message_of(changed("labels/final/harden", {"threshold": 0.5, "top_k": 1}))
     assert message == "config: labels.final.harden: give 'threshold' or 'top_k', not both"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a: 1\nroot photos\nb: 2\n", 2),
+        ("a:\n  b: 1\n   c: 2\n", 3),
+        ("a: [1,\nb: 2\n", 1),
+        ("a: 1\n\tb: 2\n", 2),
+    ],
+)
+def test_a_mistake_of_syntax_has_its_line(tmp_path, text, line):
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    assert message_of(file, check_syntax).startswith(f"{file}, line {line}: not valid YAML: ")
+
+
+def test_json_is_a_config_too(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text('{\n\t"a": 1\n}')
+    check_syntax(file)
 
 
 def test_dense_views_have_one_way_of_resizing():

@@ -329,9 +329,10 @@ def test_a_checkpoint_that_is_none_is_not_replaced(data, done, tmp_path, monkeyp
     assert same(run(data, tmp_path), done)
 
 
-def test_divergence(data, tmp_path):
+@pytest.mark.parametrize("batch_size", [4, 24])
+def test_divergence(data, tmp_path, batch_size):
     output = tmp_path / "output"
-    message = fails(data, output, learning_rate=1e30, optimizer="sgd", batch_size=24)
+    message = fails(data, output, learning_rate=1e30, optimizer="sgd", batch_size=batch_size)
     assert message.startswith("training diverged in epoch ")
     assert "smaller learning_rate" in message
     assert not (output / "model").exists()

@@ -129,9 +129,10 @@ def test_manifest_runs_and_the_rest_is_planned(project, dataset):
         "model_card": 1,
     }
     if dataset == "photos":
-        # A frozen trunk, and second views, whose shards are planned once their images are known.
-        expected |= {"feature_store": count, "features": count, "box_images": 1, "join_labels": 1}
-        for stage in ("store", "encode_text", "similarity", "label"):
+        # A frozen trunk, and second views, for which a first classifier is trained.
+        expected |= {"feature_store": count, "features": count, "join_labels": 1}
+        expected |= {"box_images": 1, "boxes": 1}
+        for stage in ("store", "encode_text", "encode", "similarity", "label", "train"):
             expected[stage] += 1
     assert project.plan(*words) == expected
 

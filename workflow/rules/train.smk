@@ -21,6 +21,10 @@ rule train:
         device=RUNTIME.device,
         devices=RUNTIME.train_devices,
         workers=RUNTIME.workers,
+        # Not a parameter, because it changes no result.
+        max_failed_share=lambda wildcards: str(
+            CONFIG.datasets[wildcards.dataset].max_failed_share
+        ),
     params:
         folder=subpath(output.history, parent=True),
         settings=lambda wildcards: training(wildcards).model_dump_json(by_alias=True),
@@ -29,12 +33,11 @@ rule train:
         start=start_option,
         difficult=CONFIG.evaluate.difficult,
         max_pixels=dataset_key("max_pixels"),
-        max_failed_share=dataset_key("max_failed_share"),
         code=code("train", "train_classifier"),
     shell:
         "cdul train --labels {input.labels:q} --images {input.images:q} "
         "--settings {params.settings:q} {params.features:q} {params.start:q} --difficult {params.difficult} "
-        "--max-pixels {params.max_pixels} --max-failed-share {params.max_failed_share} "
+        "--max-pixels {params.max_pixels} --max-failed-share {resources.max_failed_share} "
         "--device {resources.device:q} "
         "--devices {resources.devices} --gpus {resources.gpu} "
         "--workers={resources.workers} --threads {threads} --output {params.folder:q} 2> {log:q}"
