@@ -18,10 +18,12 @@ def count_applied(*, parts: Path, images: Path, split: str, output: Path) -> dic
 
     `parts` is the folder of the predictions, `{shard}.parquet`. Predictions of shards that the
     manifest `images` does not have are from an earlier manifest; they are deleted, so that the
-    folder can be read as one table. Raises UserError if a shard has no predictions, or one file
-    contains other classes than the first.
+    folder can be read as one table. Raises UserError for a split that the manifest does not have,
+    if a shard has no predictions, and if a file contains something else.
     """
     facts = require(images, read_facts(images), "layout", "rows")
+    if split not in facts["rows"]:
+        raise UserError(f"{images}: no split {split!r}; it has {', '.join(facts['rows'])}")
     shards = -(-facts["rows"][split] // facts["layout"]["shard_size"])
     of_shards = [parts / f"{shard}.parquet" for shard in range(shards)]
     status, labels = Counter[str](), Counter[str]()
@@ -42,8 +44,9 @@ def count_applied(*, parts: Path, images: Path, split: str, output: Path) -> dic
         path for path in parts.glob("*.parquet") if path.stem.isdecimal() and path not in of_shards
     ]
     for path in earlier:
-        if "labels" not in pq.read_schema(path).names:
+        if not {"status", "labels"} <= {*pq.read_schema(path).names}:
             raise UserError(f"{path}: not the predictions of a shard; move it elsewhere")
+    for path in earlier:
         path.unlink()
     result = {
         "schema_version": SCHEMA_VERSION,

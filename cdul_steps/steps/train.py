@@ -172,7 +172,9 @@ def _train(ranks: Ranks, device: str, task: _Task) -> None:
         if epoch % settings.epochs == 0:
             trainer.begin_round(epoch // settings.epochs)
             if epoch:
-                note("train: second round: a new head learns from labels halfway to the refined")
+                note(
+                    "train: second round: a new head learns from labels halfway to the refined ones"
+                )
         # Different for each rank, so that dropout does not repeat within a batch.
         torch.manual_seed(settings.seed * 1_000_003 + epoch + (ranks.rank << 40))
         shuffle = np.random.default_rng((settings.seed, epoch % settings.epochs))
