@@ -444,7 +444,7 @@ def _rate(
     for item in embed_images(shard, encode, workers, together):
         start = start or time.monotonic()
         errors.append("" if item.status == "ok" else f"{item.status}: {item.error}")
-        if time.monotonic() - start > seconds:
+        if len(errors) > 1 and time.monotonic() - start > seconds:
             break
     return (len(errors) - 1) / (time.monotonic() - start), errors
 

@@ -72,6 +72,7 @@ def test_every_output_is_known():
     assert {" ".join(w) for w, _ in FILES} == {
         *("manifest", "encode", "encode-text", "label", "quality", "sweep", "predict", "evaluate"),
         *("model-card", "review import", "features", "join-labels", "box-images", "boxes"),
+        "applied",
     }
     assert {" ".join(w) for w, _ in FOLDERS} == {
         *("encode", "store", "similarity", "train", "ablation", "export", "gallery", "report"),

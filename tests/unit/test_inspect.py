@@ -64,8 +64,8 @@ def scores(name: str) -> np.ndarray:
 
 def run_command(line: str) -> str:
     program, *words = shlex.split(line)
-    if program in ("snakemake", "python"):
-        return "not here: a workflow, which has its own tests, and a benchmark"
+    if words[0] == "run":
+        return "not here: a workflow, which has its own tests"
     assert program == "cdul"
     result = CliRunner().invoke(app, words, catch_exceptions=False)
     assert result.exit_code == 0, result.output

@@ -96,7 +96,7 @@ def start(data: Path, output: Path, settings: Path) -> tuple[subprocess.Popen, s
     """A training in two processes, as a user starts it, in its third epoch or later."""
     words = ["--labels", data / "labels.parquet", "--images", data / "images.parquet"]
     words += ["--settings", settings, "--output", output, "--device", "cpu", "--devices", "2"]
-    words += ["--workers", "1", "--max-pixels", "10000"]
+    words += ["--workers", "1", "--max-pixels", "10000", "--max-failed-share", "0.5"]
     process = subprocess.Popen(
         [sys.executable, "-m", "cdul_steps.cli", "train", *map(str, words)],
         stderr=subprocess.PIPE,

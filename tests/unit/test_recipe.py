@@ -81,7 +81,7 @@ def test_a_file_given_as_the_message_says_has_its_tags_vectors(model, tag, weigh
         # No name in open_clip gives these vectors from a file; the folder's config does.
         for name in {model, f"{model}-quickgelu"} & set(open_clip.list_models()):
             assert (own * embed(load_clip(name, str(weights)))).sum(axis=1).min() < SAME
-        assert "its folder as 'local-dir:FOLDER'" in message
+        assert "its folder as 'model: local-dir:FOLDER'" in message
 
 
 def test_what_was_assumed_is_said(weights, small, tmp_path):

@@ -297,6 +297,7 @@ def run_stages(root: Path, known: bool) -> Path:
         inputs=Inputs(labels / "pseudo_labels.parquet", images),
         settings=read_training(text),
         difficult="ignore",
+        max_failed_share=0.5,
         output=training,
         **TINY,
     )
