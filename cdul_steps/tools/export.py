@@ -206,6 +206,7 @@ def export_classifier(*, model: Path, format_: str, output: Path) -> None:
     check_replaceable(output, ours)
     network, card = load_classifier(model, torch.device("cpu"))
     name, write, runner = FORMATS[format_]
+    note(f"export: writing {output / name}, then comparing it with PyTorch")
     about = json.dumps(_about(card, model / WEIGHTS, format_), indent=2, ensure_ascii=False)
     # Two images, because a batch size of one would be exported as a constant.
     example = torch.zeros(2, card.image_size, card.image_size, 3, dtype=torch.uint8)
