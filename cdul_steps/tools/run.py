@@ -1,10 +1,7 @@
 """Command run: run Snakemake on the workflow that comes with this package."""
 
-import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from cdul_steps.config import check_syntax
@@ -21,17 +18,6 @@ def run_workflow(words: Sequence[str]) -> NoReturn:
     """
     from snakemake.cli import args_to_api, parse_args, parse_cores, print_exception
 
-    stopped = False
-
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        nonlocal stopped
-        stopped = True
-        raise KeyboardInterrupt
-
-    # In the background of a script it is ignored.
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, stop)
-    done = False
     try:
         parser, options = parse_args(["--snakefile", str(SNAKEFILE), *words])
         folder = Path(options.directory or ".")
@@ -47,7 +33,5 @@ def run_workflow(words: Sequence[str]) -> NoReturn:
         raise
     except Exception as error:
         print_exception(error)
-    finally:
-        if stopped:
-            print("cdul: stopped; the same command continues from here", file=sys.stderr)
+        done = False
     raise SystemExit(0 if done else 1)
