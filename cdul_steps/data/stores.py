@@ -116,7 +116,7 @@ def open_store(path: Path) -> zarr.Array:
     try:
         # Not format 2, whose codecs include pickle, which can run code.
         array = zarr.open_array(path, mode="r", zarr_format=3)
-        attributes = array.attrs.asdict()
+        attributes = dict(**array.metadata.attributes)  # a mapping, whatever zarr.json has
     except Exception as error:  # an arbitrary zarr.json can make the library raise anything
         raise UserError(f"{path}: not a Zarr array (of format 3)") from error
     check_version(path, attributes)

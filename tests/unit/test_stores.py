@@ -190,6 +190,14 @@ def test_what_is_no_store(path):
     assert "(images, views, values)" in message_of(open_store, path)
 
 
+def test_attributes_that_are_no_mapping(path):
+    write_metadata(path, (4, 2, 3), 2, "float32", {})
+    open_store(path)
+    metadata = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+    (path / "zarr.json").write_text(json.dumps(metadata | {"attributes": []}), encoding="utf-8")
+    assert message_of(open_store, path) == f"{path}: not a Zarr array (of format 3)"
+
+
 CLASSES = list("abcde")
 
 
