@@ -6,13 +6,15 @@ import pandas as pd
 import pyarrow.parquet as pq
 import tiny
 
-from cdul_steps.steps.predict import SplitImages, predict_images
+from cdul_steps.steps.predict import ShardImages, SplitImages, predict_images
 
 CLASSES = ["cat", "dog", "potted plant"]
 
 
 def run(model: Path, output: Path, *inputs: Path, **changes) -> pd.DataFrame:
-    if "images" in changes:
+    if "manifest" in changes:
+        inputs = ShardImages(changes.pop("manifest"), changes.pop("images"))
+    elif "images" in changes:
         inputs = SplitImages(changes.pop("images"), changes.pop("split"))
     values = {
         "threshold": None,

@@ -207,6 +207,17 @@ def test_only_bad_images(model, tmp_path):
     said = fails(model, tmp_path / "a.parquet", tmp_path / "bad.jpg")
     assert said == "predict: none of the 1 images can be used (not_an_image (1))"
     assert not (tmp_path / "a.parquet").exists()
+    assert of_shard(model, tmp_path / "bad.jpg", tmp_path)["status"].tolist() == ["not_an_image"]
+
+
+def of_shard(model: Path, image: Path, folder: Path) -> pd.DataFrame:
+    """The predictions of a shard with one image; none that can be used is no error there."""
+    (folder / "shard").mkdir()
+    shutil.copy(image, folder / "shard")
+    tiny.folder_manifest(folder / "shard", folder / "manifest")
+    made = folder / "manifest"
+    files = {"images": made / "images.parquet", "manifest": made / "train/0.parquet"}
+    return run(model, folder / "shard.parquet", **files)
 
 
 @pytest.mark.parametrize("kind", ["csv", "json"])
@@ -230,12 +241,14 @@ def test_scores_that_are_not_finite(model, images, tmp_path):
     weights = load_file(model / "model.safetensors")
     weights["head.fc.weight"][1] = torch.inf
     save_file(weights, tmp_path / "model/model.safetensors")
-    try:
-        run(tmp_path / "model", tmp_path / "a.parquet", images / "0.png")
-    except UserError as error:
-        assert str(error) == "predict: none of the 1 images can be used (not_finite (1))"
-    else:
+    scores = of_shard(tmp_path / "model", images / "0.png", tmp_path)
+    if np.isfinite(scores[CLASSES]).all(axis=None):
         pytest.skip("the infinite weight met no other sign")
+    assert scores["status"].tolist() == ["not_finite"]
+    assert scores[CLASSES].isna().all(axis=None)
+    assert scores["labels"].map(len).tolist() == [0]
+    said = fails(tmp_path / "model", tmp_path / "a.parquet", images / "0.png")
+    assert said == "predict: none of the 1 images can be used (not_finite (1))"
 
 
 def test_input_errors(model, images, tmp_path):
