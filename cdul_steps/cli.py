@@ -460,14 +460,14 @@ def quality(
         Path, Option(help="pseudo_labels.parquet: its temperature, zeta, lambda and grid are used.")
     ],
     output: Output,
-    similarity: Annotated[
-        list[str],
-        Option(help="SPLIT=STORE of cosines; once per split. Joined labels need none."),
-    ] = [],  # noqa: B006
+    similarity: Similarities = [],  # noqa: B006
     difficult: OfDifficult = "ignore",
     ap: Ap = "all",
 ) -> None:
-    """Measure the labels of every construction against the ground truth, if it is known."""
+    """Measure the labels of every construction against the ground truth, if it is known.
+
+    Joined labels need no --similarity.
+    """
     from cdul_steps.steps.evaluate import evaluate_labels
 
     evaluate_labels(

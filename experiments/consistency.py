@@ -31,7 +31,13 @@ from cdul_steps.training.features import Standardised, read_features
 from cdul_steps.training.loader import batches
 from cdul_steps.training.trainer import optimizer
 
-WAYS = {"labels": 0.0, "consistency": 1.0, "consistency, three times": 3.0}
+WAYS = {
+    "labels": (0.0, False),
+    "consistency": (1.0, False),
+    "consistency, three times": (3.0, False),
+    "either photograph, with its labels": (0.0, True),
+}
+"""The weight of consistency, and whether a batch may consist of the altered photographs."""
 
 
 def loss_of(head: torch.nn.Module, views: Tensor, target: Tensor, weight: float) -> Tensor:
@@ -96,19 +102,16 @@ def main() -> None:
         features = read_features(stores["train"], rows["train"], scratch)
         altered = read_features(options.altered, rows["train"], scratch)
         # Each with its own mean: a head without a bias would learn the shift of the mean instead.
-        views = torch.stack([Standardised(f, both)(f, scratch) for f in (features, altered)], dim=1)
-        test = read_features(stores["test"], rows["test"], scratch)
-        test = Standardised(features, both)(test, scratch)
+        own, others = Standardised(features, both), Standardised(altered, both)
+        views = torch.stack([own(features, scratch), others(altered, scratch)], dim=1)
+        test = own(read_features(stores["test"], rows["test"], scratch), scratch)
         latents = to_latent(torch.from_numpy(labels))
         if options.refined:
             refined = torch.from_numpy(read_scores(options.refined)[2])
             latents = halfway(latents, to_latent(refined))
         target = latents.sigmoid()
         print("| way | test mAP |\n|---|---|")
-        for way, weight, swap in [
-            *((way, weight, False) for way, weight in WAYS.items()),
-            ("either photograph, with its labels", 0.0, True),
-        ]:
+        for way, (weight, swap) in WAYS.items():
             found = []
             for seed in options.seeds:
                 changed = settings.model_copy(update={"seed": seed})

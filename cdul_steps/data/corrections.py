@@ -88,9 +88,9 @@ def apply_corrections(
 ) -> pa.Array:
     """Set the corrected entries of labels, float (N, C), in place.
 
-    Returns a column with the list of each image's corrected classes.
-    Images and classes are matched by `same_image` and `same`. Raises UserError if one does not
-    exist, or if two entries for the same label have different values.
+    Returns a column with the list of each image's corrected classes. Images and classes are matched
+    by `same_image` and `same`. Raises UserError if one does not exist, or if two entries for the
+    same label have different values.
     """
     row = {same_image(name): i for i, name in enumerate(image_ids)}
     row |= {name: i for i, name in enumerate(image_ids)}

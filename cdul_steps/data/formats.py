@@ -6,7 +6,7 @@ Nothing here opens a file: `images` does, and uses this module to identify the b
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from io import BytesIO
 from typing import BinaryIO, cast
@@ -161,19 +161,16 @@ def _has_hole(data: bytes) -> bool:
     """
     if _HOLE not in data:
         return False
+    # A thumbnail in the EXIF data may have the usual codes when the picture has not.
     is_usual = False
     for kind, start, end in _segments(data):
-        if kind == _TABLES:
-            is_usual = is_usual or _USUAL_CODE in data[start:end]
-        elif kind == _SCAN:
-            break
-    # A thumbnail in the EXIF data may have the usual codes when the picture has not.
-    if not is_usual:
-        return False
-    start, _ = next(scans(data), (len(data), b""))
-    # Zeros up to the end marker are padding.
-    picture = data[start : data.find(b"\xff\xd9", start)].rstrip(b"\0")
-    return _HOLE in picture
+        if kind == _TABLES and _USUAL_CODE in data[start:end]:
+            is_usual = True
+        if kind == _SCAN:
+            # Zeros up to the end marker are padding.
+            picture = data[end : data.find(b"\xff\xd9", end)].rstrip(b"\0")
+            return is_usual and _HOLE in picture
+    return False
 
 
 def _segments(data: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -217,7 +214,7 @@ def plain_png(file: BinaryIO, *, whole: bool) -> tuple[BytesIO, bytes | None]:
     """
     kept, profile = BytesIO(), None
     kept.write(file.read(8))
-    seen, bits, colours = False, 0, 0
+    seen, colours, bits = False, 0, 0
     while len(start := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", start)
         if kind == b"IDAT" and not whole:
@@ -232,7 +229,7 @@ def plain_png(file: BinaryIO, *, whole: bool) -> tuple[BytesIO, bytes | None]:
             continue
         body, checksum = file.read(length), file.read(4)
         if kind == b"IHDR":
-            bits, colours = body[8], body[9]
+            bits, colours = body[8:10]
         if is_critical:
             kept.write(start + body + checksum)
         elif zlib.crc32(kind + body).to_bytes(4) != checksum:
@@ -240,7 +237,7 @@ def plain_png(file: BinaryIO, *, whole: bool) -> tuple[BytesIO, bytes | None]:
         elif kind == b"iCCP":
             profile = _inflated(body.partition(b"\0")[2][1:], _PROFILE_LIMIT)
         elif kind == b"tRNS":
-            body = _in_8_bits(body, bits, colours)
+            body = _in_8_bits(body, colours, bits)
             kept.write(start + body + zlib.crc32(kind + body).to_bytes(4))
         elif kind == b"eXIf" or _is_exif_text(kind, body):
             kept.write(start + body + checksum)
@@ -250,20 +247,26 @@ def plain_png(file: BinaryIO, *, whole: bool) -> tuple[BytesIO, bytes | None]:
     return kept, profile
 
 
-def _in_8_bits(colour: bytes, bits: int, kind: int) -> bytes:
+_IN_8_BITS: dict[tuple[int, int], Callable[[int], int]] = {
+    (0, 2): lambda level: level % 4 * 85,
+    (0, 4): lambda level: level % 16 * 17,
+    (2, 16): lambda level: level >> 8,
+}
+"""What Pillow makes of the levels of a PNG's pixels, by colour type (0: grey, 2: RGB) and bits."""
+
+
+def _in_8_bits(colour: bytes, kind: int, bits: int) -> bytes:
     """The transparent colour of a PNG in the levels of the pixels that Pillow decodes.
 
-    Those of grey with 2 or 4 bits are stretched to 8, and those of RGB with 16 bits lose the lower
-    8; Pillow compares them with the unchanged colour.
+    Pillow compares these with the unchanged colour.
     """
-    values = struct.unpack(f">{len(colour) // 2}H", colour[: len(colour) // 2 * 2])
-    if kind == 0 and bits in (2, 4):
-        return struct.pack(
-            f">{len(values)}H", *(v % 2**bits * 255 // (2**bits - 1) for v in values)
-        )
-    if kind == 2 and bits == 16:
-        return struct.pack(f">{len(values)}H", *(v >> 8 for v in values))
-    return colour
+    change = _IN_8_BITS.get((kind, bits))
+    if change is None:
+        return colour
+    levels = [
+        change(level) for (level,) in struct.iter_unpack(">H", colour[: len(colour) // 2 * 2])
+    ]
+    return struct.pack(f">{len(levels)}H", *levels)
 
 
 def _is_exif_text(kind: bytes, body: bytes) -> bool:

@@ -32,6 +32,11 @@ def read_split(images: Path, split: str, columns: list[str]) -> pa.Table:
     return found
 
 
+def shards_of(facts: dict[str, Any], split: str) -> range:
+    """The shards of a split, from the facts of `images.parquet`."""
+    return range(-(-facts["rows"][split] // facts["layout"]["shard_size"]))
+
+
 def check_classes(images: Path, classes: list[str], owner: object) -> None:
     """Raise UserError if `images.parquet` has other classes, or a different order."""
     named = read_facts(images).get("classes", classes)
@@ -111,6 +116,18 @@ def read_shard(manifest: Path) -> tuple[dict[str, Any], pa.Table, np.ndarray]:
     boxes = np.stack([table[c].to_numpy() for c in CORNERS], axis=1).reshape(-1, views, 4)
     first_views = pa.array(np.arange(0, len(table), views))
     return facts, table.select(["image_id", "path", "row"]).take(first_views), boxes
+
+
+def read_present(manifest: Path, images: Path) -> tuple[dict[str, Any], pa.Table]:
+    """Read the facts of a shard's manifest, and its images that are still in `images.parquet`.
+
+    The shard's manifest also keeps the rows of removed images. The images are `image_id, path,
+    row`. Raises UserError as `read_shard` does.
+    """
+    facts, table, _ = read_shard(manifest)
+    here = {"split": facts["split"], "shard": facts["shard"]}
+    rows = read_table(images, ["row"], where=here)["row"]
+    return facts, table.filter(pc.is_in(table["row"], rows.combine_chunks()))
 
 
 def shard_table(images: list[dict[str, Any]], boxes: np.ndarray) -> pa.Table:

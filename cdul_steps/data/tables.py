@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,11 +95,17 @@ def require(path: Path, facts: dict[str, Any], *names: str) -> dict[str, Any]:
     return facts
 
 
-def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
+def read_table(
+    path: Path,
+    columns: Sequence[str],
+    optional: Sequence[str] = (),
+    where: Mapping[str, Any] | None = None,
+) -> pa.Table:
     """Read the named columns, and those of `optional` that exist.
 
-    Known columns are converted to their TYPES. Raises UserError with the file and the first column
-    that is missing or has the wrong type.
+    `where` gives the values that columns have in the rows to read; default: all rows. Known columns
+    are converted to their TYPES. Raises UserError with the file and the first column that is
+    missing or has the wrong type.
     """
     read_facts(path)
     names = pq.read_schema(path).names
@@ -107,7 +113,11 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ())
         if column not in names:
             raise UserError(f"{path}: no column {column!r}; it has {', '.join(names[:8])}")
     try:
-        table = pq.read_table(path, columns=[*columns, *(c for c in optional if c in names)])
+        table = pq.read_table(
+            path,
+            columns=[*columns, *(c for c in optional if c in names)],
+            filters=[(name, "=", value) for name, value in where.items()] if where else None,
+        )
     except (pa.ArrowException, ValueError, OSError) as error:
         raise UserError(f"{path}: corrupt ({first_line(error)}); make it again") from error
     for place, (name, column) in enumerate(zip(table.column_names, table.columns, strict=True)):

@@ -81,11 +81,11 @@ def design(
     `scores` and `numbers` are float (N, C) in 0..1, without NaN; `open_` bool (N, C) marks the
     entries that may be drawn; `threshold` (C,) is the score from which a class counts as named;
     `shifts` (C, bands) is a number in 0..1 for each stratum, which is a class in a score band. In a
-    stratum of n entries with weight w, the entry with the r-th smallest number has the key `(r -
-    shift) / (n w)`. So a sample of any size has the expected number of entries in every stratum,
-    rounded at random, contains every smaller sample, and includes an entry with probability `min(1,
-    k w)`, where k is the limit of the keys (sequential Poisson sampling with permanent random
-    numbers: Ohlsson, 1998).
+    stratum of n entries with weight w, the entry with the r-th smallest number has the key
+    `(r - shift) / (n w)`. So a sample of any size has the expected number of entries in every
+    stratum, rounded at random, contains every smaller sample, and includes an entry with
+    probability `min(1, k w)`, where k is the limit of the keys (sequential Poisson sampling with
+    permanent random numbers: Ohlsson, 1998).
 
     Weights follow Neyman: the deviation of an answer, `sqrt(p (1 - p))`, with the score as an
     estimate of p that is never below FLOOR times the mean score. NAMED_SHARE is for named entries.

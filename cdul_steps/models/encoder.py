@@ -107,9 +107,9 @@ def _quiet() -> Iterator[None]:
 
 def _check_name(model: str, pretrained: str | None) -> None:
     if model not in open_clip.list_models():
-        near = difflib.get_close_matches(model, open_clip.list_models(), n=3, cutoff=0.4)
         if Path(model).is_dir():
             raise UserError(f"encoder {model}: for a folder with weights write 'local-dir:{model}'")
+        near = difflib.get_close_matches(model, open_clip.list_models(), n=3, cutoff=0.4)
         raise UserError(
             f"encoder {model}: open_clip has no such model"
             + (f"; similar: {', '.join(near)}" if near else "")

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cdul_steps.data.files import SCHEMA_VERSION, write_json
+from cdul_steps.data.manifest import shards_of
 from cdul_steps.data.tables import read_facts, read_table, require
 from cdul_steps.errors import UserError
 from cdul_steps.progress import note
@@ -24,8 +25,7 @@ def count_applied(*, parts: Path, images: Path, split: str, output: Path) -> dic
     facts = require(images, read_facts(images), "layout", "rows")
     if split not in facts["rows"]:
         raise UserError(f"{images}: no split {split!r}; it has {', '.join(facts['rows'])}")
-    shards = -(-facts["rows"][split] // facts["layout"]["shard_size"])
-    of_shards = [parts / f"{shard}.parquet" for shard in range(shards)]
+    of_shards = [parts / f"{shard}.parquet" for shard in shards_of(facts, split)]
     status, labels = Counter[str](), Counter[str]()
     classes: list[str] = []
     for path in of_shards:
@@ -53,7 +53,7 @@ def count_applied(*, parts: Path, images: Path, split: str, output: Path) -> dic
         "images": status.total(),
         "failed": {name: n for name, n in sorted(status.items()) if name != "ok"},
         "labels": {name: labels[name] for name in classes},
-        "shards": shards,
+        "shards": len(of_shards),
     }
     write_json(output, result)
     note(

@@ -9,13 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 
 from cdul_steps.data.files import check_names, digest, replacing
 from cdul_steps.data.foreign import listed
-from cdul_steps.data.manifest import read_shard, read_split
+from cdul_steps.data.manifest import read_present, read_split
 from cdul_steps.data.readers import READERS
 from cdul_steps.data.tables import describe, read_facts, score_table, write_csv, write_table
 from cdul_steps.data.truth import thresholds_of
@@ -54,13 +52,6 @@ class ShardImages:
 
     manifest: Path
     images: Path
-
-    def read(self) -> pa.Table:
-        """`image_id, path, row`; raises UserError for another kind of file."""
-        facts, table, _ = read_shard(self.manifest)
-        here = [("split", "=", facts["split"]), ("shard", "=", facts["shard"])]
-        rows = pq.read_table(self.images, columns=["row"], filters=here)["row"]
-        return table.filter(pc.is_in(table["row"], rows.combine_chunks()))
 
 
 def _listed(inputs: Sequence[Path]) -> pa.Table:
@@ -108,7 +99,7 @@ def predict_images(
     if isinstance(inputs, SplitImages):
         table, features = read_split(inputs.images, inputs.split, COLUMNS), inputs.features
     elif isinstance(inputs, ShardImages):
-        table = inputs.read()
+        _, table = read_present(inputs.manifest, inputs.images)
     else:
         table = _listed(inputs)
     logits = np.full((len(table), len(card.classes)), np.nan, np.float32)
@@ -135,8 +126,8 @@ def predict_images(
     result = result.append_column("status", pa.array(status))
     failed = Counter(s for s in status if s != "ok")
     for place in np.flatnonzero(status != "ok")[:_NAMED]:
-        why = f" ({error[place]})" if error[place] else ""
-        note(f"predict: {table['path'][int(place)].as_py()}: {status[place]}{why}")
+        detail = f" ({error[place]})" if error[place] else ""
+        note(f"predict: {table['path'][int(place)].as_py()}: {status[place]}{detail}")
     if failed.total() > _NAMED:
         note("predict: ...; the column 'status' has all of them")
     why = f" ({listed(failed)})" if failed else ""

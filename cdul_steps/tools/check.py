@@ -20,7 +20,7 @@ from cdul_steps.data.corrections import (
     read_corrections,
 )
 from cdul_steps.data.files import check_replaceable, digest, read_json, replacing, write_json
-from cdul_steps.data.foreign import ClassNames, same_image
+from cdul_steps.data.foreign import ClassNames
 from cdul_steps.data.pages import copy_page, page_files
 from cdul_steps.data.tables import (
     describe,
@@ -212,11 +212,11 @@ def _read_population(
             decided[places >= 0] |= corrected_entries(known, classes)[places[places >= 0]]
     if corrections:
         given = read_corrections(corrections)
-        own = {*ids, *map(same_image, ids)}
-        elsewhere = {name for name, _ in given if not {name, same_image(name)} & own}
-        if elsewhere:
-            note(f"check: corrections of images that are not in {path}: {len(elsewhere)}")
-        given = {entry: value for entry, value in given.items() if entry[0] not in elsewhere}
+        names = list(dict.fromkeys(name for name, _ in given))
+        here = {n for n, i in zip(names, match_images(names, ids), strict=True) if i >= 0}
+        if elsewhere := len(names) - len(here):
+            note(f"check: corrections of images that are not in {path}: {elsewhere}")
+        given = {entry: value for entry, value in given.items() if entry[0] in here}
         scratch = np.full(scores.shape, np.nan, np.float32)
         apply_corrections(scratch, ids, classes, given, corrections)
         decided |= np.isfinite(scratch)

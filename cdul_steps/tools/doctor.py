@@ -420,19 +420,19 @@ def _encode_time(
             dataset.max_pixels,
             encode if in_workers else None,
         )
-        rate, failed = _rate(shard, workers, encode, together, seconds)
-    # Too few to compare their share with `max_failed_share`.
-    problem = "".join(
-        f"; {len(failed) - failed.count('')} of {len(failed)} encoded images cannot be used, the "
-        f"first is {path} ({error})"
-        for path, error in [pair for pair in zip(paths, failed, strict=False) if pair[1]][:1]
-    )
+        rate, errors = _rate(shard, workers, encode, together, seconds)
     duration = (images + second / views) / rate
     further = f" and {second} second views" if second else ""
     text = (
         f"about {_duration(duration)} for {images * views} views{further} "
-        f"({rate * views:.0f} views/s by {choice.engine})" + problem
+        f"({rate * views:.0f} views/s by {choice.engine})"
     )
+    # Too few to compare their share with `max_failed_share`.
+    if failed := [place for place, error in enumerate(errors) if error]:
+        text += (
+            f"; {len(failed)} of {len(errors)} encoded images cannot be used, the first is "
+            f"{paths[failed[0]]} ({errors[failed[0]]})"
+        )
     return text, {"seconds": duration, "views_per_second": rate * views, "engine": choice.engine}
 
 

@@ -230,10 +230,11 @@ def export_classifier(*, model: Path, format_: str, output: Path) -> None:
                 f"more than {TOLERANCE:g}; try another format"
             )
     write_text(output / CARD, about + "\n")
-    write_text(output / MODEL_CARD, _readme(model, name, format_))
+    readme = _readme(model, name, format_)
+    write_text(output / MODEL_CARD, readme)
     if format_ == "torchscript":
         note("export: PyTorch has deprecated TorchScript; use pt2 instead")
-    if card.checked and CHECKED not in (output / MODEL_CARD).read_text(encoding="utf-8"):
+    if card.checked and CHECKED not in readme:
         note(
             f"export: {output / MODEL_CARD} does not have the thresholds of 'cdul check' yet; "
             "'cdul run' updates the model card, then export again"

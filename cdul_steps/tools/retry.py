@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdul_steps.data.images import ImageError, decode
-from cdul_steps.data.manifest import read_shard
+from cdul_steps.data.manifest import read_present
 from cdul_steps.data.outcomes import RETRIED
 from cdul_steps.data.tables import read_facts, read_table
 from cdul_steps.errors import UserError
@@ -52,9 +52,7 @@ def retry_failed(results: Path) -> int:
         if not len(failed) or not shard.path(SHARD).exists():
             continue
         layout = read_facts(shard.path(IMAGES)).get("layout", {})
-        facts, images, _ = read_shard(shard.path(SHARD))
-        present = read_table(shard.path(IMAGES), ["image_id"])["image_id"]
-        images = images.filter(pc.is_in(images["image_id"], present.combine_chunks()))
+        facts, images = read_present(shard.path(SHARD), shard.path(IMAGES))
         paths = dict(zip(*(images[n].to_pylist() for n in ("image_id", "path")), strict=True))
         asked = [paths[name] for name in failed["image_id"].to_pylist() if name in paths]
         now = [path for path in asked if is_readable(path, layout.get("max_pixels", MAX_PIXELS))]

@@ -400,12 +400,12 @@ def images_of(dataset):
 
 def shards_of(dataset, split):
     """The shards of a data set's split, known once the manifest is made."""
+    from cdul_steps.data import manifest
     from cdul_steps.data.tables import read_facts
 
     # Open the file, because only then is it fetched from a storage.
     with images_of(dataset).open("rb") as images:
-        facts = read_facts(Path(images.name))
-    return range(-(-facts["rows"][split] // facts["layout"]["shard_size"]))
+        return manifest.shards_of(read_facts(Path(images.name)), split)
 
 
 @cache
@@ -687,6 +687,13 @@ def measured_split(wildcards):
     return results.measured_split(CONFIG.datasets[wildcards.dataset].splits)
 
 
+@cache
+def below_results(folder):
+    """A folder's path below the results of this run, however it is written; None if elsewhere."""
+    top, folder = Path(RESULTS).resolve(), Path(folder).resolve()
+    return Path(RESULTS) / folder.relative_to(top) if top in folder.parents else None
+
+
 @one_line
 def applied_parts(wildcards):
     """The predictions of everything that the config's `apply` names, and the counts of each."""
@@ -696,10 +703,10 @@ def applied_parts(wildcards):
         )
     # Those below the results may be made by this run.
     for name, applied in CONFIG.apply.items():
-        folder = Path(applied.model)
-        made_here = Path(RESULTS).resolve() in folder.resolve().parents
-        if not (made_here or folder.is_dir()):
-            raise UserError(f"config: apply.{name}.model: {folder}: no such folder")
+        if not (below_results(applied.model) or Path(applied.model).is_dir()):
+            raise UserError(
+                f"config: apply.{name}.model: {applied.model}: no such folder"
+            )
     return [
         path
         for name, applied in CONFIG.apply.items()
@@ -716,11 +723,8 @@ def applied_parts(wildcards):
 
 def applied_model(wildcards):
     """The files of a classifier to apply."""
-    folder = Path(CONFIG.apply[wildcards.classifier].model)
-    # However it is written, a classifier that this run makes is one of its results.
-    if Path(RESULTS).resolve() in folder.resolve().parents:
-        below_results = folder.resolve().relative_to(Path(RESULTS).resolve())
-        folder = Path(RESULTS) / below_results
+    model = CONFIG.apply[wildcards.classifier].model
+    folder = below_results(model) or Path(model)
     return [str(folder / Path(file).name) for file in (WEIGHTS, CARD)]
 
 
